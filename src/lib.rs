@@ -1,0 +1,8 @@
+//! The engine of QBM, a disk image format made of plain parts.
+
+mod error;
+pub mod storage;
+mod units;
+
+pub use error::{Error, ErrorCode, Result};
+pub use units::{ByteRange, Granularity, GranuleIndex, GranuleRange, MAX_LENGTH};

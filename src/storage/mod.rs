@@ -1,0 +1,174 @@
+//! Where bytes live: a regular file, a block device, or, in tests, a simulated disk that loses power.
+//!
+//! Two traits, just wide enough for a stand-in: [`Storage`] is one open file, [`Folder`] the place where the files of
+//! a disk have their names. Knows nothing of descriptors, bitmaps or disks. Invariant: a transfer is whole or an
+//! error, and every change that a caller must order is its own call here, so that a stand-in sees the order.
+
+mod buffers;
+
+use std::fmt::Debug;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+pub use buffers::{Gather, Scatter, read_slice, write_slice};
+
+use crate::units::ByteRange;
+
+/// One open file. Any offset and length works; alignment is the storage's work.
+pub trait Storage: Send + Sync + Debug {
+    /// Fills `into` from `offset` on. Past the end of the file is [`io::ErrorKind::UnexpectedEof`].
+    fn read(&self, into: Scatter<'_>, offset: u64) -> io::Result<()>;
+
+    /// Writes all of `from` at `offset`; a regular file grows where it must.
+    fn write(&self, from: Gather<'_>, offset: u64) -> io::Result<()>;
+
+    /// Makes `range` read as zeros, within the file's length.
+    ///
+    /// Fails with `EOPNOTSUPP` where only writing zeros would do it and `how` forbids that.
+    fn write_zeroes(&self, range: ByteRange, how: Zeroing) -> io::Result<()>;
+
+    /// Gives the space of `range` back; it reads as zeros afterwards.
+    ///
+    /// Where the space cannot be given back, zeros are written.
+    fn discard(&self, range: ByteRange) -> io::Result<()>;
+
+    /// Makes what was written, and the length, durable. With [`SyncMode::All`] the times, mode and owner too.
+    fn sync(&self, mode: SyncMode) -> io::Result<()>;
+
+    /// The length in bytes; of a block device, its size.
+    fn length(&self) -> io::Result<u64>;
+
+    /// Cuts or grows a regular file; new bytes read as zeros.
+    fn set_length(&self, length: u64) -> io::Result<()>;
+
+    /// Reserves space for `range`, and grows a regular file to its end; what is there stays as it is.
+    ///
+    /// Fails with `EOPNOTSUPP` where the file system cannot.
+    fn allocate(&self, range: ByteRange) -> io::Result<()>;
+
+    /// Whether the bytes at `range`'s start are data or a hole, and how far that goes within `range`.
+    ///
+    /// A storage that cannot tell says data.
+    fn extent(&self, range: ByteRange) -> io::Result<Extent>;
+
+    /// What the file takes on the host, in bytes.
+    fn allocated_bytes(&self) -> io::Result<u64>;
+
+    /// What the storage can do, and what it likes.
+    fn limits(&self) -> Limits;
+
+    /// Which file this is, whatever its name; `None` where nothing tells.
+    fn identity(&self) -> Option<FileIdentity>;
+}
+
+/// Where the files of a disk have their names. Relative names are relative to the descriptor's folder.
+pub trait Folder: Send + Sync + Debug {
+    /// Opens a file that exists.
+    fn open(&self, role: Role, name: &Path, access: Access) -> io::Result<Arc<dyn Storage>>;
+
+    /// Makes an empty file that must not exist yet, open for reading and writing.
+    fn create(&self, role: Role, name: &Path) -> io::Result<Arc<dyn Storage>>;
+
+    /// Gives the file `to` the mode, owner and extended attributes of `from`, as far as this process may.
+    fn copy_attributes(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Gives the file `from` the name `to`, atomically, in place of a file that has that name.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Takes a name away.
+    fn remove(&self, name: &Path) -> io::Result<()>;
+
+    /// Makes the names in the folder durable: what was created, renamed and removed.
+    fn sync(&self) -> io::Result<()>;
+
+    /// Fails with `EROFS` where names cannot be changed or made durable here, and says why; changes nothing.
+    fn check_writable(&self) -> io::Result<()>;
+}
+
+/// What a file is to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(i32)]
+#[non_exhaustive]
+pub enum Role {
+    /// The JSON descriptor.
+    Descriptor = 1,
+    /// The folder that the descriptor lies in.
+    Folder = 2,
+    /// The data image.
+    Image = 3,
+    /// A bitmap's file.
+    Bitmap = 4,
+    /// The state file.
+    State = 5,
+    /// A backing image, or a part of one.
+    Backing = 6,
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Access {
+    /// For writing too, not only for reading.
+    pub write: bool,
+    /// Around the page cache (`O_DIRECT`).
+    pub direct: bool,
+}
+
+/// What [`Storage::write_zeroes`] may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Zeroing {
+    /// The space may be given back.
+    pub may_unmap: bool,
+    /// Fail rather than write zeros byte by byte.
+    pub no_fallback: bool,
+}
+
+/// What [`Storage::sync`] makes durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncMode {
+    /// Content and length (`fdatasync`).
+    Data,
+    /// Content, length, times, mode and owner (`fsync`).
+    All,
+}
+
+/// A run of bytes of one kind, as [`Storage::extent`] finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Data, or a hole, which reads as zeros.
+    pub data: bool,
+    /// How many bytes; at least one where the range had any.
+    pub len: u64,
+}
+
+/// What a storage can do, and what it likes. Bytes throughout; zero is "unknown" or "no limit".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Buffers at multiples of this are used as they are; others are copied. At least 1.
+    pub memory_alignment: u32,
+    /// Offsets and lengths at multiples of this are used as they are. At least 1.
+    pub request_alignment: u32,
+    /// The smallest unit that the device addresses.
+    pub logical_block: u32,
+    /// The smallest unit that the device writes without reading first.
+    pub physical_block: u32,
+    /// The transfer size that the device likes best.
+    pub optimal_transfer: u32,
+    /// Discards at multiples of this give space back.
+    pub discard_alignment: u32,
+    /// The longest discard in one call.
+    pub max_discard: u64,
+    /// The longest write of zeros in one call.
+    pub max_write_zeroes: u64,
+    /// Whether this is a block device; it cannot be resized.
+    pub block_device: bool,
+}
+
+/// Device and inode: two names of one file have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileIdentity {
+    /// The device that the file lies on; of a block device, the device itself.
+    pub device: u64,
+    /// The inode; zero for a block device.
+    pub inode: u64,
+}
