@@ -5,13 +5,19 @@
 //! error, and every change that a caller must order is its own call here, so that a stand-in sees the order.
 
 mod buffers;
+mod file;
+mod host_folder;
+mod sys;
 
 use std::fmt::Debug;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
 pub use buffers::{Gather, Scatter, read_slice, write_slice};
+pub use file::FileStorage;
+pub use host_folder::HostFolder;
 
 use crate::units::ByteRange;
 
@@ -23,14 +29,14 @@ pub trait Storage: Send + Sync + Debug {
     /// Writes all of `from` at `offset`; a regular file grows where it must.
     fn write(&self, from: Gather<'_>, offset: u64) -> io::Result<()>;
 
-    /// Makes `range` read as zeros, within the file's length.
+    /// Makes `range` read as zeros. What lies beyond the file's length is left out: no file grows by this.
     ///
     /// Fails with `EOPNOTSUPP` where only writing zeros would do it and `how` forbids that.
     fn write_zeroes(&self, range: ByteRange, how: Zeroing) -> io::Result<()>;
 
-    /// Gives the space of `range` back; it reads as zeros afterwards.
+    /// Gives the space of `range` back; it reads as zeros afterwards, up to the file's length, which stays.
     ///
-    /// Where the space cannot be given back, zeros are written.
+    /// Where the space, or some of it, cannot be given back, zeros are written.
     fn discard(&self, range: ByteRange) -> io::Result<()>;
 
     /// Makes what was written, and the length, durable. With [`SyncMode::All`] the times, mode and owner too.
@@ -44,15 +50,16 @@ pub trait Storage: Send + Sync + Debug {
 
     /// Reserves space for `range`, and grows a regular file to its end; what is there stays as it is.
     ///
-    /// Fails with `EOPNOTSUPP` where the file system cannot.
+    /// Fails with `EOPNOTSUPP` where the file system cannot, and on a block device.
     fn allocate(&self, range: ByteRange) -> io::Result<()>;
 
     /// Whether the bytes at `range`'s start are data or a hole, and how far that goes within `range`.
     ///
-    /// A storage that cannot tell says data.
+    /// A storage that cannot tell says data. Beyond the file's length there is a hole. Only a hint where others write
+    /// or cut the file meanwhile.
     fn extent(&self, range: ByteRange) -> io::Result<Extent>;
 
-    /// What the file takes on the host, in bytes.
+    /// What the file takes on the host, in bytes; a block device takes its whole size.
     fn allocated_bytes(&self) -> io::Result<u64>;
 
     /// What the storage can do, and what it likes.
@@ -60,6 +67,12 @@ pub trait Storage: Send + Sync + Debug {
 
     /// Which file this is, whatever its name; `None` where nothing tells.
     fn identity(&self) -> Option<FileIdentity>;
+
+    /// The host's open file behind this, for locks and for questions about its file system; `None` where there is
+    /// none. Bytes never go through it: they would pass by what the storage promises.
+    fn host_file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// Where the files of a disk have their names. Relative names are relative to the descriptor's folder.
@@ -71,6 +84,8 @@ pub trait Folder: Send + Sync + Debug {
     fn create(&self, role: Role, name: &Path) -> io::Result<Arc<dyn Storage>>;
 
     /// Gives the file `to` the mode, owner and extended attributes of `from`, as far as this process may.
+    ///
+    /// Call it while `to` is still empty: until then others may read it whom `from` keeps out.
     fn copy_attributes(&self, from: &Path, to: &Path) -> io::Result<()>;
 
     /// Gives the file `from` the name `to`, atomically, in place of a file that has that name.
@@ -162,6 +177,23 @@ pub struct Limits {
     pub max_write_zeroes: u64,
     /// Whether this is a block device; it cannot be resized.
     pub block_device: bool,
+}
+
+impl Default for Limits {
+    /// Nothing known, nothing asked for.
+    fn default() -> Self {
+        Self {
+            memory_alignment: 1,
+            request_alignment: 1,
+            logical_block: 0,
+            physical_block: 0,
+            optimal_transfer: 0,
+            discard_alignment: 0,
+            max_discard: 0,
+            max_write_zeroes: 0,
+            block_device: false,
+        }
+    }
 }
 
 /// Device and inode: two names of one file have the same.
