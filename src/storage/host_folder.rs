@@ -2,6 +2,9 @@
 //!
 //! Invariant: every name is looked up from the open folder, never from the path that it once had.
 
+#[cfg(test)]
+mod tests;
+
 use std::ffi::CStr;
 use std::fs::{File, Permissions};
 use std::io;

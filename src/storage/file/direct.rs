@@ -18,7 +18,7 @@ use std::sync::PoisonError;
 use crossbeam_utils::sync::ShardedLock;
 use libc::iovec;
 
-use super::transfer::{Stuck, whole};
+use super::transfer::{Stuck, check_offset, whole};
 use crate::storage::buffers::{Gather, Scatter};
 use crate::storage::sys;
 
@@ -46,12 +46,14 @@ impl Direct {
     }
 
     pub(super) fn read(&self, fd: BorrowedFd<'_>, into: Scatter<'_>, offset: u64) -> io::Result<()> {
+        check_offset(offset)?;
         let mut bounce = Bounce::default();
         let read = |pieces: &[iovec], at| self.read_some(fd, pieces, at, &mut bounce);
         whole(into.as_iovecs(), into.len(), offset, Stuck::EndOfFile, read)
     }
 
     pub(super) fn write(&self, fd: BorrowedFd<'_>, from: Gather<'_>, offset: u64) -> io::Result<()> {
+        check_offset(offset)?;
         let mut bounce = Bounce::default();
         let write = |pieces: &[iovec], at| self.write_some(fd, pieces, at, &mut bounce);
         whole(from.as_iovecs(), from.len(), offset, Stuck::NoProgress, write)

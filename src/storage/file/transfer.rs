@@ -3,11 +3,15 @@
 //! The first call is all there is on the common path; what a signal, a kernel limit or a full disk cut off goes on
 //! here. Invariant: a transfer that returns success has moved every byte, once or again with the same bytes.
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 
 use libc::iovec;
 
 use crate::storage::sys::IOV_MAX;
+use crate::units::MAX_LENGTH;
 
 /// What it means that a call moved nothing though there was something to move.
 #[derive(Clone, Copy)]
@@ -36,6 +40,17 @@ pub(super) fn whole(
     }
 }
 
+/// Refuses an offset that no file can have, in words.
+pub(super) fn check_offset(offset: u64) -> io::Result<()> {
+    if offset <= MAX_LENGTH {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("offset {offset} is beyond the largest possible file"),
+    ))
+}
+
 /// The rest of a transfer whose first call had `outcome`.
 ///
 /// A piece that was cut is finished by a call of its own; from the next piece's start on the caller's list serves
@@ -50,12 +65,7 @@ fn go_on(
     mut outcome: io::Result<usize>,
     call: &mut dyn FnMut(&[iovec], u64) -> io::Result<usize>,
 ) -> io::Result<()> {
-    if i64::try_from(offset).is_err() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("offset {offset} is beyond the largest possible file"),
-        ));
-    }
+    check_offset(offset)?;
     let mut left = len;
     let mut cursor = Cursor {
         pieces,

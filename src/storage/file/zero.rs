@@ -35,6 +35,14 @@ enum Way {
 #[derive(Debug, Default)]
 pub(super) struct Unsupported(AtomicU8);
 
+#[cfg(test)]
+impl Unsupported {
+    /// As on a file system that can do nothing but write.
+    pub(super) fn nothing_works(&self) {
+        self.0.store(u8::MAX, Ordering::Relaxed);
+    }
+}
+
 impl FileStorage {
     /// Makes `range` zeros, by the first way that works and that `how` allows.
     pub(super) fn zero(&self, range: ByteRange, how: Zeroing) -> io::Result<()> {
