@@ -29,7 +29,8 @@ use crate::units::ByteRange;
 /// One open regular file or block device. Any thread may use it at any time.
 #[derive(Debug)]
 pub struct FileStorage {
-    file: File,
+    /// Not a `File`: that one hands its number out by a call, which the fast path would pay for.
+    fd: OwnedFd,
     /// There when the file is used around the page cache.
     direct: Option<Box<Direct>>,
     limits: Limits,
@@ -69,40 +70,43 @@ impl FileStorage {
     /// written where `access` asks for that. One that was opened with `O_DIRECT` stays so, whatever `access` says;
     /// `O_APPEND`, which would move every write to the end, is taken off.
     pub fn from_fd(fd: OwnedFd, access: Access) -> io::Result<Self> {
-        let file = File::from(fd);
-        let metadata = file.metadata()?;
+        let metadata = sys::with_file(fd.as_fd(), File::metadata)?;
         refuse_other_kinds(metadata.mode())?;
-        sys::set_close_on_exec(file.as_fd())?;
-        let direct = prepare(file.as_fd(), access)?;
+        sys::set_close_on_exec(fd.as_fd())?;
+        let direct = prepare(fd.as_fd(), access)?;
         let block_device = is_block_device(metadata.mode());
         let limits = if block_device {
-            limits::of_block_device(&file, &metadata, direct)
+            limits::of_block_device(fd.as_fd(), &metadata, direct)
         } else {
-            limits::of_regular_file(&file, &metadata, direct)
+            limits::of_regular_file(fd.as_fd(), &metadata, direct)
         };
         Ok(Self {
             direct: direct.then(|| Box::new(Direct::new(limits.memory_alignment, limits.request_alignment))),
             limits,
             identity: identity_of(&metadata),
             unsupported: Unsupported::default(),
-            file,
+            fd,
         })
+    }
+
+    fn metadata(&self) -> io::Result<Metadata> {
+        sys::with_file(self.as_fd(), File::metadata)
     }
 
     #[cold]
     fn read_direct(&self, direct: &Direct, into: Scatter<'_>, offset: u64) -> io::Result<()> {
-        direct.read(self.file.as_fd(), into, offset)
+        direct.read(self.fd.as_fd(), into, offset)
     }
 
     #[cold]
     fn write_direct(&self, direct: &Direct, from: Gather<'_>, offset: u64) -> io::Result<()> {
-        direct.write(self.file.as_fd(), from, offset)
+        direct.write(self.fd.as_fd(), from, offset)
     }
 }
 
 impl AsFd for FileStorage {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.fd.as_fd()
     }
 }
 
@@ -111,7 +115,7 @@ impl Storage for FileStorage {
         if let Some(direct) = &self.direct {
             return self.read_direct(direct, into, offset);
         }
-        let fd = self.file.as_fd();
+        let fd = self.fd.as_fd();
         whole(
             into.as_iovecs(),
             into.len(),
@@ -126,7 +130,7 @@ impl Storage for FileStorage {
         if let Some(direct) = &self.direct {
             return self.write_direct(direct, from, offset);
         }
-        let fd = self.file.as_fd();
+        let fd = self.fd.as_fd();
         whole(
             from.as_iovecs(),
             from.len(),
@@ -150,18 +154,18 @@ impl Storage for FileStorage {
     }
 
     fn sync(&self, mode: SyncMode) -> io::Result<()> {
-        sys::retry(|| match mode {
-            SyncMode::Data => self.file.sync_data(),
-            SyncMode::All => self.file.sync_all(),
+        sys::with_file(self.as_fd(), |file| match mode {
+            SyncMode::Data => sys::retry(|| file.sync_data()),
+            SyncMode::All => sys::retry(|| file.sync_all()),
         })
     }
 
     fn length(&self) -> io::Result<u64> {
         if self.limits.block_device {
             // Asked each time: a device can be resized under its users.
-            sys::device_size(self.file.as_fd())
+            sys::device_size(self.fd.as_fd())
         } else {
-            Ok(self.file.metadata()?.len())
+            Ok(self.metadata()?.len())
         }
     }
 
@@ -176,14 +180,14 @@ impl Storage for FileStorage {
                 format!("a block device of {size} bytes cannot be made {length} bytes long"),
             ));
         }
-        sys::retry(|| self.file.set_len(length))
+        sys::with_file(self.as_fd(), |file| sys::retry(|| file.set_len(length)))
     }
 
     fn allocate(&self, range: ByteRange) -> io::Result<()> {
         if range.is_empty() {
             return Ok(());
         }
-        sys::fallocate(self.file.as_fd(), 0, range.start(), range.len())
+        sys::fallocate(self.fd.as_fd(), 0, range.start(), range.len())
     }
 
     fn extent(&self, range: ByteRange) -> io::Result<Extent> {
@@ -192,7 +196,7 @@ impl Storage for FileStorage {
         if range.is_empty() || self.limits.block_device {
             return data(range.len());
         }
-        let fd = self.file.as_fd();
+        let fd = self.fd.as_fd();
         let (start, len) = (range.start(), range.len());
         match sys::seek(fd, start, libc::SEEK_DATA) {
             Ok(found) if found > start => return hole(len.min(found - start)),
@@ -220,7 +224,7 @@ impl Storage for FileStorage {
             return self.length();
         }
         // The unit of `st_blocks` is 512 bytes, whatever the file system's block.
-        Ok(self.file.metadata()?.blocks().saturating_mul(512))
+        Ok(self.metadata()?.blocks().saturating_mul(512))
     }
 
     fn limits(&self) -> Limits {
@@ -232,7 +236,7 @@ impl Storage for FileStorage {
     }
 
     fn host_file(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.file.as_fd())
+        Some(self.fd.as_fd())
     }
 }
 

@@ -53,17 +53,12 @@ impl HostFolder {
 
     /// Takes an open folder; `path` is what messages call it.
     pub fn from_fd(dir: OwnedFd, path: PathBuf) -> io::Result<Self> {
-        let file = File::from(dir);
-        if !file.metadata()?.is_dir() {
+        if !sys::with_file(dir.as_fd(), File::metadata)?.is_dir() {
             return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
         }
-        sys::set_close_on_exec(file.as_fd())?;
-        let readable = sys::status_flags(file.as_fd())? & O_PATH == 0;
-        Ok(Self {
-            dir: file.into(),
-            path,
-            readable,
-        })
+        sys::set_close_on_exec(dir.as_fd())?;
+        let readable = sys::status_flags(dir.as_fd())? & O_PATH == 0;
+        Ok(Self { dir, path, readable })
     }
 
     /// What messages call the folder.
@@ -134,8 +129,7 @@ impl Folder for HostFolder {
         if !self.readable {
             return Err(self.read_only("it may be searched, but not read, and so not be synced"));
         }
-        let dir = File::from(self.dir.try_clone()?);
-        sys::retry(|| dir.sync_all())
+        sys::with_file(self.dir.as_fd(), |dir| sys::retry(|| dir.sync_all()))
     }
 
     fn check_writable(&self) -> io::Result<()> {

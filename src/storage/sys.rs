@@ -4,8 +4,9 @@
 //! interrupted is made again, and every other failure is the errno as the system gave it.
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::io;
-use std::mem::MaybeUninit;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libc::{c_int, c_uint, iovec};
@@ -137,6 +138,13 @@ pub fn on_read_only_mount(fd: BorrowedFd<'_>) -> io::Result<bool> {
     retry(|| check_int(unsafe { libc::fstatvfs64(fd.as_raw_fd(), answer.as_mut_ptr()) }))?;
     // SAFETY: the call succeeded, so it filled `answer`.
     Ok(unsafe { answer.assume_init() }.f_flag & libc::ST_RDONLY != 0)
+}
+
+/// Asks the standard library about a descriptor that someone else owns.
+pub fn with_file<T>(fd: BorrowedFd<'_>, ask: impl FnOnce(&File) -> T) -> T {
+    // SAFETY: the descriptor lives for the call, and the `File` that never owned it is never dropped.
+    let file = ManuallyDrop::new(unsafe { File::from_raw_fd(fd.as_raw_fd()) });
+    ask(&file)
 }
 
 /// The status flags of an open file description, with its access mode.

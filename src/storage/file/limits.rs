@@ -2,8 +2,8 @@
 //!
 //! Invariant: what cannot be found out is left at its safe default, never an error.
 
-use std::fs::{self, File, Metadata};
-use std::os::fd::AsFd;
+use std::fs::{self, Metadata};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 
 use crate::storage::{Limits, sys};
@@ -12,8 +12,8 @@ use crate::storage::{Limits, sys};
 const SAFE_ALIGNMENT: u32 = 4096;
 
 /// The limits of an open regular file.
-pub(super) fn of_regular_file(file: &File, metadata: &Metadata, direct: bool) -> Limits {
-    let told = sys::direct_alignment(file.as_fd());
+pub(super) fn of_regular_file(fd: BorrowedFd<'_>, metadata: &Metadata, direct: bool) -> Limits {
+    let told = sys::direct_alignment(fd);
     let preferred = block_size(u32::try_from(metadata.blksize()).unwrap_or(0));
     let mut limits = Limits {
         logical_block: told.map_or(0, |(_, request)| request),
@@ -30,8 +30,7 @@ pub(super) fn of_regular_file(file: &File, metadata: &Metadata, direct: bool) ->
 }
 
 /// The limits of an open block device.
-pub(super) fn of_block_device(file: &File, metadata: &Metadata, direct: bool) -> Limits {
-    let fd = file.as_fd();
+pub(super) fn of_block_device(fd: BorrowedFd<'_>, metadata: &Metadata, direct: bool) -> Limits {
     let ask = |request| sys::device_number(fd, request).unwrap_or(0);
     let logical = block_size(ask(libc::BLKSSZGET));
     let queue = Queue::of(metadata.rdev());

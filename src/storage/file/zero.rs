@@ -96,7 +96,7 @@ impl FileStorage {
         if known.load(Ordering::Relaxed) & way as u8 != 0 {
             return Ok(false);
         }
-        let fd = self.file.as_fd();
+        let fd = self.as_fd();
         let (start, len) = (range.start(), range.len());
         let call = || match way {
             Way::Punch => sys::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, start, len),
