@@ -5,6 +5,8 @@
 //! error, and every change that a caller must order is its own call here, so that a stand-in sees the order.
 
 mod buffers;
+#[cfg(feature = "simulated")]
+pub mod simulated;
 
 use std::fmt::Debug;
 use std::io;
