@@ -8,6 +8,8 @@ mod buffers;
 mod file;
 mod host_folder;
 mod sys;
+#[cfg(feature = "simulated")]
+pub mod simulated;
 
 use std::fmt::Debug;
 use std::io;

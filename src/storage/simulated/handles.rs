@@ -1,0 +1,178 @@
+//! The two traits on a simulated disk: each function is one call of the log.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::event::{Call, OpenFile};
+use super::file::File;
+use super::state::State;
+use super::{SimDisk, key};
+use crate::storage::{
+    Access, Extent, FileIdentity, Folder, Gather, Limits, Role, Scatter, Storage, SyncMode, Zeroing,
+};
+use crate::units::ByteRange;
+
+impl SimDisk {
+    fn opened(&self, role: Role, name: &Arc<Path>, writable: bool, inode: Option<u64>) -> Arc<dyn Storage> {
+        let file = OpenFile {
+            // `Open` and `Create` succeed only where the name stands for a file.
+            inode: inode.unwrap_or(0),
+            role,
+            name: Arc::clone(name),
+            writable,
+        };
+        Arc::new(SimFile {
+            disk: self.clone(),
+            file: Arc::new(file),
+        })
+    }
+}
+
+impl Folder for SimDisk {
+    fn open(&self, role: Role, name: &Path, access: Access) -> io::Result<Arc<dyn Storage>> {
+        let name = key(name);
+        let call = Call::Open {
+            role,
+            name: Arc::clone(&name),
+            write: access.write,
+        };
+        let inode = self.perform(call, |state| state.inode(&name))?;
+        Ok(self.opened(role, &name, access.write, inode))
+    }
+
+    fn create(&self, role: Role, name: &Path) -> io::Result<Arc<dyn Storage>> {
+        let name = key(name);
+        let call = Call::Create {
+            role,
+            name: Arc::clone(&name),
+        };
+        let inode = self.perform(call, |state| state.inode(&name))?;
+        Ok(self.opened(role, &name, true, inode))
+    }
+
+    fn copy_attributes(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let (from, to) = (key(from), key(to));
+        self.perform(Call::CopyAttributes { from, to }, |_| ())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let (from, to) = (key(from), key(to));
+        self.perform(Call::Rename { from, to }, |_| ())
+    }
+
+    fn remove(&self, name: &Path) -> io::Result<()> {
+        self.perform(Call::Remove { name: key(name) }, |_| ())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.perform(Call::SyncFolder, |_| ())
+    }
+
+    fn check_writable(&self) -> io::Result<()> {
+        self.perform(Call::CheckWritable, |_| ())
+    }
+}
+
+/// An open file of a simulated disk.
+struct SimFile {
+    disk: SimDisk,
+    file: Arc<OpenFile>,
+}
+
+impl SimFile {
+    fn file(&self) -> Arc<OpenFile> {
+        Arc::clone(&self.file)
+    }
+
+    fn ask<T>(&self, call: Call, answer: impl FnOnce(&File) -> T) -> io::Result<T> {
+        let inode = self.file.inode;
+        let answer = |state: &State| state.file(inode).map(answer);
+        // An open file outlives its names, so it is there.
+        self.disk
+            .perform(call, answer)?
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::EIO))
+    }
+}
+
+impl Storage for SimFile {
+    fn read(&self, into: Scatter<'_>, offset: u64) -> io::Result<()> {
+        let call = Call::Read {
+            file: self.file(),
+            range: ByteRange::between(offset, offset.saturating_add(into.len() as u64)),
+        };
+        self.ask(call, |file| {
+            let mut bytes = vec![0; into.len()];
+            file.read(offset, &mut bytes);
+            into.copy_from(0, &bytes);
+        })
+    }
+
+    fn write(&self, from: Gather<'_>, offset: u64) -> io::Result<()> {
+        let mut bytes = vec![0; from.len()];
+        from.copy_to(0, &mut bytes);
+        let call = Call::Write {
+            file: self.file(),
+            offset,
+            bytes: bytes.into(),
+        };
+        self.disk.perform(call, |_| ())
+    }
+
+    fn write_zeroes(&self, range: ByteRange, how: Zeroing) -> io::Result<()> {
+        let file = self.file();
+        self.disk.perform(Call::WriteZeroes { file, range, how }, |_| ())
+    }
+
+    fn discard(&self, range: ByteRange) -> io::Result<()> {
+        let file = self.file();
+        self.disk.perform(Call::Discard { file, range }, |_| ())
+    }
+
+    fn sync(&self, mode: SyncMode) -> io::Result<()> {
+        let file = self.file();
+        self.disk.perform(Call::Sync { file, mode }, |_| ())
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        self.ask(Call::Length { file: self.file() }, File::length)
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        let file = self.file();
+        self.disk.perform(Call::SetLength { file, length }, |_| ())
+    }
+
+    /// Grows the file; a simulated disk never fills up, so there is nothing to reserve.
+    fn allocate(&self, range: ByteRange) -> io::Result<()> {
+        let file = self.file();
+        self.disk.perform(Call::Allocate { file, range }, |_| ())
+    }
+
+    fn extent(&self, range: ByteRange) -> io::Result<Extent> {
+        let file = self.file();
+        self.ask(Call::Extent { file, range }, |file| file.extent(range))
+    }
+
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        self.ask(Call::AllocatedBytes { file: self.file() }, File::allocated_bytes)
+    }
+
+    fn limits(&self) -> Limits {
+        self.disk.lock().state.limits
+    }
+
+    fn identity(&self) -> Option<FileIdentity> {
+        Some(FileIdentity {
+            device: self.disk.lock().state.device,
+            inode: self.file.inode,
+        })
+    }
+}
+
+impl fmt::Debug for SimFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SimFile").field(&self.file.name).finish()
+    }
+}
