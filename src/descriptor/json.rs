@@ -2,7 +2,7 @@
 //!
 //! Text is the whole data structure: a list of sixteen million zeros costs the bytes it is written with, and not a
 //! node each. [`canonical`] makes it from a document, [`text`] reads and edits it, [`words`] quotes it in errors.
-//! Calls nothing but serde_json. Invariant: what [`text`] is handed came from [`canonical`] or from [`text::quote`]
+//! Calls nothing but `serde_json`. Invariant: what [`text`] is handed came from [`canonical`] or from [`text::quote`]
 //! and friends, so it need not be checked again.
 
 mod canonical;

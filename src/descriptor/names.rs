@@ -3,6 +3,9 @@
 //! Invariant: a name made here reads back through [`child_path`] as itself, is at most 255 bytes long, and is never
 //! taken from a file that exists.
 
+#[cfg(test)]
+mod tests;
+
 use std::ffi::OsStr;
 use std::fmt::{self, Write as _};
 use std::io;

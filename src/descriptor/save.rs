@@ -2,6 +2,9 @@
 //!
 //! Invariant: the name of the descriptor only ever belongs to a file whose content is whole and synced.
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::path::Path;
 

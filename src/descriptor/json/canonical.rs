@@ -9,7 +9,7 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use super::words;
 use crate::error::{Error, ErrorCode, Result};
 
-/// How deep lists and objects may be nested. Below serde_json's own limit, so that the refusal is in our words.
+/// How deep lists and objects may be nested. Below `serde_json`'s own limit, so that the refusal is in our words.
 const MAX_DEPTH: usize = 100;
 
 /// The longest path that an error prints; of a longer one, the end.
@@ -110,11 +110,9 @@ impl Writer {
         let out = &self.out;
         let text = |key: &Key| &out[key.start as usize..][..key.len as usize];
         self.keys[first..].sort_unstable_by(|a, b| text(a).cmp(text(b)));
-        let twice = self.keys[first..]
-            .windows(2)
-            .find(|pair| text(&pair[0]) == text(&pair[1]));
-        if let Some(pair) = twice {
-            let path = words::step(&String::from_utf8_lossy(text(&pair[0])));
+        let mut neighbours = self.keys[first..].iter().zip(self.keys[first..].iter().skip(1));
+        if let Some((twice, _)) = neighbours.find(|(a, b)| text(a) == text(b)) {
+            let path = words::step(&String::from_utf8_lossy(text(twice)));
             return Err(self.refuse(path, "the key is there twice"));
         }
         self.keys.truncate(first);

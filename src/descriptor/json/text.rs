@@ -88,13 +88,12 @@ pub fn member<'a>(object: &'a str, key: &str) -> Option<Member<'a>> {
 
 /// Gives the member `key` the value that is the canonical text `value`; a new member comes last.
 pub fn set(object: &mut String, key: &str, value: &str) {
-    match member(object, key).map(|member| member.value_range()) {
-        Some(range) => object.replace_range(range, value),
-        None => {
-            let comma = if object.len() > 2 { "," } else { "" };
-            let end = object.len() - 1;
-            object.insert_str(end, &format!("{comma}{}:{value}", quote(key)));
-        }
+    if let Some(range) = member(object, key).map(|member| member.value_range()) {
+        object.replace_range(range, value);
+    } else {
+        let comma = if object.len() > 2 { "," } else { "" };
+        let end = object.len() - 1;
+        object.insert_str(end, &format!("{comma}{}:{value}", quote(key)));
     }
 }
 
