@@ -172,13 +172,14 @@ fn a_backing_in_a_dirty_bitmap_is_an_unknown_key() {
 
 #[test]
 fn bitmaps_that_cannot_be() {
+    use ErrorCode::{BitmapExists, BitmapNotFound, InvalidArgument, NotSupported};
+
     let mut descriptor = vendor();
     let mut refused = |change: &dyn Fn(&mut Descriptor) -> Result<()>, code, words: &str| {
         let error = change(&mut descriptor).unwrap_err();
         assert_eq!((error.code(), error.message()), (code, words));
         assert_changed(&descriptor, &[]);
     };
-    use ErrorCode::{BitmapExists, BitmapNotFound, InvalidArgument, NotSupported};
     refused(
         &|d| d.insert_bitmap("x", dirty("y")),
         BitmapExists,
@@ -247,7 +248,7 @@ fn bitmaps_that_cannot_be() {
 
 #[test]
 fn a_backing_without_a_format_opens_for_who_sets_it() {
-    for format in [r#""#, r#","format":"""#] {
+    for format in ["", r#","format":"""#] {
         let document = VENDOR.replace(
             r#""file":"base","format":"raw""#,
             &format!(r#""file":"base"{format}"#),
