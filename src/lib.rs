@@ -1,5 +1,6 @@
 //! The engine of QBM, a disk image format made of plain parts.
 
+pub mod descriptor;
 mod error;
 pub mod storage;
 mod units;
