@@ -1,7 +1,9 @@
 //! The engine of QBM, a disk image format made of plain parts.
 
+pub mod bitmap;
 mod error;
 pub mod storage;
+mod sync;
 mod units;
 
 pub use error::{Error, ErrorCode, Result};
