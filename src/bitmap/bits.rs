@@ -94,17 +94,12 @@ impl Bits {
     /// that of most guest writes does.
     #[inline]
     pub fn all_set(&self, range: GranuleRange) -> bool {
-        let bit = range.start.0 % WORD;
-        let len = range.end.0.wrapping_sub(range.start.0);
-        // False for an empty range too: there the left side wraps around.
-        if len.wrapping_sub(1) < WORD - bit {
-            let mask = (u64::MAX >> (WORD - len)) << bit;
-            usize::try_from(range.start.0 / WORD)
+        match in_one_word(range) {
+            Some((index, mask)) => usize::try_from(index)
                 .ok()
                 .and_then(|index| self.words.words().get(index))
-                .is_some_and(|word| word.load(Ordering::Acquire) & mask == mask)
-        } else {
-            self.all_set_long(range)
+                .is_some_and(|word| word.load(Ordering::Acquire) & mask == mask),
+            None => self.all_set_long(range),
         }
     }
 
@@ -130,6 +125,9 @@ impl Bits {
     /// A bit that is set already is not written to, so that threads that write to the same granules again and again
     /// share its cache line in peace.
     pub fn set(&self, range: GranuleRange) -> u64 {
+        if in_one_word(range).is_some() && self.all_set(range) {
+            return 0;
+        }
         let mut newly = 0;
         for (index, mask) in masks(self.clip(range)) {
             newly += self.words.set_in_word(index, mask);
@@ -259,6 +257,20 @@ pub(super) fn last_word(range: GranuleRange) -> Option<usize> {
 pub(super) fn mask_in(index: usize, range: GranuleRange) -> u64 {
     let base = index as u64 * WORD;
     ones(range.end.0.saturating_sub(base)) & !ones(range.start.0.saturating_sub(base))
+}
+
+/// The number of the word that holds all of `range`, and its bits there; `None` where no one word does, or where the
+/// range is empty.
+#[inline]
+const fn in_one_word(range: GranuleRange) -> Option<(u64, u64)> {
+    let bit = range.start.0 % WORD;
+    let len = range.end.0.wrapping_sub(range.start.0);
+    // Of an empty range, the left side wraps around.
+    if len.wrapping_sub(1) < WORD - bit {
+        Some((range.start.0 / WORD, (u64::MAX >> (WORD - len)) << bit))
+    } else {
+        None
+    }
 }
 
 /// The words that have bits of `range`, which must exist, with its bits in them.

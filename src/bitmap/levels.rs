@@ -133,22 +133,57 @@ impl<A: Above> Level<A> {
     }
 
     /// The first word of `from ..= last` that has a set bit.
+    ///
+    /// Looks through the rest of the group that `from` lies in before it asks above, for a caller that goes on from a
+    /// word with set bits mostly finds the next one there.
     // The loads need not acquire: a caller that knows of a set bit has acquired it, and with it all that stands above
     // (S); so these loads see it.
     #[inline]
     pub(super) fn next_word(&self, from: usize, last: usize) -> Option<usize> {
-        let mut at = from;
+        if from > last {
+            return None;
+        }
+        let end = (from | (GROUP - 1)).min(last) + 1;
+        self.first_nonzero(from, end)
+            .or_else(|| self.next_word_above(end, last))
+    }
+
+    /// [`next_word`](Self::next_word) from the first word of a group on.
+    #[inline(never)]
+    fn next_word_above(&self, mut at: usize, last: usize) -> Option<usize> {
         while at <= last {
             let group = self.above.next(at / GROUP, last / GROUP)?;
-            let first = at.max(group * GROUP);
-            let end = ((group + 1) * GROUP).min(last + 1);
-            let words = &self.words[first..end];
-            if let Some(found) = words.iter().position(|word| word.load(Ordering::Relaxed) != 0) {
-                return Some(first + found);
+            let first = group * GROUP;
+            let end = (first + GROUP).min(last + 1);
+            let found = self.first_nonzero(first, end);
+            if found.is_some() {
+                return found;
             }
             at = end;
         }
         None
+    }
+
+    #[inline]
+    fn first_nonzero(&self, first: usize, end: usize) -> Option<usize> {
+        self.words[first..end]
+            .iter()
+            .position(|word| word.load(Ordering::Relaxed) != 0)
+            .map(|found| first + found)
+    }
+
+    /// Which words of `group` are `wanted`, given their numbers and values: bit `i` for its word `i`.
+    ///
+    /// Takes no branch on a word, where nobody could predict it: what follows then goes from set bit to set bit.
+    #[inline]
+    pub(super) fn select(&self, group: usize, wanted: impl Fn(usize, u64) -> bool) -> u64 {
+        let first = group * GROUP;
+        let end = (first + GROUP).min(self.words.len());
+        let mut selected = 0;
+        for (index, word) in self.words[first..end].iter().enumerate() {
+            selected |= u64::from(wanted(first + index, word.load(Ordering::Relaxed))) << index;
+        }
+        selected
     }
 
     /// The memory it takes with what stands above, in bytes.

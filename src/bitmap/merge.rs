@@ -4,6 +4,8 @@
 //! dirty with it.
 
 use super::bits::{Bits, last_word, mask_in};
+use super::levels::GROUP;
+use crate::sync::atomic::Ordering;
 use crate::units::{Granularity, GranuleRange};
 
 impl Bits {
@@ -15,10 +17,20 @@ impl Bits {
         let Some(last) = last_word(common) else { return 0 };
         let mut newly = 0;
         let mut at = 0;
-        while let Some(index) = other.words.next_word(at, last) {
-            let mask = other.load(index) & mask_in(index, common);
-            newly += self.words.set_in_word(index, mask);
-            at = index + 1;
+        while let Some(group) = other.words.next_group(at, last / GROUP) {
+            // Acquires, because a word that is skipped counts as set by this call.
+            let mut news = other.words.select(group, |index, word| {
+                let own = self.words.words().get(index);
+                own.is_some_and(|own| word & !own.load(Ordering::Acquire) != 0)
+            });
+            while news != 0 {
+                let index = group * GROUP + news.trailing_zeros() as usize;
+                news &= news - 1;
+                newly += self
+                    .words
+                    .set_in_word(index, other.load(index) & mask_in(index, common));
+            }
+            at = group + 1;
         }
         self.add(newly);
         newly

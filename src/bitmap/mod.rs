@@ -9,10 +9,12 @@ mod merge;
 mod scan;
 mod serial;
 
-#[cfg(all(test, shuttle))]
+#[cfg(test)]
+#[cfg(shuttle)]
 mod models;
 // Under the schedule explorer atomics work only inside a model.
-#[cfg(all(test, not(shuttle)))]
+#[cfg(test)]
+#[cfg(not(shuttle))]
 mod tests;
 
 pub use bits::Bits;

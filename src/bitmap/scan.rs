@@ -3,7 +3,7 @@
 //! Invariant: a bit whose setting happened before a scan began is found by it (see the levels' invariant S).
 
 use super::bits::{Bits, last_word, mask_in, word_of};
-use super::levels::WORD;
+use super::levels::{GROUP, WORD};
 use crate::sync::atomic::Ordering;
 use crate::units::{GranuleIndex, GranuleRange};
 
@@ -62,17 +62,17 @@ impl Bits {
     /// Bits that change meanwhile may or may not be seen.
     pub fn runs(&self, within: GranuleRange) -> Runs<'_> {
         let within = self.clip(within);
-        let index = word_of(within.start);
-        Runs {
+        let mut runs = Runs {
             bits: self,
             within,
-            index,
-            word: if within.is_empty() {
-                0
-            } else {
-                self.load(index) & mask_in(index, within)
-            },
+            index: 0,
+            word: 0,
+            others: 0,
+        };
+        if !within.is_empty() {
+            runs.enter(within.start);
         }
+        runs
     }
 
     /// The word `index` as it is now.
@@ -90,20 +90,67 @@ fn lowest(index: usize, word: u64) -> GranuleIndex {
 pub struct Runs<'a> {
     bits: &'a Bits,
     within: GranuleRange,
+    // The word where the search goes on, and what is left of it.
     index: usize,
-    // What is left of the word `index`.
     word: u64,
+    // The words behind it, in its group, that have set bits.
+    others: u64,
+}
+
+impl Runs<'_> {
+    /// Goes on from `start`, which must be in `within`.
+    fn enter(&mut self, start: GranuleIndex) {
+        let index = word_of(start);
+        let rest = GranuleRange {
+            start,
+            end: self.within.end,
+        };
+        self.index = index;
+        self.word = self.bits.load(index) & mask_in(index, rest);
+        let behind = (u64::MAX << (index % GROUP)) << 1;
+        self.others = self.bits.words.select(index / GROUP, |_, word| word != 0) & behind;
+    }
+
+    /// Goes on to the next group with set bits.
+    #[inline(never)]
+    fn next_group(&mut self) -> Option<()> {
+        let last = last_word(self.within)?;
+        let mut group = self.index / GROUP;
+        while self.others == 0 {
+            group = self.bits.words.next_group(group + 1, last / GROUP)?;
+            self.others = self.bits.words.select(group, |_, word| word != 0);
+            self.index = group * GROUP;
+        }
+        Some(())
+    }
+
+    /// Goes on to the next word with set bits.
+    #[inline]
+    fn next_word(&mut self) -> Option<()> {
+        while self.word == 0 {
+            if self.others == 0 {
+                self.next_group()?;
+            }
+            self.index = self.index / GROUP * GROUP + self.others.trailing_zeros() as usize;
+            self.others &= self.others - 1;
+            self.word = self.bits.load(self.index);
+            if self.index as u64 * WORD >= self.within.end.0.saturating_sub(WORD) {
+                self.word &= mask_in(self.index, self.within);
+                if self.word == 0 {
+                    return None;
+                }
+            }
+        }
+        Some(())
+    }
 }
 
 impl Iterator for Runs<'_> {
     type Item = GranuleRange;
 
+    #[inline]
     fn next(&mut self) -> Option<GranuleRange> {
-        let last = last_word(self.within)?;
-        while self.word == 0 {
-            self.index = self.bits.words.next_word(self.index + 1, last)?;
-            self.word = self.bits.load(self.index) & mask_in(self.index, self.within);
-        }
+        self.next_word()?;
         let start = lowest(self.index, self.word);
         // Adding its lowest bit to a word carries through the lowest run and clears it.
         let (carried, through) = self.word.overflowing_add(self.word & self.word.wrapping_neg());
@@ -114,18 +161,16 @@ impl Iterator for Runs<'_> {
         }
         // The run reaches the end of its word.
         self.word = 0;
-        while self.index < last {
-            self.index += 1;
-            let word = self.bits.load(self.index) & mask_in(self.index, self.within);
-            if word != u64::MAX {
-                self.word = word & word.wrapping_add(1);
-                let end = self.index as u64 * WORD + u64::from(word.trailing_ones());
-                return Some(GranuleRange::new(start.0, end));
+        let rest = GranuleRange::new((self.index as u64 + 1) * WORD, self.within.end.0);
+        let end = self.bits.next_clear(rest).unwrap_or(self.within.end);
+        if end.0 > rest.start.0 {
+            if end < self.within.end {
+                self.enter(end);
+            } else {
+                self.within.start = end;
+                self.others = 0;
             }
         }
-        Some(GranuleRange {
-            start,
-            end: self.within.end,
-        })
+        Some(GranuleRange { start, end })
     }
 }
