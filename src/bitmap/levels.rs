@@ -140,8 +140,8 @@ impl<A: Above> Level<A> {
     // (S); so these loads see it.
     #[inline]
     pub(super) fn next_word(&self, from: usize, last: usize) -> Option<usize> {
-        if from > last {
-            return None;
+        if from > last || from.is_multiple_of(GROUP) {
+            return self.next_word_above(from, last);
         }
         let end = (from | (GROUP - 1)).min(last) + 1;
         self.first_nonzero(from, end)

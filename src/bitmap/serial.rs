@@ -58,26 +58,27 @@ impl Bits {
     /// Replaces the words from `first` on, all of one group, by those in `bytes`.
     fn replace_in_group(&mut self, first: usize, bytes: &[u8]) {
         let (group, skip, count) = (first / GROUP, first % GROUP, bytes.len() / 8);
-        let mut new = [0; GROUP];
-        for (word, bytes) in new.iter_mut().zip(bytes.chunks_exact(8)) {
-            *word = read_word(bytes);
-        }
-        if count > 0 {
-            new[count - 1] &= mask_in(first + count - 1, self.all());
-        }
         let was_empty = self.words.next_group(group, group).is_none();
-        let any = new.iter().fold(0, |any, word| any | word);
         // Words that are and stay zero are not touched: they take no memory.
-        if was_empty && any == 0 {
+        if was_empty && words_in(bytes).fold(0, |any, word| any | word) == 0 {
             return;
         }
-        let mut old = [0; GROUP];
+        let tail = mask_in(first + count - 1, self.all());
         let words = &mut self.words.group_mut(group)[skip..skip + count];
-        for ((word, old), new) in words.iter_mut().zip(&mut old).zip(&new) {
-            *old = std::mem::replace(word.get_mut(), *new);
+        let mut cleared = 0;
+        if !was_empty {
+            cleared = words.iter_mut().map(|word| ones_in(*word.get_mut())).sum();
         }
-        let cleared = if was_empty { 0 } else { count_ones(&old) };
-        self.recount(count_ones(&new), cleared);
+        for (word, new) in words.iter_mut().zip(words_in(bytes)) {
+            *word.get_mut() = new;
+        }
+        let mut set = words_in(bytes).map(ones_in).sum();
+        if let Some(word) = words.last_mut() {
+            let word = word.get_mut();
+            set -= ones_in(*word & !tail);
+            *word &= tail;
+        }
+        self.recount(set, cleared);
         self.words.settle(group);
     }
 
@@ -88,8 +89,7 @@ impl Bits {
         let first = self.part(offset, bytes.len() as u64)?;
         let all = self.all();
         let mut newly = 0;
-        for (index, bytes) in (first..).zip(bytes.chunks_exact(8)) {
-            let word = read_word(bytes);
+        for (index, word) in (first..).zip(words_in(bytes)) {
             if word != 0 {
                 newly += self.words.set_in_word(index, word & mask_in(index, all));
             }
@@ -160,16 +160,17 @@ fn granules_in(bytes: ByteRange) -> GranuleRange {
     GranuleRange::new(bytes.start().saturating_mul(8), bytes.end().saturating_mul(8))
 }
 
-/// A word from its 8 bytes.
-fn read_word(bytes: &[u8]) -> u64 {
-    let mut word = [0; 8];
-    word.copy_from_slice(bytes);
-    u64::from_le_bytes(word)
+/// The words whose bytes these are.
+// Loops over these are plain enough for the compiler to turn them into vector code.
+fn words_in(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    bytes.chunks_exact(8).map(|bytes| {
+        let mut word = [0; 8];
+        word.copy_from_slice(bytes);
+        u64::from_le_bytes(word)
+    })
 }
 
-/// How many bits are set in a group of words.
-// A loop that the compiler turns into vector code; `count_ones` word by word is none of the machine's instructions on
-// the oldest x86-64.
-fn count_ones(words: &[u64; GROUP]) -> u64 {
-    words.iter().map(|word| u64::from(word.count_ones())).sum()
+/// How many bits of a word are set.
+fn ones_in(word: u64) -> u64 {
+    u64::from(word.count_ones())
 }
