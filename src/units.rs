@@ -106,6 +106,18 @@ impl Granularity {
         index.0 << self.shift
     }
 
+    /// The bytes that `granules` stand for on a disk of `length` bytes, whose last granule may be partial.
+    pub const fn bytes_of(self, granules: GranuleRange, length: u64) -> ByteRange {
+        let whole = self.granules_in(length);
+        if granules.end.0 < whole {
+            ByteRange::between(self.start_of(granules.start), self.start_of(granules.end))
+        } else if granules.start.0 < whole {
+            ByteRange::between(self.start_of(granules.start), length)
+        } else {
+            ByteRange::between(length, length)
+        }
+    }
+
     /// The granules that `range` touches, even in part.
     pub const fn touched_by(self, range: ByteRange) -> GranuleRange {
         if range.is_empty() {
@@ -154,9 +166,31 @@ pub struct GranuleRange {
 }
 
 impl GranuleRange {
+    /// The granules `start .. end`; none where `end` is not behind `start`.
+    pub const fn new(start: u64, end: u64) -> Self {
+        Self {
+            start: GranuleIndex(start),
+            end: GranuleIndex(if end > start { end } else { start }),
+        }
+    }
+
+    /// The one granule `index`.
+    pub const fn one(index: GranuleIndex) -> Self {
+        Self {
+            start: index,
+            end: GranuleIndex(index.0.saturating_add(1)),
+        }
+    }
+
+    /// What lies in both.
+    #[must_use]
+    pub fn intersect(self, other: Self) -> Self {
+        Self::new(self.start.0.max(other.start.0), self.end.0.min(other.end.0))
+    }
+
     /// How many granules.
     pub const fn len(self) -> u64 {
-        self.end.0 - self.start.0
+        self.end.0.saturating_sub(self.start.0)
     }
 
     /// Whether there is none.
