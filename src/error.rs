@@ -154,6 +154,7 @@ fn errno_of(error: &io::Error) -> i32 {
         io::ErrorKind::OutOfMemory => libc::ENOMEM,
         io::ErrorKind::InvalidInput => libc::EINVAL,
         io::ErrorKind::Unsupported => libc::ENOTSUP,
+        io::ErrorKind::ReadOnlyFilesystem => libc::EROFS,
         _ => libc::EIO,
     })
 }

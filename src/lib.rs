@@ -1,11 +1,16 @@
 //! The engine of QBM, a disk image format made of plain parts.
 
-pub mod descriptor;
 pub mod bitmap;
+pub mod descriptor;
+mod disk;
 mod error;
 pub mod storage;
 mod sync;
 mod units;
 
+pub use disk::{
+    BlockStatus, CreateOptions, Disk, Info, Layer, Notice, NoticeCode, OpenOptions, Preallocation,
+    StatusFlags, TruncateFlags, WriteFlags,
+};
 pub use error::{Error, ErrorCode, Result};
 pub use units::{ByteRange, Granularity, GranuleIndex, GranuleRange, MAX_LENGTH};

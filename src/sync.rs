@@ -39,3 +39,22 @@ mod chosen {
 }
 
 pub(crate) use chosen::*;
+
+/// A small number that differs between threads, to spread them over sharded counters.
+#[inline]
+pub(crate) fn shard_index() -> usize {
+    use std::cell::Cell;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static INDEX: Cell<usize> = const { Cell::new(usize::MAX) };
+    }
+    INDEX.with(|index| {
+        let mut mine = index.get();
+        if mine == usize::MAX {
+            mine = NEXT.fetch_add(1, Ordering::Relaxed);
+            index.set(mine);
+        }
+        mine
+    })
+}

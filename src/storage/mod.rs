@@ -7,9 +7,9 @@
 mod buffers;
 mod file;
 mod host_folder;
-mod sys;
 #[cfg(feature = "simulated")]
 pub mod simulated;
+mod sys;
 
 use std::fmt::Debug;
 use std::io;

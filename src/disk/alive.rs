@@ -1,0 +1,103 @@
+//! Whether a handle may still be used: it dies in a forked child, after a panic, and for changes after a failed flush.
+//!
+//! Invariant: checking costs two loads, no system call (DESIGN trap 10).
+
+use std::sync::Once;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+
+use crate::error::{Error, ErrorCode, Result};
+
+/// Counts how often the process that we are was made by a fork, as seen from the first open on.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+extern "C" fn in_child() {
+    GENERATION.fetch_add(1, Ordering::Relaxed);
+}
+
+const SOUND: u8 = 0;
+/// A flush failed: what was written may be lost, so no change may report success any more (A2).
+const CHANGES_FAILED: u8 = 1;
+/// The engine met a bug of its own: nothing it knows can be relied on.
+const BROKEN: u8 = 2;
+
+/// The state of a handle.
+pub(super) struct Alive {
+    born: u32,
+    failure: AtomicU8,
+}
+
+impl Alive {
+    /// A handle that was opened in this process, just now.
+    pub(super) fn new() -> Result<Self> {
+        static REGISTER: Once = Once::new();
+        static FAILED: AtomicU8 = AtomicU8::new(0);
+        REGISTER.call_once(|| {
+            // SAFETY: `in_child` only adds to an atomic, which is safe in a forked child.
+            let result = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+            if result != 0 {
+                FAILED.store(1, Ordering::Relaxed);
+            }
+        });
+        if FAILED.load(Ordering::Relaxed) != 0 {
+            return Err(Error::new(ErrorCode::NoMemory, "cannot register a fork handler"));
+        }
+        Ok(Self {
+            born: GENERATION.load(Ordering::Relaxed),
+            failure: AtomicU8::new(SOUND),
+        })
+    }
+
+    /// Whether the handle was opened by the process that asks, not by its parent.
+    pub(super) fn is_ours(&self) -> bool {
+        self.born == GENERATION.load(Ordering::Relaxed)
+    }
+
+    /// Whether the handle may be read from.
+    #[inline]
+    pub(super) fn check(&self) -> Result<()> {
+        if self.is_ours() && self.failure.load(Ordering::Relaxed) != BROKEN {
+            return Ok(());
+        }
+        Err(self.why())
+    }
+
+    /// Whether the handle may be written to or flushed.
+    #[inline]
+    pub(super) fn check_for_change(&self) -> Result<()> {
+        if self.is_ours() && self.failure.load(Ordering::Relaxed) == SOUND {
+            return Ok(());
+        }
+        Err(self.why())
+    }
+
+    /// Whether a flush has failed, or worse.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failure.load(Ordering::Relaxed) != SOUND
+    }
+
+    /// From now on no change reports success. True for the call that made it so.
+    pub(super) fn fail_changes(&self) -> bool {
+        self.failure.fetch_max(CHANGES_FAILED, Ordering::Relaxed) == SOUND
+    }
+
+    /// From now on nothing reports success. True for the call that made it so.
+    pub(super) fn break_down(&self) -> bool {
+        self.failure.fetch_max(BROKEN, Ordering::Relaxed) != BROKEN
+    }
+
+    #[cold]
+    fn why(&self) -> Error {
+        if !self.is_ours() {
+            return Error::new(
+                ErrorCode::Forked,
+                "this handle was opened before a fork and belongs to the parent process; open the disk again",
+            );
+        }
+        let reason = if self.failure.load(Ordering::Relaxed) == BROKEN {
+            "the disk met an internal error and refuses further use; close and reopen it"
+        } else {
+            "an earlier flush failed, so written data may be lost; close and reopen the disk"
+        };
+        Error::new(ErrorCode::Failed, reason)
+    }
+}

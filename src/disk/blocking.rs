@@ -1,0 +1,29 @@
+//! The blocking executor: carries a plan out on the calling thread, one system call a segment.
+
+use super::plan::{Change, ChangePlan, ReadPlan};
+use crate::error::Result;
+use crate::storage::Scatter;
+
+pub(super) fn read(plan: &ReadPlan<'_>, into: Scatter<'_>) -> Result<()> {
+    plan.file.storage.read(into, plan.range.start()).map_err(|e| {
+        let action = format!("read {} from", plan.range);
+        plan.file.failed(&action, &e)
+    })
+}
+
+pub(super) fn change(plan: &ChangePlan<'_, '_>) -> Result<()> {
+    let storage = &plan.file.storage;
+    let done = match plan.change {
+        Change::Write(from) => storage.write(from, plan.range.start()),
+        Change::Zero(how) => storage.write_zeroes(plan.range, how),
+        Change::Discard => storage.discard(plan.range),
+    };
+    done.map_err(|e| {
+        let action = match plan.change {
+            Change::Write(_) => format!("write {} to", plan.range),
+            Change::Zero(_) => format!("zero {} of", plan.range),
+            Change::Discard => format!("discard {} of", plan.range),
+        };
+        plan.file.failed(&action, &e)
+    })
+}

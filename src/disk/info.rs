@@ -1,0 +1,98 @@
+//! Facts about an open disk.
+
+use std::path::{Path, PathBuf};
+
+use super::Disk;
+use crate::descriptor::Format;
+use crate::error::{Error, ErrorCode, Result};
+use crate::storage::Limits;
+
+/// Facts about an open disk, from [`Disk::info`]. Sizes are in bytes.
+#[derive(Clone, Debug)]
+pub struct Info {
+    /// The disk's length.
+    pub length: u64,
+    /// What the image takes on the host.
+    pub allocated: u64,
+    /// What transfers the image likes, and what it can do.
+    pub limits: Limits,
+    /// How many layers [`Disk::layer`] knows.
+    pub layers: u32,
+    /// Open for writing.
+    pub writable: bool,
+    /// The image is accessed around the page cache.
+    pub direct: bool,
+    /// A flush has failed: the disk must be reopened.
+    pub failed: bool,
+}
+
+/// One image of the chain, from [`Disk::layer`].
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// Where it is, as it was opened.
+    pub path: PathBuf,
+    /// What it is.
+    pub format: Format,
+    /// Its length in bytes.
+    pub length: u64,
+}
+
+impl Disk {
+    /// Facts about the disk, as they are now.
+    pub fn info(&self) -> Result<Info> {
+        self.alive.check()?;
+        let image = &self.image;
+        let allocated = image
+            .storage
+            .allocated_bytes()
+            .map_err(|e| image.failed("measure", &e))?;
+        Ok(Info {
+            length: self.length(),
+            allocated,
+            limits: image.storage.limits(),
+            layers: 1,
+            writable: self.writable,
+            direct: self.direct,
+            failed: self.alive.has_failed(),
+        })
+    }
+
+    /// Layer `index` of the disk: 0 is its own image, then the backing images from the nearest on.
+    pub fn layer(&self, index: u32) -> Result<Layer> {
+        self.alive.check()?;
+        if index != 0 {
+            return Err(Error::new(
+                ErrorCode::OutOfRange,
+                format!("there is no layer {index}: the disk has 1"),
+            ));
+        }
+        let structure = self.structure();
+        Ok(Layer {
+            path: self.image.path.clone(),
+            format: structure.descriptor.image().format,
+            length: self.length(),
+        })
+    }
+
+    /// The descriptor's file, as it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the disk refuse all further use: the engine has met a bug of its own. True where it was usable before.
+    pub(crate) fn break_down(&self) -> bool {
+        let was_sound = self.alive.break_down();
+        if was_sound {
+            self.notify.send(
+                super::NoticeCode::Failed,
+                "the disk met an internal error and refuses further use; close and reopen it",
+            );
+        }
+        was_sound
+    }
+
+    /// Whether the handle was opened by the process that asks, not by its parent.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.alive.is_ours()
+    }
+}

@@ -1,0 +1,264 @@
+//! The engine: an open QBM disk, and everything that can be done with it.
+//!
+//! May call `state`, `format`, `bitmap`, `descriptor` and `storage`; knows nothing of C or of the command line.
+//! Requests are first *planned* (`plan`: which file, which offsets, which bits, what must be durable) and then carried
+//! out (`blocking`), so that a second way of moving bytes needs no second set of rules.
+//! Invariant: whatever changes what the guest sees goes through [`plan`], under the [`gate`].
+
+mod alive;
+mod blocking;
+mod chain;
+mod create;
+mod gate;
+mod info;
+mod open;
+mod plan;
+mod resize;
+mod status;
+
+use std::io::{IoSlice, IoSliceMut};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub use create::{CreateOptions, Preallocation};
+pub use info::{Info, Layer};
+pub use open::{Notice, NoticeCode, OpenOptions};
+pub use resize::TruncateFlags;
+pub use status::{BlockStatus, StatusFlags};
+
+use crate::descriptor::Descriptor;
+use crate::error::{Error, ErrorCode, Result};
+use crate::storage::{Gather, Scatter, Storage, SyncMode, Zeroing};
+use crate::sync::{Mutex, MutexGuard, PoisonError};
+use crate::units::ByteRange;
+use alive::Alive;
+use gate::Gate;
+use plan::Change;
+
+bitflags::bitflags! {
+    /// What a write asks for besides the bytes.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+    pub struct WriteFlags: u32 {
+        /// Durable when the call returns, and all that was written before it to the same granules.
+        const FUA = 1;
+        /// Of [`Disk::write_zeroes`]: the space may be given back to the host.
+        const MAY_UNMAP = 2;
+        /// Of [`Disk::write_zeroes`]: fail with `EOPNOTSUPP` rather than write zeros byte by byte.
+        const NO_FALLBACK = 4;
+        /// The content as the guest sees it stays the same, so no dirty bitmap records the write.
+        const UNCHANGED = 8;
+    }
+}
+
+/// One open file of a disk, with the name that messages use.
+#[derive(Debug)]
+struct Child {
+    storage: Arc<dyn Storage>,
+    path: PathBuf,
+}
+
+impl Child {
+    fn failed(&self, action: &str, error: &std::io::Error) -> Error {
+        Error::io(action, &self.path, error)
+    }
+}
+
+/// An open QBM disk.
+///
+/// May be used from any number of threads at once. Dropping it closes it without a word; [`Disk::close`] says what
+/// went wrong.
+pub struct Disk {
+    alive: Alive,
+    image: Child,
+    length: AtomicU64,
+    path: PathBuf,
+    writable: bool,
+    direct: bool,
+    /// What writers look at; structural operations close the gate, wait for the writers inside, and change it.
+    gate: Gate<Shape>,
+    /// The descriptor as it is on disk. Held for the whole of an operation that changes the disk's structure.
+    structure: Mutex<Structure>,
+    notify: open::Notify,
+}
+
+/// What a write needs to know of the disk besides its length.
+struct Shape {}
+
+/// The disk's names, as its descriptor has them.
+struct Structure {
+    descriptor: Descriptor,
+}
+
+impl Disk {
+    /// Opens the disk that the descriptor at `path` describes, for reading and writing.
+    ///
+    /// The same as [`OpenOptions::open`] with the default options.
+    pub fn open(path: impl AsRef<std::path::Path>) -> Result<Self> {
+        OpenOptions::new().open(path)
+    }
+
+    /// The disk's length in bytes.
+    pub fn length(&self) -> u64 {
+        self.length.load(Ordering::Acquire)
+    }
+
+    /// Reads `buf.len()` bytes from `offset` on; the whole of it lies within the disk, or nothing is done.
+    pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.read_vectored(&mut [IoSliceMut::new(buf)], offset)
+    }
+
+    /// Reads into several buffers, one after the other.
+    pub fn read_vectored(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
+        self.read_scatter(Scatter::from_slices(bufs).ok_or_else(too_long)?, offset)
+    }
+
+    /// Reads into the caller's raw memory.
+    pub fn read_scatter(&self, into: Scatter<'_>, offset: u64) -> Result<()> {
+        self.alive.check()?;
+        let range = self.range(offset, into.len() as u64)?;
+        let plan = plan::read(&self.image, range);
+        blocking::read(&plan, into)
+    }
+
+    /// Writes `buf` at `offset`; the whole of it lies within the disk, or nothing is done.
+    ///
+    /// Durable after [`Disk::flush`], or on return with [`WriteFlags::FUA`].
+    pub fn write(&self, buf: &[u8], offset: u64, flags: WriteFlags) -> Result<()> {
+        self.write_vectored(&[IoSlice::new(buf)], offset, flags)
+    }
+
+    /// Writes several buffers, one after the other.
+    pub fn write_vectored(&self, bufs: &[IoSlice<'_>], offset: u64, flags: WriteFlags) -> Result<()> {
+        self.write_gather(Gather::from_slices(bufs).ok_or_else(too_long)?, offset, flags)
+    }
+
+    /// Writes from the caller's raw memory.
+    pub fn write_gather(&self, from: Gather<'_>, offset: u64, flags: WriteFlags) -> Result<()> {
+        let allowed = WriteFlags::FUA.union(WriteFlags::UNCHANGED);
+        self.change(Change::Write(from), offset, from.len() as u64, flags, allowed)
+    }
+
+    /// Makes a range read as zeros.
+    pub fn write_zeroes(&self, offset: u64, len: u64, flags: WriteFlags) -> Result<()> {
+        let how = Zeroing {
+            may_unmap: flags.contains(WriteFlags::MAY_UNMAP),
+            no_fallback: flags.contains(WriteFlags::NO_FALLBACK),
+        };
+        self.change(Change::Zero(how), offset, len, flags, WriteFlags::all())
+    }
+
+    /// Gives a range's space back to the host; it reads as zeros afterwards.
+    pub fn discard(&self, offset: u64, len: u64, flags: WriteFlags) -> Result<()> {
+        let allowed = WriteFlags::FUA.union(WriteFlags::UNCHANGED);
+        self.change(Change::Discard, offset, len, flags, allowed)
+    }
+
+    /// Makes every write that completed before this call durable (A2).
+    ///
+    /// Once a flush has failed, every later write and flush fails until the disk is reopened: the kernel has
+    /// dropped what it could not write, and a repeated flush that succeeds would prove nothing.
+    pub fn flush(&self) -> Result<()> {
+        self.alive.check_for_change()?;
+        if !self.writable {
+            return Ok(());
+        }
+        self.sync_image(SyncMode::Data)
+    }
+
+    /// Flushes and closes the disk. The handle is gone in any case; the error is the first that was met.
+    pub fn close(self) -> Result<()> {
+        self.flush()
+    }
+
+    fn change(
+        &self,
+        change: Change<'_>,
+        offset: u64,
+        len: u64,
+        flags: WriteFlags,
+        allowed: WriteFlags,
+    ) -> Result<()> {
+        self.alive.check_for_change()?;
+        self.check_writable()?;
+        if !allowed.contains(flags) {
+            return Err(flags_refused(flags.difference(allowed).bits()));
+        }
+        let shape = self.gate.enter();
+        // Inside the gate: a resize waits outside, so the range stays within the disk for the whole request.
+        let range = self.range(offset, len)?;
+        let plan = plan::change(&shape, &self.image, change, range, flags);
+        blocking::change(&plan)?;
+        if plan.durable {
+            return self.sync_image(SyncMode::Data);
+        }
+        Ok(())
+    }
+
+    fn sync_image(&self, mode: SyncMode) -> Result<()> {
+        self.image.storage.sync(mode).map_err(|e| {
+            let error = self.image.failed("flush", &e);
+            if self.alive.fail_changes() {
+                self.notify
+                    .send(NoticeCode::Failed, &format!("the disk failed: {error}"));
+            }
+            error
+        })
+    }
+
+    /// The bytes of a request, or an error where they do not all lie within the disk.
+    fn range(&self, offset: u64, len: u64) -> Result<ByteRange> {
+        let length = self.length();
+        match ByteRange::new(offset, len) {
+            Some(range) if range.end() <= length => Ok(range),
+            _ => Err(out_of_range(offset, len, length)),
+        }
+    }
+
+    fn structure(&self) -> MutexGuard<'_, Structure> {
+        self.structure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.writable {
+            Ok(())
+        } else {
+            Err(read_only(&self.image))
+        }
+    }
+}
+
+#[cold]
+fn out_of_range(offset: u64, len: u64, length: u64) -> Error {
+    Error::new(
+        ErrorCode::OutOfRange,
+        format!("{len} bytes at offset {offset} do not lie within the disk, which is {length} bytes long"),
+    )
+}
+
+#[cold]
+fn read_only(image: &Child) -> Error {
+    Error::new(
+        ErrorCode::ReadOnly,
+        format!(
+            "cannot write to {}: the disk is open read-only",
+            image.path.display()
+        ),
+    )
+}
+
+#[cold]
+fn too_long() -> Error {
+    Error::new(
+        ErrorCode::InvalidArgument,
+        "the lengths of the buffers add up to more than memory holds",
+    )
+}
+
+#[cold]
+fn flags_refused(bits: u32) -> Error {
+    Error::new(
+        ErrorCode::InvalidArgument,
+        format!("flags {bits:#x} mean nothing to this call"),
+    )
+}

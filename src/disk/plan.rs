@@ -1,0 +1,51 @@
+//! What a request means: which file it reaches, at which offsets, which bits it sets, what must be durable when it
+//! is done. The only place that decides any of this; executors carry plans out and decide nothing.
+
+use super::{Child, Shape, WriteFlags};
+use crate::storage::{Gather, Zeroing};
+use crate::units::ByteRange;
+
+/// A read: one run of bytes from one file.
+pub(super) struct ReadPlan<'d> {
+    pub(super) file: &'d Child,
+    pub(super) range: ByteRange,
+}
+
+/// A change of what the guest sees: one run of bytes in one file.
+pub(super) struct ChangePlan<'d, 'b> {
+    pub(super) file: &'d Child,
+    pub(super) change: Change<'b>,
+    pub(super) range: ByteRange,
+    /// The change must be durable before it is reported done.
+    pub(super) durable: bool,
+}
+
+/// What is to happen to a range.
+#[derive(Clone, Copy)]
+pub(super) enum Change<'b> {
+    /// It takes these bytes.
+    Write(Gather<'b>),
+    /// It reads as zeros.
+    Zero(Zeroing),
+    /// It reads as zeros, and its space is given back.
+    Discard,
+}
+
+pub(super) fn read(image: &Child, range: ByteRange) -> ReadPlan<'_> {
+    ReadPlan { file: image, range }
+}
+
+pub(super) fn change<'d, 'b>(
+    _shape: &Shape,
+    image: &'d Child,
+    change: Change<'b>,
+    range: ByteRange,
+    flags: WriteFlags,
+) -> ChangePlan<'d, 'b> {
+    ChangePlan {
+        file: image,
+        change,
+        range,
+        durable: flags.contains(WriteFlags::FUA),
+    }
+}

@@ -1,0 +1,57 @@
+//! Growing and shrinking a disk.
+
+use std::sync::atomic::Ordering;
+
+use super::Disk;
+use crate::error::{Error, ErrorCode, Result};
+use crate::storage::SyncMode;
+use crate::units::MAX_LENGTH;
+
+bitflags::bitflags! {
+    /// What [`Disk::truncate`] may do.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+    pub struct TruncateFlags: u32 {
+        /// Cut bytes off. Without it, a length below the present one is an error.
+        const SHRINK = 1;
+    }
+}
+
+impl Disk {
+    /// Makes the disk `length` bytes long; new bytes read as zeros. Durable on return.
+    ///
+    /// Waits for the writes in flight. Fails on a block device, whose size is not the disk's to change.
+    pub fn truncate(&self, length: u64, flags: TruncateFlags) -> Result<()> {
+        self.alive.check_for_change()?;
+        self.check_writable()?;
+        if length > MAX_LENGTH {
+            return Err(Error::new(
+                ErrorCode::InvalidArgument,
+                format!("a disk of {length} bytes is longer than the limit of {MAX_LENGTH}"),
+            ));
+        }
+        // Closed, not entered: a write that was checked against the old length must not land behind the new one.
+        let _alone = self.gate.close();
+        let old = self.length();
+        if length < old && !flags.contains(TruncateFlags::SHRINK) {
+            return Err(Error::new(
+                ErrorCode::InvalidArgument,
+                format!(
+                    "a length of {length} bytes would cut {} bytes off; shrinking must be asked for",
+                    old - length
+                ),
+            ));
+        }
+        if length == old {
+            return Ok(());
+        }
+        if length < old {
+            self.length.store(length, Ordering::Release);
+        }
+        if let Err(e) = self.image.storage.set_length(length) {
+            self.length.store(old, Ordering::Release);
+            return Err(self.image.failed("resize", &e));
+        }
+        self.length.store(length, Ordering::Release);
+        self.sync_image(SyncMode::Data)
+    }
+}

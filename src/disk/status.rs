@@ -1,0 +1,67 @@
+//! What is where: data, zeros, holes.
+
+use super::Disk;
+use crate::error::{Error, ErrorCode, Result};
+
+bitflags::bitflags! {
+    /// What a run of bytes is.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+    pub struct StatusFlags: u32 {
+        /// Stored somewhere, and to be read to be known.
+        const DATA = 1;
+        /// Reads as zeros.
+        const ZERO = 2;
+        /// This disk's own, not a backing image's.
+        const ALLOCATED = 4;
+        /// [`BlockStatus::offset`] says where in the layer's file the bytes are.
+        const OFFSET_VALID = 8;
+    }
+}
+
+/// A run of bytes with one answer, from [`Disk::block_status`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockStatus {
+    /// How many bytes the answer holds for.
+    pub length: u64,
+    /// What they are.
+    pub flags: StatusFlags,
+    /// How many images lie above the one that has them: 0 is the disk's own.
+    pub depth: u32,
+    /// The layer that has them, as [`Disk::layer`] counts.
+    pub layer: u32,
+    /// Where in the layer's file they begin; only with [`StatusFlags::OFFSET_VALID`].
+    pub offset: u64,
+}
+
+impl Disk {
+    /// What the first bytes of a range are, and how far that goes: at most to the range's end.
+    ///
+    /// A hint may be out of date as soon as it is given, where other threads write.
+    pub fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus> {
+        self.alive.check()?;
+        if len == 0 {
+            return Err(Error::new(
+                ErrorCode::InvalidArgument,
+                "the status of no bytes was asked for",
+            ));
+        }
+        let range = self.range(offset, len)?;
+        let extent = self
+            .image
+            .storage
+            .extent(range)
+            .map_err(|e| self.image.failed("find the data in", &e))?;
+        let kind = if extent.data {
+            StatusFlags::DATA
+        } else {
+            StatusFlags::ZERO
+        };
+        Ok(BlockStatus {
+            length: extent.len,
+            flags: kind | StatusFlags::ALLOCATED | StatusFlags::OFFSET_VALID,
+            depth: 0,
+            layer: 0,
+            offset,
+        })
+    }
+}
