@@ -1,6 +1,12 @@
 //! The engine of QBM, a disk image format made of plain parts.
 
 pub mod bitmap;
+#[allow(
+    missing_docs,
+    clippy::doc_markdown,
+    reason = "written for C, and generated into the header"
+)]
+mod capi;
 pub mod descriptor;
 mod disk;
 mod error;

@@ -90,9 +90,4 @@ impl Disk {
         }
         was_sound
     }
-
-    /// Whether the handle was opened by the process that asks, not by its parent.
-    pub(crate) fn is_ours(&self) -> bool {
-        self.alive.is_ours()
-    }
 }

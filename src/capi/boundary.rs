@@ -1,0 +1,159 @@
+//! The line that no panic crosses, and the calling thread's last failure.
+
+use std::cell::RefCell;
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+
+use super::qbm_disk;
+use crate::error::{Error, ErrorCode, Result};
+
+struct Failure {
+    code: ErrorCode,
+    words: CString,
+}
+
+thread_local! {
+    static LAST: RefCell<Option<Failure>> = const { RefCell::new(None) };
+}
+
+/// Keeps `error` as the thread's last failure. Returns what the C function returns: a negative errno.
+#[cold]
+pub(super) fn fail(error: &Error) -> c_int {
+    let words: Vec<u8> = error.message().bytes().filter(|byte| *byte != 0).collect();
+    let failure = Failure {
+        code: error.code(),
+        words: CString::new(words).unwrap_or_default(),
+    };
+    // Where the thread is ending and its memory is gone, the return value alone must do.
+    let _ = LAST.try_with(|last| {
+        if let Ok(mut last) = last.try_borrow_mut() {
+            *last = Some(failure);
+        }
+    });
+    -error.errno()
+}
+
+pub(super) fn last_message() -> *const c_char {
+    const NOTHING: &CStr = c"";
+    LAST.try_with(|last| match last.try_borrow() {
+        Ok(last) => last
+            .as_ref()
+            .map_or(NOTHING.as_ptr(), |failure| failure.words.as_ptr()),
+        Err(_) => NOTHING.as_ptr(),
+    })
+    .unwrap_or(NOTHING.as_ptr())
+}
+
+pub(super) fn last_code() -> c_int {
+    LAST.try_with(|last| {
+        last.try_borrow()
+            .ok()
+            .and_then(|last| last.as_ref().map(|failure| failure.code as c_int))
+    })
+    .ok()
+    .flatten()
+    .unwrap_or(0)
+}
+
+fn to_c(result: &Result<()>) -> c_int {
+    match result {
+        Ok(()) => 0,
+        Err(error) => fail(error),
+    }
+}
+
+/// Runs the body of a C function that has no disk yet.
+pub(super) fn call(body: impl FnOnce() -> Result<()>) -> c_int {
+    silence_panics();
+    let result = catch_unwind(AssertUnwindSafe(body));
+    to_c(&result.unwrap_or_else(|_| Err(internal_error())))
+}
+
+/// Runs the body of a C function on a disk. A panic breaks the disk: nothing it knows can be relied on.
+///
+/// # Safety
+///
+/// `disk` is NULL or a handle from `qbm_open` that is not closed before the call returns.
+#[inline]
+pub(super) unsafe fn on_disk(disk: *const qbm_disk, body: impl FnOnce(&crate::Disk) -> Result<()>) -> c_int {
+    // SAFETY: the caller's promise is ours.
+    let Some(handle) = (unsafe { disk.as_ref() }) else {
+        return fail(&null("disk"));
+    };
+    match catch_unwind(AssertUnwindSafe(|| body(&handle.disk))) {
+        Ok(Ok(())) => 0,
+        Ok(Err(error)) => fail(&error),
+        Err(_) => {
+            handle.disk.break_down();
+            fail(&internal_error())
+        }
+    }
+}
+
+/// The default hook prints a panic on stderr, and a library has no business there. The shared and the static library
+/// have a Rust runtime of their own, whose hook this is. A Rust program has one runtime for all and calls no C
+/// function; where a test does, panics that do not come from this crate's files still reach the hook that was there.
+fn silence_panics() {
+    static ONCE: Once = Once::new();
+    const HERE: &str = "src/";
+    ONCE.call_once(|| {
+        let other = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let ours = info
+                .location()
+                .is_some_and(|place| place.file().starts_with(HERE));
+            if !ours {
+                other(info);
+            }
+        }));
+    });
+}
+
+#[cold]
+fn internal_error() -> Error {
+    Error::new(
+        ErrorCode::Failed,
+        "internal error: the library caught a panic of its own; please report it",
+    )
+}
+
+#[cold]
+pub(super) fn null(argument: &str) -> Error {
+    Error::new(
+        ErrorCode::InvalidArgument,
+        format!("the argument {argument} is NULL"),
+    )
+}
+
+/// A string from C, as a path or a name.
+///
+/// # Safety
+///
+/// `text` is NULL or a NUL-terminated string that outlives `'a`.
+pub(super) unsafe fn string<'a>(text: *const c_char, argument: &str) -> Result<&'a CStr> {
+    if text.is_null() {
+        return Err(null(argument));
+    }
+    // SAFETY: not NULL, and the rest is the caller's promise.
+    Ok(unsafe { CStr::from_ptr(text) })
+}
+
+/// The same where NULL stands for "not given", and where the text must be UTF-8.
+///
+/// # Safety
+///
+/// As [`string`].
+pub(super) unsafe fn optional_text<'a>(text: *const c_char, argument: &str) -> Result<Option<&'a str>> {
+    if text.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: not NULL, and the rest is the caller's promise.
+    let text = unsafe { CStr::from_ptr(text) };
+    text.to_str().map(Some).map_err(|_| {
+        Error::new(
+            ErrorCode::InvalidArgument,
+            format!("the argument {argument} is not UTF-8"),
+        )
+    })
+}

@@ -1,0 +1,319 @@
+//! Making, opening and closing disks.
+
+use std::ffi::{CString, OsStr, c_char, c_int, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::boundary::{call, fail, null, optional_text, string};
+use super::files::{Callback, HandedFolder, OpenFile};
+use super::qbm_disk;
+use super::structs::{self, Extensible};
+use crate::error::{Error, ErrorCode, Result};
+use crate::{CreateOptions, Disk, Notice, OpenOptions, Preallocation};
+
+/// Of qbm_open(): nothing is written, to no file of the disk.
+pub const QBM_OPEN_RDONLY: u32 = 1;
+/// Of qbm_open(): the image is accessed around the page cache (O_DIRECT).
+pub const QBM_OPEN_DIRECT: u32 = 2;
+
+/// Of qbm_create(): a new image is one hole.
+pub const QBM_PREALLOCATION_OFF: u32 = 0;
+/// Of qbm_create(): a new image's space is reserved.
+pub const QBM_PREALLOCATION_FALLOC: u32 = 1;
+/// Of qbm_create(): a new image's space is reserved and written with zeros.
+pub const QBM_PREALLOCATION_FULL: u32 = 2;
+
+/// What a file is to the disk, for open_file.
+#[allow(non_camel_case_types, reason = "the name in C")]
+#[allow(
+    dead_code,
+    reason = "read by C only; `the_roles_agree` holds them against `Role`"
+)]
+#[repr(C)]
+pub enum qbm_role {
+    /// The JSON descriptor.
+    QBM_ROLE_DESCRIPTOR = 1,
+    /// The folder that the descriptor lies in; wanted with O_DIRECTORY.
+    QBM_ROLE_FOLDER = 2,
+    /// The data image.
+    QBM_ROLE_IMAGE = 3,
+    /// A bitmap's file.
+    QBM_ROLE_BITMAP = 4,
+    /// The state file.
+    QBM_ROLE_STATE = 5,
+    /// A backing image, or a part of one.
+    QBM_ROLE_BACKING = 6,
+}
+
+/// What a notice is about.
+#[allow(non_camel_case_types, reason = "the name in C")]
+#[allow(dead_code, reason = "read by C only")]
+#[repr(C)]
+pub enum qbm_notice {
+    /// The disk failed: writes and flushes report errors until it is reopened.
+    QBM_NOTICE_FAILED = 1,
+}
+
+/// Opens a file for the library, instead of open(2).
+///
+/// role is one of enum qbm_role. path is what the descriptor names, put behind
+/// the folder of the path that qbm_open() or qbm_create() was given. flags are
+/// open(2)'s (O_RDONLY or O_RDWR, O_DIRECT, O_DIRECTORY, O_CLOEXEC).
+///
+/// Returns a file descriptor, which becomes the library's to close, or a
+/// negative errno. It must be a fresh open file description of its own: none
+/// that is used elsewhere, and no dup() of one. Called only during qbm_open()
+/// and qbm_create(), on their thread.
+#[allow(non_camel_case_types, reason = "the name in C")]
+pub type qbm_open_file = Option<
+    unsafe extern "C" fn(opaque: *mut c_void, role: c_int, path: *const c_char, flags: c_int) -> c_int,
+>;
+
+/// Hears what is no call's result.
+///
+/// notice is one of enum qbm_notice, message says it in words and is valid
+/// during the call only. Called by any thread that uses the disk; it must not
+/// call the library.
+#[allow(non_camel_case_types, reason = "the name in C")]
+pub type qbm_notify =
+    Option<unsafe extern "C" fn(opaque: *mut c_void, notice: c_int, message: *const c_char)>;
+
+/// Options of qbm_open(). Set struct_size to sizeof(struct qbm_open_options)
+/// and all that you do not use to zero, which is the default.
+#[allow(non_camel_case_types, reason = "the name in C")]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct qbm_open_options {
+    /// sizeof(struct qbm_open_options).
+    pub struct_size: usize,
+    /// QBM_OPEN_...; a flag that is not known is -EINVAL.
+    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Opens the disk's files; NULL: the library does.
+    pub open_file: qbm_open_file,
+    /// The first argument of open_file.
+    pub open_file_opaque: *mut c_void,
+    /// Hears notices; may be NULL.
+    pub notify: qbm_notify,
+    /// The first argument of notify.
+    pub notify_opaque: *mut c_void,
+}
+
+/// Options of qbm_create(). Set struct_size to sizeof(struct
+/// qbm_create_options) and all that you do not use to zero.
+#[allow(non_camel_case_types, reason = "the name in C")]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct qbm_create_options {
+    /// sizeof(struct qbm_create_options).
+    pub struct_size: usize,
+    /// Zero; no flags are defined yet.
+    pub flags: u32,
+    /// QBM_PREALLOCATION_..., for a new image.
+    pub preallocation: u32,
+    /// The length of the new image in bytes. With image: zero, or what the
+    /// length of that image must be.
+    pub size: u64,
+    /// A raw image or block device that exists; nothing in it is changed. The
+    /// name (UTF-8) goes into the descriptor as it is: a relative one is
+    /// relative to the descriptor's folder. NULL: a new image is made beside
+    /// the descriptor.
+    pub image: *const c_char,
+    /// Opens the image and the folder that files are made in; NULL: the
+    /// library does.
+    pub open_file: qbm_open_file,
+    /// The first argument of open_file.
+    pub open_file_opaque: *mut c_void,
+}
+
+// SAFETY: `repr(C)`, `struct_size` first, and integers, nullable pointers and nullable functions after it.
+unsafe impl Extensible for qbm_open_options {}
+// SAFETY: as above.
+unsafe impl Extensible for qbm_create_options {}
+
+/// section: Life of a disk
+///
+/// A disk is a small JSON descriptor, the data image that it names, and a file
+/// for each bitmap. A qbm_disk may be used from any number of threads at once;
+/// closing it must be the last call. A handle that was opened before a fork
+/// belongs to the parent: in the child every call on it is -ESTALE.
+/// ---
+/// Makes a disk: the descriptor at path, for an image that exists or for a new
+/// one. Nothing that exists is overwritten; a failure leaves nothing behind.
+///
+/// options: the size or the image must be given.
+///
+/// Returns 0; everything is durable then. -EEXIST: path exists. -EINVAL: an
+/// option; neither a size nor an image; an image of another length. -ENOENT,
+/// -EACCES, -EROFS, -ENOSPC ...: what the system said. -EROFS also: open_file
+/// did not hand in the folder. Any thread.
+///
+/// # Safety
+///
+/// The pointers are NULL or point to what the text says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qbm_create(path: *const c_char, options: *const qbm_create_options) -> c_int {
+    call(|| {
+        // SAFETY: the caller's promise: a string.
+        let path = unsafe { path_from(path) }?;
+        // SAFETY: the caller's promise: a struct as long as its first field says.
+        let options = unsafe { structs::read(options, "options") }?;
+        if options.flags != 0 {
+            return Err(unknown_flags(options.flags));
+        }
+        let mut create = CreateOptions::new().preallocation(match options.preallocation {
+            QBM_PREALLOCATION_OFF => Preallocation::Off,
+            QBM_PREALLOCATION_FALLOC => Preallocation::Falloc,
+            QBM_PREALLOCATION_FULL => Preallocation::Full,
+            other => {
+                return Err(Error::new(
+                    ErrorCode::InvalidArgument,
+                    format!("options: preallocation {other} is not one of QBM_PREALLOCATION_..."),
+                ));
+            }
+        });
+        // SAFETY: the caller's promise: NULL or a string.
+        let image = unsafe { optional_text(options.image, "options.image") }?;
+        if let Some(image) = image {
+            create = create.image(image);
+        }
+        if options.size != 0 || image.is_none() {
+            create = create.size(options.size);
+        }
+        if let Some(folder) = handed(options.open_file, options.open_file_opaque, path)? {
+            create = create.folder(folder);
+        }
+        create.create(path)
+    })
+}
+
+/// Opens the disk that the descriptor at path describes.
+///
+/// options: NULL is the defaults: for reading and writing, through the page
+/// cache. *disk is set on success, and to NULL otherwise.
+///
+/// Returns 0. -EINVAL: an option, or a descriptor or file that is not as it
+/// must be; the message names the file, the key and the value. -ENOTSUP: a
+/// format or feature that this library does not have. -ENOENT, -EACCES ...:
+/// what the system said. -ENOMEM. Any thread.
+///
+/// # Safety
+///
+/// The pointers are NULL or point to what the text says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qbm_open(
+    path: *const c_char,
+    options: *const qbm_open_options,
+    disk: *mut *mut qbm_disk,
+) -> c_int {
+    call(|| {
+        if disk.is_null() {
+            return Err(null("disk"));
+        }
+        // SAFETY: not NULL, and writable by the caller's promise.
+        unsafe { disk.write(std::ptr::null_mut()) };
+        // SAFETY: the caller's promise: a string.
+        let path = unsafe { path_from(path) }?;
+        // SAFETY: the caller's promise: a struct as long as its first field says.
+        let options = unsafe { structs::read(options, "options") }?;
+        let known = QBM_OPEN_RDONLY | QBM_OPEN_DIRECT;
+        if options.flags & !known != 0 || options.reserved != 0 {
+            return Err(unknown_flags(options.flags & !known | options.reserved));
+        }
+        let mut open = OpenOptions::new()
+            .read_only(options.flags & QBM_OPEN_RDONLY != 0)
+            .direct(options.flags & QBM_OPEN_DIRECT != 0);
+        if let Some(folder) = handed(options.open_file, options.open_file_opaque, path)? {
+            open = open.folder(folder);
+        }
+        if let Some(function) = options.notify {
+            let listener = Listener {
+                function,
+                opaque: options.notify_opaque,
+            };
+            open = open.notify(move |notice| listener.hear(&notice));
+        }
+        let opened = Box::new(qbm_disk {
+            disk: open.open(path)?,
+        });
+        // SAFETY: not NULL, and writable by the caller's promise.
+        unsafe { disk.write(Box::into_raw(opened)) };
+        Ok(())
+    })
+}
+
+/// Flushes a disk, closes its files and frees it, whatever happens.
+///
+/// The last call on a disk: no other thread may be in one.
+///
+/// Returns 0: all that was written is durable. Otherwise the first error that
+/// was met, as a flush would have returned it; the disk is gone all the same.
+/// In a child of the process that opened it: -ESTALE, and no file is touched.
+/// NULL: -EINVAL.
+///
+/// # Safety
+///
+/// `disk` is NULL or a handle from `qbm_open` that no other call uses.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qbm_close(disk: *mut qbm_disk) -> c_int {
+    if disk.is_null() {
+        return fail(&null("disk"));
+    }
+    call(|| {
+        // SAFETY: a handle from `qbm_open`, given back by its owner.
+        let handle = unsafe { Box::from_raw(disk) };
+        handle.disk.close()
+    })
+}
+
+/// # Safety
+///
+/// As [`string`].
+unsafe fn path_from<'a>(path: *const c_char) -> Result<&'a Path> {
+    // SAFETY: the caller's promise is ours.
+    let path = unsafe { string(path, "path") }?;
+    Ok(Path::new(OsStr::from_bytes(path.to_bytes())))
+}
+
+fn handed(
+    function: Option<OpenFile>,
+    opaque: *mut c_void,
+    path: &Path,
+) -> Result<Option<std::sync::Arc<HandedFolder>>> {
+    function
+        .map(|function| HandedFolder::new(Callback { function, opaque }, path))
+        .transpose()
+}
+
+#[cold]
+pub(super) fn unknown_flags(flags: u32) -> Error {
+    Error::new(
+        ErrorCode::InvalidArgument,
+        format!("flags {flags:#x} are not known"),
+    )
+}
+
+struct Listener {
+    function: unsafe extern "C" fn(*mut c_void, c_int, *const c_char),
+    opaque: *mut c_void,
+}
+
+// SAFETY: the header demands a callback that may be called from any thread that uses the disk.
+unsafe impl Send for Listener {}
+// SAFETY: as above.
+unsafe impl Sync for Listener {}
+
+impl Listener {
+    fn hear(&self, notice: &Notice<'_>) {
+        let words = CString::new(notice.message.replace('\0', "")).unwrap_or_default();
+        // SAFETY: the caller gave this function for this purpose; the string lives through the call.
+        unsafe { (self.function)(self.opaque, notice.code as c_int, words.as_ptr()) }
+    }
+}
+
+/// So that the compiler proves what the header says: a disk may be used from any thread.
+const _: fn() = || {
+    fn any_thread<T: Send + Sync>() {}
+    any_thread::<Disk>();
+};
