@@ -15,8 +15,8 @@ mod sync;
 mod units;
 
 pub use disk::{
-    BlockStatus, CreateOptions, Disk, Info, Layer, Notice, NoticeCode, OpenOptions, Preallocation,
-    StatusFlags, TruncateFlags, WriteFlags,
+    BitmapInfo, BlockStatus, CreateOptions, Disk, Info, Layer, Notice, NoticeCode, OpenOptions,
+    Preallocation, StatusFlags, TruncateFlags, WriteFlags,
 };
 pub use error::{Error, ErrorCode, Result};
 pub use units::{ByteRange, Granularity, GranuleIndex, GranuleRange, MAX_LENGTH};

@@ -136,6 +136,14 @@ pub enum BitmapKind {
 }
 
 impl BitmapKind {
+    /// The word for it in a descriptor.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Dirty => "dirty",
+            Self::Allocation { .. } => "allocation",
+        }
+    }
+
     /// Whether this is an allocation bitmap. A disk has one at most.
     pub const fn is_allocation(&self) -> bool {
         matches!(self, Self::Allocation { .. })
@@ -173,13 +181,8 @@ impl ImageEntry {
 impl BitmapEntry {
     /// Writes it into `object`, which said `before` until now, and whose unknown keys stay.
     pub(super) fn write_to(&self, object: &mut String, before: Option<&BitmapKind>) {
-        let word = if self.kind.is_allocation() {
-            "allocation"
-        } else {
-            "dirty"
-        };
         text::set(object, "file", &text::quote(&self.file));
-        text::set(object, "type", &text::quote(word));
+        text::set(object, "type", &text::quote(self.kind.word()));
         text::set(object, "granularity-bytes", &self.granularity.bytes().to_string());
         match &self.kind {
             BitmapKind::Allocation {

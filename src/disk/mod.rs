@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use create::{CreateOptions, Preallocation};
-pub use info::{Info, Layer};
+pub use info::{BitmapInfo, Info, Layer};
 pub use open::{Notice, NoticeCode, OpenOptions};
 pub use resize::TruncateFlags;
 pub use status::{BlockStatus, StatusFlags};

@@ -1,3 +1,82 @@
-//! The command-line tool.
+//! `qbm`, the command-line tool: one file a verb, and nothing here that the library does not do for every caller.
+//!
+//! May call the library's public face only. Invariant: what went wrong is one line on standard error, and the exit
+//! code says whether it did: 0 done, 1 failed, 2 a command line that makes no sense.
 
-fn main() {}
+mod create;
+mod failure;
+mod generate;
+mod info;
+mod map;
+mod output;
+mod resize;
+mod size;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use failure::Outcome;
+
+const AFTER_HELP: &str = "\
+Sizes and offsets are bytes, or have a suffix: k, M, G, T, P or E, powers of 1024 (1.5G is 1610612736).
+
+Exit status: 0 done; 1 failed, with one line on standard error that says why; 2 the command line makes no sense.
+
+Examples:
+  qbm create disk.qbm 20G       a new disk of 20 GiB, its data in disk-data.img
+  qbm info disk.qbm             what the disk is made of
+  qbm resize disk.qbm +5G       5 GiB more
+  qbm help create               everything about one command";
+
+/// Disk images made of plain parts: a small JSON descriptor, a data image that stays a raw file or a block device,
+/// and one plain file of bits for each bitmap.
+///
+/// The descriptor is what you name on the command line, by custom a file that ends in .qbm.
+#[derive(Parser)]
+#[command(name = "qbm", version, after_help = AFTER_HELP, max_term_width = 100)]
+struct Tool {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Create(create::Args),
+    Info(info::Args),
+    Map(map::Args),
+    Resize(resize::Args),
+    #[command(hide = true)]
+    Completions(generate::CompletionArgs),
+    #[command(hide = true)]
+    Man(generate::ManArgs),
+    #[command(hide = true)]
+    Generate(generate::Args),
+}
+
+fn run(verb: &Verb) -> Outcome {
+    match verb {
+        Verb::Create(args) => create::run(args),
+        Verb::Info(args) => info::run(args),
+        Verb::Map(args) => map::run(args),
+        Verb::Resize(args) => resize::run(args),
+        Verb::Completions(args) => generate::completions(args),
+        Verb::Man(args) => generate::man(args),
+        Verb::Generate(args) => generate::run(args),
+    }
+}
+
+fn main() -> ExitCode {
+    let tool = Tool::parse();
+    match run(&tool.verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads has seen enough (`qbm map disk.qbm | head`): nothing failed.
+        Err(failure) if failure.is_broken_pipe() => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Where standard error is gone too, only the exit code is left to say it.
+            let _ = writeln!(std::io::stderr(), "qbm: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}

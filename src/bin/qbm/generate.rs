@@ -1,0 +1,133 @@
+//! Man pages and shell completions, made from the same definitions that read the command line. Hidden verbs, for
+//! packagers and `make install`.
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use clap::{Command, CommandFactory as _};
+use clap_complete::Shell;
+
+use crate::Tool;
+use crate::failure::{Failure, Outcome};
+
+/// The shells whose completions are installed.
+const SHELLS: [Shell; 3] = [Shell::Bash, Shell::Zsh, Shell::Fish];
+
+/// Write all man pages and completions into a folder: qbm.1, qbm-create.1 …, qbm.bash, _qbm, qbm.fish
+#[derive(clap::Args)]
+pub struct Args {
+    /// The folder; made where it does not exist
+    #[arg(long)]
+    dir: PathBuf,
+}
+
+/// Print the completions for a shell
+#[derive(clap::Args)]
+pub struct CompletionArgs {
+    /// The shell
+    shell: Shell,
+}
+
+/// Print a man page
+#[derive(clap::Args)]
+pub struct ManArgs {
+    /// The command that it is about; the whole tool where it is left out
+    command: Option<String>,
+}
+
+pub fn completions(args: &CompletionArgs) -> Outcome {
+    io::stdout().write_all(&completion(args.shell))?;
+    Ok(())
+}
+
+pub fn man(args: &ManArgs) -> Outcome {
+    let tool = documented();
+    let page = match &args.command {
+        None => Page::of_tool(&tool)?,
+        Some(name) => match tool.find_subcommand(name) {
+            Some(verb) => Page::of_verb(verb)?,
+            None => return Err(Failure::Refused(format!("there is no command {name:?}"))),
+        },
+    };
+    io::stdout().write_all(&page.roff)?;
+    Ok(())
+}
+
+pub fn run(args: &Args) -> Outcome {
+    std::fs::create_dir_all(&args.dir).map_err(|e| qbm::Error::io("make the folder", &args.dir, &e))?;
+    let tool = documented();
+    let mut pages = vec![Page::of_tool(&tool)?];
+    for verb in tool.get_subcommands() {
+        pages.push(Page::of_verb(verb)?);
+    }
+    for page in pages {
+        save(&args.dir.join(page.file_name), &page.roff)?;
+    }
+    for shell in SHELLS {
+        let name = clap_complete::Generator::file_name(&shell, "qbm");
+        save(&args.dir.join(name), &completion(shell))?;
+    }
+    Ok(())
+}
+
+fn save(path: &Path, content: &[u8]) -> Outcome {
+    Ok(std::fs::write(path, content).map_err(|e| qbm::Error::io("write", path, &e))?)
+}
+
+/// The tool as its users see it: the generators show hidden verbs, so those are left out here.
+fn documented() -> Command {
+    let whole = Tool::command();
+    let mut tool = Command::new("qbm").version(env!("CARGO_PKG_VERSION"));
+    if let Some(about) = whole.get_about() {
+        tool = tool.about(about.clone());
+    }
+    if let Some(about) = whole.get_long_about() {
+        tool = tool.long_about(about.clone());
+    }
+    if let Some(help) = whole.get_after_help() {
+        tool = tool.after_help(help.clone());
+    }
+    tool.subcommand_required(true).subcommands(
+        whole
+            .get_subcommands()
+            .filter(|verb| !verb.is_hide_set())
+            .cloned(),
+    )
+}
+
+fn completion(shell: Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut documented(), "qbm", &mut script);
+    script
+}
+
+struct Page {
+    file_name: String,
+    roff: Vec<u8>,
+}
+
+impl Page {
+    fn of_tool(tool: &Command) -> io::Result<Self> {
+        Self::render(tool.clone())
+    }
+
+    /// `qbm create` has the page qbm-create(1).
+    fn of_verb(verb: &Command) -> io::Result<Self> {
+        let name = format!("qbm-{}", verb.get_name());
+        Self::render(
+            verb.clone()
+                .bin_name(format!("qbm {}", verb.get_name()))
+                .display_name(name),
+        )
+    }
+
+    fn render(command: Command) -> io::Result<Self> {
+        let page = clap_mangen::Man::new(command);
+        let mut roff = Vec::new();
+        page.render(&mut roff)?;
+        Ok(Self {
+            file_name: page.get_filename(),
+            roff,
+        })
+    }
+}

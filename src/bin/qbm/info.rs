@@ -1,0 +1,134 @@
+//! `qbm info`: what a disk is made of.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use qbm::{BitmapInfo, Disk, Info, Layer, OpenOptions};
+use serde_json::{Value, json};
+
+use crate::failure::Outcome;
+use crate::output::{Output, long_size, short_size};
+
+const AFTER_HELP: &str = "\
+The disk is opened read-only: nothing in it changes, not even a time stamp.
+
+Examples:
+  qbm info disk.qbm
+      Sizes, the data image, and the bitmaps.
+  qbm info --output json disk.qbm | jq '.\"virtual-size\"'
+      The same for programs: qemu-img's keys, and under format-specific what only QBM has. Sizes are in bytes.";
+
+/// Say what a disk is made of: its size, its image, its bitmaps
+#[derive(clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Args {
+    /// For whom to print
+    #[arg(long, value_name = "FORMAT", default_value = "human")]
+    output: Output,
+
+    /// The disk's descriptor
+    #[arg(value_name = "DISK.qbm")]
+    disk: PathBuf,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let disk = OpenOptions::new().read_only(true).open(&args.disk)?;
+    let facts = Facts {
+        info: disk.info()?,
+        image: disk.layer(0)?,
+        bitmaps: disk.bitmap_list()?,
+    };
+    let out = &mut io::stdout().lock();
+    match args.output {
+        Output::Human => facts.print_human(&disk, out)?,
+        Output::Json => writeln!(out, "{:#}", facts.to_json(&disk))?,
+    }
+    Ok(())
+}
+
+struct Facts {
+    info: Info,
+    image: Layer,
+    bitmaps: Vec<BitmapInfo>,
+}
+
+impl Facts {
+    fn print_human(&self, disk: &Disk, out: &mut impl Write) -> io::Result<()> {
+        let Self { info, image, .. } = self;
+        writeln!(out, "descriptor: {}", disk.path().display())?;
+        writeln!(out, "virtual size: {}", long_size(info.length))?;
+        writeln!(out, "disk size: {}", short_size(info.allocated))?;
+        let kind = if info.limits.block_device {
+            ", block device"
+        } else {
+            ""
+        };
+        writeln!(out, "image: {} ({}{kind})", image.path.display(), image.format)?;
+        writeln!(
+            out,
+            "block size: {} logical, {} physical",
+            block(info.limits.logical_block),
+            block(info.limits.physical_block)
+        )?;
+        if self.bitmaps.is_empty() {
+            return writeln!(out, "bitmaps: none");
+        }
+        writeln!(out, "bitmaps:")?;
+        for bitmap in &self.bitmaps {
+            // Quoted, with escapes: a name is whatever somebody wrote into the descriptor.
+            writeln!(
+                out,
+                "    {:?}: {}, granularity {}{}",
+                bitmap.name,
+                bitmap.kind.word(),
+                short_size(bitmap.granularity.bytes()),
+                if bitmap.recording { ", recording" } else { "" }
+            )?;
+        }
+        Ok(())
+    }
+
+    fn to_json(&self, disk: &Disk) -> Value {
+        let limits = &self.info.limits;
+        let bitmaps: Vec<Value> = self
+            .bitmaps
+            .iter()
+            .map(|bitmap| {
+                json!({
+                    "name": bitmap.name,
+                    "type": bitmap.kind.word(),
+                    "granularity": bitmap.granularity.bytes(),
+                    "recording": bitmap.recording,
+                })
+            })
+            .collect();
+        json!({
+            "filename": disk.path().to_string_lossy(),
+            "format": "qbm",
+            "virtual-size": self.info.length,
+            "actual-size": self.info.allocated,
+            "format-specific": {
+                "type": "qbm",
+                "data": {
+                    "image": {
+                        "filename": self.image.path.to_string_lossy(),
+                        "format": self.image.format.word(),
+                        "block-device": limits.block_device,
+                        "logical-block-size": known(limits.logical_block),
+                        "physical-block-size": known(limits.physical_block),
+                    },
+                    "bitmaps": bitmaps,
+                },
+            },
+        })
+    }
+}
+
+/// The engine's zero is "unknown".
+fn known(bytes: u32) -> Option<u32> {
+    (bytes != 0).then_some(bytes)
+}
+
+fn block(bytes: u32) -> String {
+    known(bytes).map_or_else(|| "unknown".to_owned(), |bytes| format!("{bytes} B"))
+}
