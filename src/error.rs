@@ -111,6 +111,17 @@ impl Error {
 
     /// What a system call on a file failed with: `cannot read disk.img: Input/output error`.
     pub fn io(action: &str, file: impl AsRef<Path>, error: &io::Error) -> Self {
+        let reason = Self::system(error);
+        let message = format!(
+            "cannot {action} {}: {}",
+            file.as_ref().display(),
+            reason.message()
+        );
+        Self::with_errno(reason.code(), reason.errno(), message)
+    }
+
+    /// The same in fewer words, where what was tried on which file stands in front already: `Input/output error`.
+    pub fn system(error: &io::Error) -> Self {
         let errno = errno_of(error);
         let code = match errno {
             libc::ENOENT => ErrorCode::FileNotFound,
@@ -121,8 +132,7 @@ impl Error {
             libc::ENOTSUP => ErrorCode::NotSupported,
             _ => ErrorCode::Io,
         };
-        let message = format!("cannot {action} {}: {}", file.as_ref().display(), words(error));
-        Self::with_errno(code, errno, message)
+        Self::with_errno(code, errno, words(error))
     }
 
     /// The same error with what was being tried in front: `context: message`.

@@ -93,10 +93,11 @@ impl CreateOptions {
         }
         let place = Place::find(path, self.folder.as_ref())?;
         // Asked first, so that no image is made for a descriptor that cannot be.
+        // What is no file that could be a descriptor (a folder, a FIFO) is `InvalidInput`, and has the name all the same.
         if place
             .folder
             .open(Role::Descriptor, &place.name, Access::default())
-            .is_ok()
+            .map_or_else(|e| e.kind() == io::ErrorKind::InvalidInput, |_| true)
         {
             return Err(Error::new(
                 ErrorCode::FileExists,

@@ -209,10 +209,7 @@ impl Place {
             _ => path.to_owned(),
         };
         let Some(name) = followed.file_name() else {
-            return Err(Error::new(
-                ErrorCode::InvalidArgument,
-                "the path does not end in a file's name",
-            ));
+            return Err(Error::new(ErrorCode::InvalidArgument, "it does not name a file"));
         };
         let shown = followed.parent().unwrap_or(Path::new("")).to_owned();
         let folder = match folder {
@@ -227,11 +224,10 @@ impl Place {
     }
 
     pub(super) fn read_descriptor(&self) -> Result<Descriptor> {
-        let path = self.shown.join(&self.name);
         let storage = self
             .folder
             .open(Role::Descriptor, &self.name, Access::default())
-            .map_err(|e| Error::io("open", &path, &e))?;
+            .map_err(|e| Error::system(&e))?;
         Descriptor::read(&*storage)
     }
 }
