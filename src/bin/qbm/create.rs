@@ -32,7 +32,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     image: Option<String>,
 
-    /// Whether the new image's space is reserved now
+    /// How much of the new image's space is reserved at once [default: off]
     #[arg(long, value_name = "MODE", default_value = "off", hide_default_value = true)]
     #[arg(conflicts_with = "image")]
     preallocation: Preallocation,
@@ -58,11 +58,11 @@ pub struct Args {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Preallocation {
-    /// It is not: the image is sparse, and takes space as the guest writes [default]
+    /// None: the image is sparse, and takes space as the guest writes
     Off,
-    /// It is reserved, and reads as zeros without having been written
+    /// All of it; it reads as zeros without having been written
     Falloc,
-    /// It is reserved and filled with zeros: slow now, fast at the guest's first write
+    /// All of it, and zeros are written: slow now, fast at the guest's first write
     Full,
 }
 

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Command, CommandFactory as _};
 use clap_complete::Shell;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, bold, roman};
 
 use crate::Tool;
 use crate::failure::{Failure, Outcome};
@@ -122,12 +124,54 @@ impl Page {
     }
 
     fn render(command: Command) -> io::Result<Self> {
-        let page = clap_mangen::Man::new(command);
+        let help = command
+            .get_after_help()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        // There is no qbm-help(1), so the page must not point to it.
+        let has_verbs = command.has_subcommands();
+        let page = Man::new(command.disable_help_subcommand(true));
         let mut roff = Vec::new();
-        page.render(&mut roff)?;
+        page.render_title(&mut roff)?;
+        page.render_name_section(&mut roff)?;
+        page.render_synopsis_section(&mut roff)?;
+        page.render_description_section(&mut roff)?;
+        page.render_options_section(&mut roff)?;
+        if has_verbs {
+            page.render_subcommands_section(&mut roff)?;
+        }
+        after_help(&help).to_writer(&mut roff)?;
         Ok(Self {
             file_name: page.get_filename(),
             roff,
         })
     }
+}
+
+/// The text behind a verb's options: notes, whose indented lines are tables, and then examples, each a command with
+/// what it does below it.
+fn after_help(text: &str) -> Roff {
+    let (notes, examples) = text.split_once("Examples:\n").unwrap_or((text, ""));
+    let mut page = Roff::new();
+    page.control("SH", ["NOTES"]);
+    for line in notes.trim_end().lines() {
+        match line.strip_prefix("  ") {
+            Some(row) => {
+                let (key, meaning) = row.split_once("  ").unwrap_or((row, ""));
+                page.control("TP", [])
+                    .text([bold(key)])
+                    .text([roman(meaning.trim_start())])
+            }
+            None if line.is_empty() => page.control("PP", []),
+            None => page.text([roman(line)]),
+        };
+    }
+    page.control("SH", ["EXAMPLES"]);
+    for line in examples.lines() {
+        match line.strip_prefix("      ") {
+            Some(meaning) => page.text([roman(meaning)]),
+            None => page.control("TP", []).text([bold(line.trim())]),
+        };
+    }
+    page
 }

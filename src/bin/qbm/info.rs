@@ -3,10 +3,11 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use qbm::{BitmapInfo, Disk, Info, Layer, OpenOptions};
+use qbm::{BitmapInfo, Disk, Info, Layer};
 use serde_json::{Value, json};
 
 use crate::failure::Outcome;
+use crate::open;
 use crate::output::{Output, long_size, short_size};
 
 const AFTER_HELP: &str = "\
@@ -22,7 +23,7 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// For whom to print
+    /// Print for people or for programs
     #[arg(long, value_name = "FORMAT", default_value = "human")]
     output: Output,
 
@@ -32,7 +33,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let disk = OpenOptions::new().read_only(true).open(&args.disk)?;
+    let disk = open::to_read(&args.disk)?;
     let facts = Facts {
         info: disk.info()?,
         image: disk.layer(0)?,

@@ -8,6 +8,7 @@ mod failure;
 mod generate;
 mod info;
 mod map;
+mod open;
 mod output;
 mod resize;
 mod size;
@@ -25,10 +26,14 @@ Sizes and offsets are bytes, or have a suffix: k, M, G, T, P or E, powers of 102
 Exit status: 0 done; 1 failed, with one line on standard error that says why; 2 the command line makes no sense.
 
 Examples:
-  qbm create disk.qbm 20G       a new disk of 20 GiB, its data in disk-data.img
-  qbm info disk.qbm             what the disk is made of
-  qbm resize disk.qbm +5G       5 GiB more
-  qbm help create               everything about one command";
+  qbm create disk.qbm 20G
+      A new disk of 20 GiB, its data in disk-data.img.
+  qbm info disk.qbm
+      What the disk is made of.
+  qbm resize disk.qbm +5G
+      5 GiB more.
+  qbm help create
+      Everything about one command.";
 
 /// Disk images made of plain parts: a small JSON descriptor, a data image that stays a raw file or a block device,
 /// and one plain file of bits for each bitmap.

@@ -6,9 +6,10 @@
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
-use qbm::{BlockStatus, Disk, OpenOptions, StatusFlags};
+use qbm::{BlockStatus, Disk, StatusFlags};
 
 use crate::failure::{Failure, Outcome};
+use crate::open;
 use crate::output::Output;
 use crate::size::parse_size;
 
@@ -35,7 +36,7 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// For whom to print
+    /// Print for people or for programs
     #[arg(long, value_name = "FORMAT", default_value = "human")]
     output: Output,
 
@@ -54,7 +55,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let disk = OpenOptions::new().read_only(true).open(&args.disk)?;
+    let disk = open::to_read(&args.disk)?;
     let length = disk.length();
     let start = args.start_offset;
     if start > length {

@@ -3,9 +3,10 @@
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
-use qbm::{Disk, TruncateFlags};
+use qbm::TruncateFlags;
 
 use crate::failure::{Failure, Outcome};
+use crate::open;
 use crate::output::long_size;
 use crate::size::{NewLength, parse_new_length};
 
@@ -45,7 +46,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Outcome {
     let shown = args.disk.display();
-    let disk = Disk::open(&args.disk)?;
+    let disk = open::to_write(&args.disk)?;
     let old = disk.length();
     let refused = |why: String| Failure::Refused(format!("cannot resize {shown}: {why}"));
     let new = args.size.of(old).map_err(refused)?;
