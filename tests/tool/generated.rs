@@ -1,0 +1,58 @@
+//! Man pages and completions: all verbs, all options, nothing that is hidden.
+
+use super::room::{Room, text};
+
+const VERBS: [&str; 4] = ["create", "info", "map", "resize"];
+
+#[test]
+fn generate_writes_a_page_for_every_verb_and_completions_for_every_shell() {
+    let room = Room::new();
+    assert_eq!(room.done(&["generate", "--dir", "out"]), "");
+    for file in ["qbm.1", "qbm.bash", "_qbm", "qbm.fish"] {
+        let content = text(&room.read(&format!("out/{file}")));
+        for verb in VERBS {
+            assert!(content.contains(verb), "{file} does not know {verb}");
+        }
+        for hidden in ["completions", "generate"] {
+            assert!(!content.contains(hidden), "{file} shows {hidden}");
+        }
+    }
+    for verb in VERBS {
+        let page = text(&room.read(&format!("out/qbm-{verb}.1")));
+        assert_eq!(page, room.done(&["man", verb]));
+        assert!(page.contains(".SH EXAMPLES\n"), "{verb}");
+        assert!(page.contains(&format!("qbm {verb} ")), "{verb}");
+    }
+}
+
+#[test]
+fn every_verb_teaches_by_example() {
+    let room = Room::new();
+    for verb in VERBS {
+        let help = room.done(&[verb, "--help"]);
+        assert!(help.contains(&format!("\nExamples:\n  qbm {verb} ")), "{help}");
+    }
+    assert!(!room.done(&["--help"]).contains("generate"));
+}
+
+#[test]
+fn the_man_page_of_no_verb_is_refused() {
+    let room = Room::new();
+    assert_eq!(
+        room.fails(&["man", "frob"]),
+        (1, "qbm: there is no command \"frob\"\n".to_owned())
+    );
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_named() {
+    let room = Room::new();
+    room.write("file", b"");
+    assert_eq!(
+        room.fails(&["generate", "--dir", "file/sub"]),
+        (
+            1,
+            "qbm: cannot make the folder file/sub: Not a directory\n".to_owned()
+        )
+    );
+}
