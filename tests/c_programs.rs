@@ -2,6 +2,8 @@
 //! without a warning, against the shared and the static library, under valgrind where the machine has it. And what
 //! such a user relies on: a header that C++ takes, the soname, and no name exported but `qbm_*`.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::io::Write as _;

@@ -3,6 +3,8 @@
 //! A story may fork, change its root or drop rights, so each runs in a process of its own: the test starts this very
 //! program again for itself alone, and that process runs the story on its main thread and leaves with its status.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::ffi::c_int;
 use std::io::Write as _;
 use std::process::{Command, exit};

@@ -1,6 +1,8 @@
 //! What `make install` leaves: a C program that knows nothing but `pkg-config --cflags --libs qbm` compiles against it
 //! and runs, with the shared and with the static library.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::path::{Path, PathBuf};
