@@ -4,12 +4,17 @@
 //! and a handle whose engine panicked refuses all further use.
 
 mod boundary;
-mod bytes;
-mod errors;
-mod facts;
 mod files;
-mod life;
 mod structs;
+
+// What C sees, in the order of the header. The empty lines keep rustfmt from sorting it.
+mod errors;
+
+mod life;
+
+mod bytes;
+
+mod facts;
 
 /// An open disk. Made by qbm_open(), ended by qbm_close().
 #[allow(non_camel_case_types, reason = "the name in C")]

@@ -73,7 +73,11 @@ impl<'a> Gather<'a> {
         self.len == 0
     }
 
-    /// Copies the bytes from `skip` on into `out`, as many as it holds; they must be there.
+    /// Copies the bytes from `skip` on into `out`, as many as it holds.
+    ///
+    /// # Panics
+    ///
+    /// Where the list has fewer bytes than that: the caller planned wrongly, and a short copy would hide it.
     pub fn copy_to(&self, mut skip: usize, out: &mut [u8]) {
         assert!(skip <= self.len && out.len() <= self.len - skip);
         let mut done = 0;
@@ -138,7 +142,11 @@ impl<'a> Scatter<'a> {
         self.len == 0
     }
 
-    /// Copies `bytes` into the memory from `skip` on; there must be room.
+    /// Copies `bytes` into the memory from `skip` on.
+    ///
+    /// # Panics
+    ///
+    /// Where the list has no room for them: the caller planned wrongly, and a short copy would hide it.
     pub fn copy_from(&self, mut skip: usize, bytes: &[u8]) {
         assert!(skip <= self.len && bytes.len() <= self.len - skip);
         let mut done = 0;
