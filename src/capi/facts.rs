@@ -164,10 +164,11 @@ pub unsafe extern "C" fn qbm_get_info(disk: *mut qbm_disk, info: *mut qbm_info) 
     unsafe { on_disk(disk, fill) }
 }
 
-/// Layer number `layer` of the disk: 0 is its own image, then the backing
+/// Layer number layer of the disk: 0 is its own image, then the backing
 /// images from the nearest on, qbm_info.layers in all.
 ///
-/// *info: as for qbm_get_info(). Returns 0. -EINVAL (QBM_ERROR_OUT_OF_RANGE):
+/// *info: as for qbm_get_info(); without room for file, there is none to free.
+/// Returns 0. -EINVAL (QBM_ERROR_OUT_OF_RANGE):
 /// there is no such layer. -ENOMEM. Any thread.
 ///
 /// # Safety

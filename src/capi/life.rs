@@ -129,8 +129,8 @@ pub struct qbm_create_options {
     /// relative to the descriptor's folder. NULL: a new image is made beside
     /// the descriptor.
     pub image: *const c_char,
-    /// Opens the image and the folder that files are made in; NULL: the
-    /// library does.
+    /// Opens the folder that files are made in, and image; also asked for the
+    /// descriptor, to see that there is none. NULL: the library does.
     pub open_file: qbm_open_file,
     /// The first argument of open_file.
     pub open_file_opaque: *mut c_void,
@@ -146,7 +146,8 @@ unsafe impl Extensible for qbm_create_options {}
 /// A disk is a small JSON descriptor, the data image that it names, and a file
 /// for each bitmap. A qbm_disk may be used from any number of threads at once;
 /// closing it must be the last call. A handle that was opened before a fork
-/// belongs to the parent: in the child every call on it is -ESTALE.
+/// belongs to the parent: in the child every call on it that can fail is
+/// -ESTALE, qbm_close() too.
 /// ---
 /// Makes a disk: the descriptor at path, for an image that exists or for a new
 /// one. Nothing that exists is overwritten; a failure leaves nothing behind.
