@@ -45,12 +45,13 @@ install: $(if $(BUILT),,all)
 	chmod 644 "$(DESTDIR)$(LIBDIR)/pkgconfig/qbm.pc"; \
 	pages=$$(mktemp -d); trap 'rm -rf "$$pages"' EXIT; \
 	: 'A tool for another machine cannot print its pages; it is installed without them.'; \
-	if "$$from/qbm" generate-pages "$$pages" 2> /dev/null; then \
-	    put() { for page in "$$pages"/$$1; do [ ! -e "$$page" ] || install -D -m 644 -t "$(DESTDIR)$$2" "$$page"; done; }; \
-	    put 'man/*' "$(DATADIR)/man/man1"; \
-	    put 'bash/*' "$(DATADIR)/bash-completion/completions"; \
-	    put 'zsh/*' "$(DATADIR)/zsh/site-functions"; \
-	    put 'fish/*' "$(DATADIR)/fish/vendor_completions.d"; \
+	if "$$from/qbm" generate --dir "$$pages" 2> /dev/null; then \
+	    put() { install -D -m 644 -t "$(DESTDIR)$(DATADIR)/$$1" "$$2"; }; \
+	    for page in "$$pages"/*.1; do put man/man1 "$$page"; done; \
+	    mv "$$pages/qbm.bash" "$$pages/qbm"; \
+	    put bash-completion/completions "$$pages/qbm"; \
+	    put zsh/site-functions "$$pages/_qbm"; \
+	    put fish/vendor_completions.d "$$pages/qbm.fish"; \
 	fi
 
 uninstall:

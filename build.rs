@@ -81,8 +81,20 @@ mod header {
         Ok(builder.generate().map(|bindings| {
             let mut text = Vec::new();
             bindings.write(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
+            unsigned(&String::from_utf8_lossy(&text))
         }))
+    }
+
+    /// Flags are `uint32_t` wherever they are taken: a plain `1` would be an `int`, and `~1` a negative one.
+    fn unsigned(text: &str) -> String {
+        let number = |line: &str| {
+            let value = line.strip_prefix("#define ")?.split_once(' ')?.1;
+            (!value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()))
+                .then(|| format!("{line}u\n"))
+        };
+        text.lines()
+            .map(|line| number(line).unwrap_or_else(|| format!("{line}\n")))
+            .collect()
     }
 
     /// Makes the comments read as C's: what begins with `section: TITLE` and an introduction, closed by a line `---`,

@@ -3,6 +3,26 @@
  *
  * Made from src/capi by build.rs: change it there.
  *
+ *     struct qbm_create_options options = {0};
+ *     qbm_disk *disk;
+ *     char text[6];
+ *
+ *     options.struct_size = sizeof options;
+ *     options.size = 64 << 20;
+ *     if (qbm_create("disk.qbm", &options) < 0
+ *         || qbm_open("disk.qbm", NULL, &disk) < 0) {
+ *         fprintf(stderr, "%s\n", qbm_error_message());
+ *         return 1;
+ *     }
+ *     if (qbm_pwrite(disk, "hello", 6, 4096, QBM_REQ_FUA) < 0
+ *         || qbm_pread(disk, text, 6, 4096) < 0)
+ *         fprintf(stderr, "%s\n", qbm_error_message());
+ *     if (qbm_close(disk) < 0)
+ *         fprintf(stderr, "%s\n", qbm_error_message());
+ *
+ * The disk is disk.qbm, a small JSON descriptor, and disk-data.img, a raw image. Then, in order: flags, types, and
+ * the functions in sections (errors, life of a disk, bytes, facts).
+ *
  * SPDX-License-Identifier: MIT OR Apache-2.0
  */
 
@@ -14,61 +34,61 @@
 #include <sys/uio.h>
 
 /** Of qbm_open(): nothing is written, to no file of the disk. */
-#define QBM_OPEN_RDONLY 1
+#define QBM_OPEN_RDONLY 1u
 
 /** Of qbm_open(): the image is accessed around the page cache (O_DIRECT). */
-#define QBM_OPEN_DIRECT 2
+#define QBM_OPEN_DIRECT 2u
 
 /** Of qbm_create(): a new image is one hole. */
-#define QBM_PREALLOCATION_OFF 0
+#define QBM_PREALLOCATION_OFF 0u
 
 /** Of qbm_create(): a new image's space is reserved. */
-#define QBM_PREALLOCATION_FALLOC 1
+#define QBM_PREALLOCATION_FALLOC 1u
 
 /** Of qbm_create(): a new image's space is reserved and written with zeros. */
-#define QBM_PREALLOCATION_FULL 2
+#define QBM_PREALLOCATION_FULL 2u
 
 /** Of writes: durable when the call returns. */
-#define QBM_REQ_FUA 1
+#define QBM_REQ_FUA 1u
 
 /** Of qbm_write_zeroes(): the space may be given back to the host. */
-#define QBM_REQ_MAY_UNMAP 2
+#define QBM_REQ_MAY_UNMAP 2u
 
 /** Of qbm_write_zeroes(): -EOPNOTSUPP rather than writing zeros byte by byte. */
-#define QBM_REQ_NO_FALLBACK 4
+#define QBM_REQ_NO_FALLBACK 4u
 
 /**
  * Of writes: the content as the guest sees it stays the same, so no dirty
  * bitmap records the write.
  */
-#define QBM_REQ_UNCHANGED 8
+#define QBM_REQ_UNCHANGED 8u
 
 /** Of qbm_truncate(): bytes may be cut off. */
-#define QBM_TRUNCATE_SHRINK 1
+#define QBM_TRUNCATE_SHRINK 1u
 
 /** In qbm_info.flags: open for writing. */
-#define QBM_INFO_WRITABLE 1
+#define QBM_INFO_WRITABLE 1u
 
 /** In qbm_info.flags: the image is accessed around the page cache. */
-#define QBM_INFO_DIRECT 2
+#define QBM_INFO_DIRECT 2u
 
 /** In qbm_info.flags: a flush has failed; the disk must be reopened. */
-#define QBM_INFO_FAILED 4
+#define QBM_INFO_FAILED 4u
 
 /** In qbm_info.flags: the image is a block device and cannot be resized. */
-#define QBM_INFO_BLOCK_DEVICE 8
+#define QBM_INFO_BLOCK_DEVICE 8u
 
 /** In qbm_extent.flags: stored somewhere, and to be read to be known. */
-#define QBM_BLOCK_DATA 1
+#define QBM_BLOCK_DATA 1u
 
 /** In qbm_extent.flags: reads as zeros. */
-#define QBM_BLOCK_ZERO 2
+#define QBM_BLOCK_ZERO 2u
 
 /** In qbm_extent.flags: the disk's own, not a backing image's. */
-#define QBM_BLOCK_ALLOCATED 4
+#define QBM_BLOCK_ALLOCATED 4u
 
 /** In qbm_extent.flags: qbm_extent.offset says where the bytes are. */
-#define QBM_BLOCK_OFFSET_VALID 8
+#define QBM_BLOCK_OFFSET_VALID 8u
 
 /**
  * What kind of failure qbm_error_code() tells of. The numbers never change their
@@ -182,8 +202,8 @@ typedef struct qbm_create_options {
      */
     const char *image;
     /**
-     * Opens the image and the folder that files are made in; NULL: the
-     * library does.
+     * Opens the folder that files are made in, and image; also asked for the
+     * descriptor, to see that there is none. NULL: the library does.
      */
     qbm_open_file open_file;
     /** The first argument of open_file. */
@@ -329,7 +349,8 @@ void qbm_free(void *memory);
  * A disk is a small JSON descriptor, the data image that it names, and a file
  * for each bitmap. A qbm_disk may be used from any number of threads at once;
  * closing it must be the last call. A handle that was opened before a fork
- * belongs to the parent: in the child every call on it is -ESTALE.
+ * belongs to the parent: in the child every call on it that can fail is
+ * -ESTALE, qbm_close() too.
  * ================================================================================================ */
 
 /**
@@ -472,10 +493,11 @@ uint64_t qbm_length(const struct qbm_disk *disk);
 int qbm_get_info(struct qbm_disk *disk, struct qbm_info *info);
 
 /**
- * Layer number `layer` of the disk: 0 is its own image, then the backing
+ * Layer number layer of the disk: 0 is its own image, then the backing
  * images from the nearest on, qbm_info.layers in all.
  *
- * *info: as for qbm_get_info(). Returns 0. -EINVAL (QBM_ERROR_OUT_OF_RANGE):
+ * *info: as for qbm_get_info(); without room for file, there is none to free.
+ * Returns 0. -EINVAL (QBM_ERROR_OUT_OF_RANGE):
  * there is no such layer. -ENOMEM. Any thread.
  */
 int qbm_chain_info(struct qbm_disk *disk, uint32_t layer, struct qbm_layer *info);

@@ -1,6 +1,6 @@
 //! The line that no panic crosses, and the calling thread's last failure.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
@@ -15,6 +15,8 @@ struct Failure {
 
 thread_local! {
     static LAST: RefCell<Option<Failure>> = const { RefCell::new(None) };
+    /// A call into the library runs on this thread, and catches its panics.
+    static SHELTERED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Keeps `error` as the thread's last failure. Returns what the C function returns: a negative errno.
@@ -66,7 +68,7 @@ fn to_c(result: &Result<()>) -> c_int {
 /// Runs the body of a C function that has no disk yet.
 pub(super) fn call(body: impl FnOnce() -> Result<()>) -> c_int {
     silence_panics();
-    let result = catch_unwind(AssertUnwindSafe(body));
+    let result = sheltered(body);
     to_c(&result.unwrap_or_else(|_| Err(internal_error())))
 }
 
@@ -81,7 +83,7 @@ pub(super) unsafe fn on_disk(disk: *const qbm_disk, body: impl FnOnce(&crate::Di
     let Some(handle) = (unsafe { disk.as_ref() }) else {
         return fail(&null("disk"));
     };
-    match catch_unwind(AssertUnwindSafe(|| body(&handle.disk))) {
+    match sheltered(|| body(&handle.disk)) {
         Ok(Ok(())) => 0,
         Ok(Err(error)) => fail(&error),
         Err(_) => {
@@ -91,19 +93,23 @@ pub(super) unsafe fn on_disk(disk: *const qbm_disk, body: impl FnOnce(&crate::Di
     }
 }
 
-/// The default hook prints a panic on stderr, and a library has no business there. The shared and the static library
-/// have a Rust runtime of their own, whose hook this is. A Rust program has one runtime for all and calls no C
-/// function; where a test does, panics that do not come from this crate's files still reach the hook that was there.
+/// Runs `body` and catches its panic, which is not printed.
+#[inline]
+fn sheltered<T>(body: impl FnOnce() -> T) -> std::thread::Result<T> {
+    let outer = SHELTERED.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(body));
+    SHELTERED.set(outer);
+    result
+}
+
+/// The default hook prints a panic on stderr, and a library has no business there. Panics that no call of ours will
+/// catch, such as those of a Rust program that links the crate, still reach the hook that was there.
 fn silence_panics() {
     static ONCE: Once = Once::new();
-    const HERE: &str = "src/";
     ONCE.call_once(|| {
         let other = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            let ours = info
-                .location()
-                .is_some_and(|place| place.file().starts_with(HERE));
-            if !ours {
+            if !SHELTERED.get() {
                 other(info);
             }
         }));

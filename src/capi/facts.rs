@@ -1,6 +1,7 @@
 //! Facts about a disk.
 
 use std::ffi::{c_char, c_int};
+use std::mem::offset_of;
 use std::os::unix::ffi::OsStrExt;
 
 use super::boundary::on_disk;
@@ -157,16 +158,17 @@ pub unsafe extern "C" fn qbm_get_info(disk: *mut qbm_disk, info: *mut qbm_info) 
             discard_alignment: limits.discard_alignment,
         };
         // SAFETY: the caller's promise: a struct as long as its first field says.
-        unsafe { structs::write(info, &value, "info") }
+        unsafe { structs::write(info, &value, "info") }.map(drop)
     };
     // SAFETY: the caller's promise: a handle.
     unsafe { on_disk(disk, fill) }
 }
 
-/// Layer number `layer` of the disk: 0 is its own image, then the backing
+/// Layer number layer of the disk: 0 is its own image, then the backing
 /// images from the nearest on, qbm_info.layers in all.
 ///
-/// *info: as for qbm_get_info(). Returns 0. -EINVAL (QBM_ERROR_OUT_OF_RANGE):
+/// *info: as for qbm_get_info(); without room for file, there is none to free.
+/// Returns 0. -EINVAL (QBM_ERROR_OUT_OF_RANGE):
 /// there is no such layer. -ENOMEM. Any thread.
 ///
 /// # Safety
@@ -190,11 +192,12 @@ pub unsafe extern "C" fn qbm_chain_info(disk: *mut qbm_disk, layer: u32, info: *
         };
         // SAFETY: the caller's promise: a struct as long as its first field says.
         let written = unsafe { structs::write(info, &value, "info") };
-        if written.is_err() {
-            // SAFETY: from malloc, and nobody has seen it.
+        let room = offset_of!(qbm_layer, file) + size_of::<*mut c_char>();
+        if !written.as_ref().is_ok_and(|bytes| *bytes >= room) {
+            // SAFETY: from malloc, and the caller was given no pointer that it could free.
             unsafe { libc::free(value.file.cast()) };
         }
-        written
+        written.map(drop)
     };
     // SAFETY: the caller's promise: a handle.
     unsafe { on_disk(disk, fill) }
@@ -233,7 +236,7 @@ pub unsafe extern "C" fn qbm_block_status(
             reserved: 0,
         };
         // SAFETY: the caller's promise: a struct as long as its first field says.
-        unsafe { structs::write(extent, &value, "extent") }
+        unsafe { structs::write(extent, &value, "extent") }.map(drop)
     };
     // SAFETY: the caller's promise: a handle.
     unsafe { on_disk(disk, fill) }

@@ -25,10 +25,7 @@ pub const QBM_PREALLOCATION_FULL: u32 = 2;
 
 /// What a file is to the disk, for open_file.
 #[allow(non_camel_case_types, reason = "the name in C")]
-#[allow(
-    dead_code,
-    reason = "read by C only; `the_roles_agree` holds them against `Role`"
-)]
+#[allow(dead_code, reason = "read by C only")]
 #[repr(C)]
 pub enum qbm_role {
     /// The JSON descriptor.
@@ -53,6 +50,18 @@ pub enum qbm_notice {
     /// The disk failed: writes and flushes report errors until it is reopened.
     QBM_NOTICE_FAILED = 1,
 }
+
+const _: () = {
+    use crate::NoticeCode;
+    use crate::storage::Role;
+    assert!(qbm_role::QBM_ROLE_DESCRIPTOR as i32 == Role::Descriptor as i32);
+    assert!(qbm_role::QBM_ROLE_FOLDER as i32 == Role::Folder as i32);
+    assert!(qbm_role::QBM_ROLE_IMAGE as i32 == Role::Image as i32);
+    assert!(qbm_role::QBM_ROLE_BITMAP as i32 == Role::Bitmap as i32);
+    assert!(qbm_role::QBM_ROLE_STATE as i32 == Role::State as i32);
+    assert!(qbm_role::QBM_ROLE_BACKING as i32 == Role::Backing as i32);
+    assert!(qbm_notice::QBM_NOTICE_FAILED as i32 == NoticeCode::Failed as i32);
+};
 
 /// Opens a file for the library, instead of open(2).
 ///
@@ -120,8 +129,8 @@ pub struct qbm_create_options {
     /// relative to the descriptor's folder. NULL: a new image is made beside
     /// the descriptor.
     pub image: *const c_char,
-    /// Opens the image and the folder that files are made in; NULL: the
-    /// library does.
+    /// Opens the folder that files are made in, and image; also asked for the
+    /// descriptor, to see that there is none. NULL: the library does.
     pub open_file: qbm_open_file,
     /// The first argument of open_file.
     pub open_file_opaque: *mut c_void,
@@ -137,7 +146,8 @@ unsafe impl Extensible for qbm_create_options {}
 /// A disk is a small JSON descriptor, the data image that it names, and a file
 /// for each bitmap. A qbm_disk may be used from any number of threads at once;
 /// closing it must be the last call. A handle that was opened before a fork
-/// belongs to the parent: in the child every call on it is -ESTALE.
+/// belongs to the parent: in the child every call on it that can fail is
+/// -ESTALE, qbm_close() too.
 /// ---
 /// Makes a disk: the descriptor at path, for an image that exists or for a new
 /// one. Nothing that exists is overwritten; a failure leaves nothing behind.
@@ -178,7 +188,7 @@ pub unsafe extern "C" fn qbm_create(path: *const c_char, options: *const qbm_cre
         if let Some(image) = image {
             create = create.image(image);
         }
-        if options.size != 0 || image.is_none() {
+        if options.size != 0 {
             create = create.size(options.size);
         }
         if let Some(folder) = handed(options.open_file, options.open_file_opaque, path)? {
@@ -218,8 +228,14 @@ pub unsafe extern "C" fn qbm_open(
         // SAFETY: the caller's promise: a struct as long as its first field says.
         let options = unsafe { structs::read(options, "options") }?;
         let known = QBM_OPEN_RDONLY | QBM_OPEN_DIRECT;
-        if options.flags & !known != 0 || options.reserved != 0 {
-            return Err(unknown_flags(options.flags & !known | options.reserved));
+        if options.flags & !known != 0 {
+            return Err(unknown_flags(options.flags & !known));
+        }
+        if options.reserved != 0 {
+            return Err(Error::new(
+                ErrorCode::InvalidArgument,
+                format!("options: reserved is {:#x}, not zero", options.reserved),
+            ));
         }
         let mut open = OpenOptions::new()
             .read_only(options.flags & QBM_OPEN_RDONLY != 0)

@@ -16,6 +16,9 @@ mod bytes;
 
 mod facts;
 
+#[cfg(test)]
+mod tests;
+
 /// An open disk. Made by qbm_open(), ended by qbm_close().
 #[allow(non_camel_case_types, reason = "the name in C")]
 pub struct qbm_disk {

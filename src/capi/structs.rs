@@ -48,12 +48,13 @@ pub(super) unsafe fn read<T: Extensible>(from: *const T, what: &str) -> Result<T
     Ok(value)
 }
 
-/// Gives the caller as much of `value` as its struct has room for, and zeros behind what this library knows.
+/// Gives the caller as much of `value` as its struct has room for, and zeros behind what this library knows. Returns
+/// how many bytes of `value` the caller has now.
 ///
 /// # Safety
 ///
 /// `to` is NULL or points to as many writable bytes as its first `size_t` says.
-pub(super) unsafe fn write<T: Extensible>(to: *mut T, value: &T, what: &str) -> Result<()> {
+pub(super) unsafe fn write<T: Extensible>(to: *mut T, value: &T, what: &str) -> Result<usize> {
     if to.is_null() {
         return Err(null(what));
     }
@@ -71,7 +72,7 @@ pub(super) unsafe fn write<T: Extensible>(to: *mut T, value: &T, what: &str) -> 
         );
         std::ptr::write_bytes(to.cast::<u8>().add(known), 0, size - known);
     }
-    Ok(())
+    Ok(known)
 }
 
 fn check_size(size: usize, what: &str) -> Result<()> {

@@ -23,12 +23,13 @@ fn backing_of(descriptor: &Descriptor) -> Option<&BackingEntry> {
 }
 
 /// Fails where the chain below `descriptor` leads back to itself or is too deep.
-pub(super) fn check(place: &Place, descriptor: &Descriptor) -> Result<()> {
-    let mut visited = HashSet::new();
+///
+/// `identity` is the descriptor's file, where anything tells.
+pub(super) fn check(place: &Place, descriptor: &Descriptor, identity: Option<FileIdentity>) -> Result<()> {
+    let mut visited: HashSet<_> = identity.into_iter().collect();
     let mut folder: Arc<dyn Folder> = place.folder.clone();
     let mut shown: PathBuf = place.shown.clone();
     let mut current = descriptor.clone();
-    visit(&*folder, &place.name, Role::Descriptor, &shown, &mut visited)?;
     for _ in 0..MAX_DEPTH {
         let Some(backing) = backing_of(&current).filter(|backing| backing.format == Format::Qbm) else {
             return Ok(());

@@ -108,8 +108,8 @@ impl OpenOptions {
             write: !self.read_only,
             direct: false,
         };
-        let descriptor = place.read_descriptor()?;
-        chain::check(&place, &descriptor)?;
+        let (descriptor, identity) = place.read_descriptor()?;
+        chain::check(&place, &descriptor, identity)?;
         let mut files = Files::new(&place);
 
         let image = descriptor.image();
@@ -223,12 +223,13 @@ impl Place {
         })
     }
 
-    pub(super) fn read_descriptor(&self) -> Result<Descriptor> {
+    /// The descriptor, and which file it is. Opened once: a caller that hands files in may have one of each only.
+    pub(super) fn read_descriptor(&self) -> Result<(Descriptor, Option<FileIdentity>)> {
         let storage = self
             .folder
             .open(Role::Descriptor, &self.name, Access::default())
             .map_err(|e| Error::system(&e))?;
-        Descriptor::read(&*storage)
+        Ok((Descriptor::read(&*storage)?, storage.identity()))
     }
 }
 

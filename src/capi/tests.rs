@@ -1,0 +1,11 @@
+//! What C programs cannot provoke: panics inside of the library, and structs of another age byte by byte.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::undocumented_unsafe_blocks,
+    reason = "in a test, a failure may panic, and every pointer is to a local"
+)]
+
+mod panics;
+mod sizes;
