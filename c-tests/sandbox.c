@@ -45,7 +45,8 @@ int main(void)
     CHECK_OK(qbm_close(new_disk("disk.qbm", SIZE)));
     files.folder = open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     files.descriptor = open("disk.qbm", O_RDONLY | O_CLOEXEC);
-    files.image = open("disk-data.img", O_RDWR | O_CLOEXEC);
+    files.image = open("disk-data.img", O_RDWR);
+    const int image = files.image;
     CHECK(files.folder >= 0 && files.descriptor >= 0 && files.image >= 0);
     refuse_calls(with_paths, sizeof with_paths / sizeof *with_paths, EPERM);
     CHECK(open("disk.qbm", O_RDONLY) < 0 && errno == EPERM);
@@ -56,6 +57,8 @@ int main(void)
     options.open_file_opaque = &files;
     CHECK_OK(qbm_open("disk.qbm", &options, &disk));
     CHECK(files.descriptor == -1 && files.image == -1);
+    /* It is the library's now: no child inherits it, and close ends it. */
+    CHECK(fcntl(image, F_GETFD) & FD_CLOEXEC);
     fill(before, SIZE, 1);
     CHECK_OK(qbm_pwrite(disk, before, SIZE, 0, 0));
     CHECK_OK(qbm_flush(disk));
@@ -68,5 +71,6 @@ int main(void)
     CHECK_OK(qbm_get_info(disk, &info));
     CHECK(info.length == 2 * SIZE);
     CHECK_OK(qbm_close(disk));
+    CHECK(fcntl(image, F_GETFD) == -1 && errno == EBADF);
     return 0;
 }

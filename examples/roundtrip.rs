@@ -4,7 +4,7 @@
 //! cargo run --example roundtrip -- FOLDER
 //! ```
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use qbm::{CreateOptions, Disk, Result, StatusFlags, WriteFlags};
@@ -23,7 +23,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn round_trip(path: &std::path::Path) -> Result<()> {
+/// Does it all with a new disk at `path`.
+///
+/// # Panics
+///
+/// Where something else is read back than what was written.
+pub fn round_trip(path: &Path) -> Result<()> {
     CreateOptions::new().size(4 << 20).create(path)?;
     let disk = Disk::open(path)?;
 

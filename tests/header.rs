@@ -1,5 +1,7 @@
 //! The example in the header's first comment is a program that runs: `c-tests/header_example.c`.
 
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
+
 #[test]
 fn the_example_of_the_header_is_a_story() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/");
