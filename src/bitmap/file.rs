@@ -16,7 +16,8 @@ use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::units::{ByteRange, GranuleRange};
 
 /// Bytes of one piece of the file; what changes in it goes out in one write.
-const PIECE: u64 = 4096;
+const PIECE: u64 = PIECE_BYTES as u64;
+const PIECE_BYTES: usize = 4096;
 /// Granules whose bits are in one piece.
 const PIECE_GRANULES: u64 = PIECE * 8;
 /// Locks that the pieces share.
@@ -135,7 +136,7 @@ impl BitmapFile {
             bits.set(granules);
             return Ok(());
         }
-        let mut buffer = [0; PIECE as usize];
+        let mut buffer = [0; PIECE_BYTES];
         for (piece, part) in pieces(granules) {
             let _alone = self.piece(piece);
             // Another writer may have come first.
@@ -157,7 +158,7 @@ impl BitmapFile {
     pub fn save(&self, bits: &Bits, also: Option<&Bits>) -> Result<()> {
         let _alone = locked(&self.saving);
         let mut pending = std::mem::take(&mut *locked(&self.unsaved));
-        let mut buffer = [0; PIECE as usize];
+        let mut buffer = [0; PIECE_BYTES];
         while let Some(piece) = pending.first().copied() {
             if let Err(error) = self.write_piece(bits, also, piece, &mut buffer) {
                 locked(&self.unsaved).append(&mut pending);
@@ -172,10 +173,10 @@ impl BitmapFile {
     ///
     /// `new` must have every bit of `old`: then whatever part of this survives a crash is no bit less than `old` (D1).
     pub fn add_in_place(&self, old: &Bits, new: &Bits) -> Result<()> {
-        let (mut before, mut after) = ([0; PIECE as usize], [0; PIECE as usize]);
+        let (mut before, mut after) = ([0; PIECE_BYTES], [0; PIECE_BYTES]);
         let mut at = 0;
         while let Some(data) = new.next_data(at) {
-            for start in (data.start()..data.end()).step_by(PIECE as usize) {
+            for start in (data.start()..data.end()).step_by(PIECE_BYTES) {
                 let len = in_memory((data.end() - start).min(PIECE));
                 old.serialize(start, &mut before[..len])?;
                 new.serialize(start, &mut after[..len])?;
@@ -216,7 +217,7 @@ impl BitmapFile {
         resize(bits.serialized_len())?;
         // This one even if it is clear, as the file may say otherwise; the rest of the file reads as zeros now.
         if first < keep {
-            self.write_piece(bits, also, first / PIECE, &mut [0; PIECE as usize])?;
+            self.write_piece(bits, also, first / PIECE, &mut [0; PIECE_BYTES])?;
         }
         self.write_from(bits, also, first)
     }
@@ -250,7 +251,7 @@ impl BitmapFile {
     }
 
     fn write_from(&self, bits: &Bits, also: Option<&Bits>, first: u64) -> Result<()> {
-        let mut buffer = [0; PIECE as usize];
+        let mut buffer = [0; PIECE_BYTES];
         let next = |at| {
             let own = bits.next_data(at);
             let other = also.and_then(|also| also.next_data(at));
@@ -276,7 +277,7 @@ impl BitmapFile {
         bits: &Bits,
         also: Option<&Bits>,
         piece: u64,
-        buffer: &mut [u8; PIECE as usize],
+        buffer: &mut [u8; PIECE_BYTES],
     ) -> Result<()> {
         let start = piece * PIECE;
         let len = bits.serialized_len().saturating_sub(start).min(PIECE);
@@ -302,9 +303,10 @@ impl BitmapFile {
 /// The pieces that hold the bits of `granules`, each with its share of them.
 fn pieces(granules: GranuleRange) -> impl Iterator<Item = (u64, GranuleRange)> {
     let first = granules.start.0 / PIECE_GRANULES;
-    let end = match granules.is_empty() {
-        true => first,
-        false => granules.end.0.div_ceil(PIECE_GRANULES),
+    let end = if granules.is_empty() {
+        first
+    } else {
+        granules.end.0.div_ceil(PIECE_GRANULES)
     };
     (first..end).map(move |piece| {
         let whole = GranuleRange::new(piece * PIECE_GRANULES, (piece + 1) * PIECE_GRANULES);
@@ -316,7 +318,7 @@ fn pieces(granules: GranuleRange) -> impl Iterator<Item = (u64, GranuleRange)> {
 fn union(bits: &Bits, also: Option<&Bits>, start: u64, words: &mut [u8]) -> Result<()> {
     bits.serialize(start, words)?;
     if let Some(also) = also {
-        let mut others = [0; PIECE as usize];
+        let mut others = [0; PIECE_BYTES];
         let others = &mut others[..words.len()];
         also.serialize(start, others)?;
         words

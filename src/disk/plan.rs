@@ -45,9 +45,10 @@ pub(super) fn change<'d, 'b>(
     range: ByteRange,
     flags: WriteFlags,
 ) -> ChangePlan<'d, 'b> {
-    let marks = match flags.contains(WriteFlags::UNCHANGED) {
-        true => None,
-        false => Marks::needed(shape, range),
+    let marks = if flags.contains(WriteFlags::UNCHANGED) {
+        None
+    } else {
+        Marks::needed(shape, range)
     };
     ChangePlan {
         file: image,

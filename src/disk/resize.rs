@@ -62,10 +62,12 @@ impl Disk {
             return Err(self.image.failed("resize", &e));
         }
         self.length.store(length, Ordering::Release);
-        if length < old {
+        let synced = self.sync_image(SyncMode::Data);
+        // Not before the cut is durable: a power cut that takes it back must find files that are long enough.
+        if length < old && synced.is_ok() {
             resized.shrink_files();
         }
         *shape = resized.into_shape();
-        self.sync_image(SyncMode::Data)
+        synced
     }
 }

@@ -43,9 +43,10 @@ impl Shape {
     /// The shape of a disk with these bitmaps. The bits of those that record must be loaded where the disk is
     /// `writable`.
     pub(super) fn new(bitmaps: Vec<Bitmap>, writable: bool) -> Self {
-        let recorders = match writable {
-            true => bitmaps.iter().filter_map(Recorder::of).collect(),
-            false => Vec::new(),
+        let recorders = if writable {
+            bitmaps.iter().filter_map(Recorder::of).collect()
+        } else {
+            Vec::new()
         };
         Self { bitmaps, recorders }
     }
@@ -109,7 +110,7 @@ impl Start {
                 format!("cannot get random bytes for the id of a bitmap's starting point: {e}"),
             )
         })?;
-        let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+        let id = format!("{:032x}", u128::from_ne_bytes(id));
         Ok(Self {
             epoch: Some(id.into()),
             length: Some(length),

@@ -48,15 +48,12 @@ impl Recorder {
 
     fn record(&self, range: ByteRange) -> Result<()> {
         let granules = self.granularity.touched_by(range);
-        match &self.file {
-            Some(file) => file
-                .record(&self.bits, self.also.as_deref(), granules)
-                .map_err(|e| e.context(format_args!("bitmap {:?}", self.name))),
-            None => {
-                self.bits.set(granules);
-                Ok(())
-            }
-        }
+        let Some(file) = &self.file else {
+            self.bits.set(granules);
+            return Ok(());
+        };
+        file.record(&self.bits, self.also.as_deref(), granules)
+            .map_err(|e| e.context(format_args!("bitmap {:?}", self.name)))
     }
 }
 

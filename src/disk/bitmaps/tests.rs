@@ -1,13 +1,16 @@
 //! Dirty bitmaps on a simulated disk, whose log shows what was done in which order.
 
+mod crash;
 mod files;
 mod freeze;
+mod model;
 mod recording;
+mod resize;
 mod states;
 
 use std::sync::Arc;
 
-use super::{AddBitmap, Bitmap, MergeSource, Shape, Thaw};
+use super::{AddBitmap, Bitmap, BitmapAction, MergeSource, Shape, Thaw};
 use crate::bitmap::BitmapPolicy;
 use crate::disk::{CreateOptions, Disk, OpenOptions, TruncateFlags, WriteFlags};
 use crate::error::{Error, ErrorCode, Result};

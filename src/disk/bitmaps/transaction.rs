@@ -49,6 +49,9 @@ impl Disk {
             stage.apply(action).map_err(|e| action.explain(e))?;
         }
         match actions {
+            [action @ (BitmapAction::Set { .. } | BitmapAction::Merge { .. })] => self
+                .commit_added(&mut structure, &mut shape, stage)
+                .map_err(|e| action.explain(e)),
             [action] => self
                 .commit(&mut structure, &mut shape, stage)
                 .map_err(|e| action.explain(e)),
@@ -56,14 +59,25 @@ impl Disk {
         }
     }
 
+    /// Ends a transaction that did nothing but add bits to one bitmap. No partner can lose bits by it, and whatever
+    /// part of it a crash keeps is the old bits and some of the new ones (D1); so it goes into the file that there is.
+    fn commit_added(&self, structure: &mut Structure, shape: &mut Shape, stage: Stage<'_>) -> Result<()> {
+        stage.check_memory()?;
+        let added = |staged: &&Staged| staged.change == Change::Added && staged.bitmap.kept.is_some();
+        let Some(staged) = stage.bitmaps.iter().find(added) else {
+            return self.commit(structure, shape, stage);
+        };
+        let old = shape.find(&staged.bitmap.name)?.loaded();
+        if let (Some(kept), Some(old), Some(new)) = (&staged.bitmap.kept, old, staged.bitmap.loaded()) {
+            kept.file.add_in_place(old, new)?;
+            kept.file.sync().inspect_err(|e| self.fail(e))?;
+        }
+        *shape = Shape::new(stage.all(), self.writable);
+        Ok(())
+    }
+
     fn commit(&self, structure: &mut Structure, shape: &mut Shape, mut stage: Stage<'_>) -> Result<()> {
         stage.check_memory()?;
-        if let Some(index) = added_to_one(&stage, &structure.descriptor) {
-            let new = &stage.bitmaps[index].bitmap;
-            self.add_in_place(&shape.bitmaps[index], new)?;
-            *shape = Shape::new(stage.all(), self.writable);
-            return Ok(());
-        }
         let mut made = Vec::new();
         let descriptor = match self.prepare(&mut stage, &mut made) {
             Ok(descriptor) => descriptor,
@@ -137,16 +151,6 @@ impl Disk {
         }))
     }
 
-    /// Adds bits to the file that a bitmap has. No partner can lose bits by it, and whatever part of it a crash keeps
-    /// is the old bits and some of the new ones (D1); so it needs no second file and no descriptor.
-    fn add_in_place(&self, old: &Bitmap, new: &Bitmap) -> Result<()> {
-        let (Some(kept), Some(before), Some(after)) = (&new.kept, old.loaded(), new.loaded()) else {
-            return Ok(());
-        };
-        kept.file.add_in_place(before, after)?;
-        kept.file.sync().inspect_err(|e| self.fail(e))
-    }
-
     /// Puts `descriptor` in the place of the one on disk.
     pub(in crate::disk) fn save(&self, descriptor: &Descriptor) -> Result<(), SaveError> {
         save::replace(&*self.place.folder, &self.place.name, descriptor).inspect_err(|error| {
@@ -165,19 +169,6 @@ impl Disk {
             }
         }
     }
-}
-
-/// The one bitmap that got more bits, where that is all that happened and it has a file.
-fn added_to_one(stage: &Stage<'_>, descriptor: &Descriptor) -> Option<usize> {
-    let mut touched = stage
-        .bitmaps
-        .iter()
-        .enumerate()
-        .filter(|(_, staged)| staged.change != Change::None || staged.to_keep || staged.stopped);
-    let (index, staged) = touched.next()?;
-    let alone = touched.next().is_none() && stage.descriptor == *descriptor;
-    let added = staged.change == Change::Added && !staged.to_keep && !staged.stopped;
-    (alone && added && staged.bitmap.kept.is_some()).then_some(index)
 }
 
 /// Makes the entry of a persistent bitmap say what is true of it.

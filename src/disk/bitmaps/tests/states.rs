@@ -3,6 +3,8 @@
 use super::*;
 use crate::disk::BitmapContent;
 
+type Act<'a> = &'a dyn Fn() -> Result<()>;
+
 #[test]
 fn names_are_checked_and_unique() {
     let (_sim, disk) = disk_of(MIB);
@@ -49,7 +51,6 @@ fn a_frozen_bitmap_refuses_what_qemu_refuses() {
     }
     let blank = disk.bitmap_blank("b").unwrap();
     disk.bitmap_freeze("b").unwrap();
-    type Act<'a> = &'a dyn Fn() -> Result<()>;
     let acts: [Act<'_>; 14] = [
         &|| disk.bitmap_remove("b"),
         &|| disk.bitmap_clear("b"),
@@ -91,7 +92,6 @@ fn an_inconsistent_bitmap_is_only_removed_or_repaired() {
     make_inconsistent(&disk, "b");
     make_inconsistent(&disk, "gone");
     write(&disk, 0, 1).unwrap();
-    type Act<'a> = &'a dyn Fn() -> Result<()>;
     let acts: [Act<'_>; 13] = [
         &|| disk.bitmap_clear("b"),
         &|| disk.bitmap_enable("b"),
@@ -146,7 +146,6 @@ fn what_is_added_to_a_read_only_disk_is_transient() {
     disk.bitmap_freeze("t").unwrap();
     disk.bitmap_thaw("t", Thaw::Commit).unwrap();
     disk.bitmap_rename("t", "u").unwrap();
-    type Act<'a> = &'a dyn Fn() -> Result<()>;
     let acts: [Act<'_>; 7] = [
         &|| disk.bitmap_remove("b"),
         &|| disk.bitmap_clear("b"),
