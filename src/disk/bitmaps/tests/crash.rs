@@ -226,6 +226,19 @@ fn a_new_file_is_durable_before_the_descriptor_names_it() {
     );
 }
 
+/// Nothing widens a bitmap that no longer records, so what it was told of must be durable before it stops.
+#[test]
+fn a_bitmap_is_durable_before_it_stops_recording() {
+    let (sim, disk) = disk_of(MIB);
+    disk.bitmap_add("b", persistent()).unwrap();
+    write(&disk, 0, 1).unwrap();
+    let start = sim.events().len();
+    disk.bitmap_disable("b").unwrap();
+    let events = changes(&sim, start);
+    assert!(position(&events, CallKind::Sync, "disk-b.bitmap") < position(&events, CallKind::Rename, NAME));
+    assert_eq!(dirty(&open(&sim.power_cut_keeping(Keep::Nothing)), "b"), [0]);
+}
+
 /// Whatever a resize leaves behind when the power goes, the disk opens and no bit is lost.
 #[test]
 fn a_resize_that_is_cut_off_leaves_a_disk_that_opens() {
