@@ -14,9 +14,11 @@ pub mod storage;
 mod sync;
 mod units;
 
+pub use bitmap::BitmapPolicy;
 pub use disk::{
-    BitmapInfo, BlockStatus, CreateOptions, Disk, Info, Layer, Notice, NoticeCode, OpenOptions,
-    Preallocation, StatusFlags, TruncateFlags, WriteFlags,
+    AddBitmap, BitmapAction, BitmapContent, BitmapInfo, BlockStatus, CreateOptions, Disk, Info, Layer,
+    MergeSource, Notice, NoticeCode, OpenOptions, Preallocation, StatusFlags, Thaw, TruncateFlags,
+    WriteFlags,
 };
 pub use error::{Error, ErrorCode, Result};
 pub use units::{ByteRange, Granularity, GranuleIndex, GranuleRange, MAX_LENGTH};

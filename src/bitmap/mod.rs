@@ -1,9 +1,10 @@
 //! Bitmaps: one bit a granule, in memory and in the form that their files have.
 //!
-//! May call `units` and `error`. Invariant: what a bitmap's functions say about a granule is never less than what was
+//! May call `storage`, `units` and `error`. Invariant: what a bitmap's functions say about a granule is never less than what was
 //! set: a summary, a merge or a scaling may say "maybe dirty" too often, never "clean" once too often (D1).
 
 mod bits;
+mod file;
 mod levels;
 mod merge;
 mod scan;
@@ -18,4 +19,5 @@ mod models;
 mod tests;
 
 pub use bits::Bits;
+pub use file::{BitmapFile, BitmapPolicy};
 pub use scan::Runs;

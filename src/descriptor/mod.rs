@@ -230,6 +230,11 @@ impl Descriptor {
         self.bitmaps().find(|(_, entry)| entry.kind.is_allocation())
     }
 
+    /// Why `name` cannot be a bitmap's, in words.
+    pub fn refusal_of_bitmap_name(name: &str) -> Option<String> {
+        read::refusal_of_name(name)
+    }
+
     /// Adds a bitmap, behind the others.
     pub fn insert_bitmap(&mut self, name: &str, entry: BitmapEntry) -> Result<()> {
         self.check_new_name(name)?;

@@ -96,7 +96,7 @@ impl Alive {
         let reason = if self.failure.load(Ordering::Relaxed) == BROKEN {
             "the disk met an internal error and refuses further use; close and reopen it"
         } else {
-            "an earlier flush failed, so written data may be lost; close and reopen the disk"
+            "an earlier flush or save failed, so what was written may be lost; close and reopen the disk"
         };
         Error::new(ErrorCode::Failed, reason)
     }

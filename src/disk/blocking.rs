@@ -12,6 +12,9 @@ pub(super) fn read(plan: &ReadPlan<'_>, into: Scatter<'_>) -> Result<()> {
 }
 
 pub(super) fn change(plan: &ChangePlan<'_, '_>) -> Result<()> {
+    if let Some(marks) = &plan.marks {
+        marks.record()?;
+    }
     let storage = &plan.file.storage;
     let done = match plan.change {
         Change::Write(from) => storage.write(from, plan.range.start()),

@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::Disk;
-use crate::descriptor::{BitmapEntry, BitmapKind, Format};
+use crate::descriptor::Format;
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::Limits;
-use crate::units::Granularity;
 
 /// Facts about an open disk, from [`Disk::info`]. Sizes are in bytes.
 #[derive(Clone, Debug)]
@@ -36,19 +35,6 @@ pub struct Layer {
     pub format: Format,
     /// Its length in bytes.
     pub length: u64,
-}
-
-/// One bitmap of the disk, from [`Disk::bitmap_list`].
-#[derive(Clone, Debug)]
-pub struct BitmapInfo {
-    /// Its name.
-    pub name: String,
-    /// What its bits mean.
-    pub kind: BitmapKind,
-    /// The bytes that one bit stands for.
-    pub granularity: Granularity,
-    /// Whether writes set its bits; never so of an allocation bitmap.
-    pub recording: bool,
 }
 
 impl Disk {
@@ -86,19 +72,6 @@ impl Disk {
             format: structure.descriptor.image().format,
             length: self.length(),
         })
-    }
-
-    /// The disk's bitmaps, in the descriptor's order.
-    pub fn bitmap_list(&self) -> Result<Vec<BitmapInfo>> {
-        self.alive.check()?;
-        let structure = self.structure();
-        let info = |(name, entry): (&str, &BitmapEntry)| BitmapInfo {
-            name: name.to_owned(),
-            kind: entry.kind.clone(),
-            granularity: entry.granularity,
-            recording: !entry.kind.is_allocation() && entry.recording.unwrap_or(true),
-        };
-        Ok(structure.descriptor.bitmaps().map(info).collect())
     }
 
     /// The descriptor's file, as it was opened.

@@ -6,6 +6,7 @@
 //! Invariant: whatever changes what the guest sees goes through [`plan`], under the [`gate`].
 
 mod alive;
+mod bitmaps;
 mod blocking;
 mod chain;
 mod create;
@@ -21,18 +22,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub use bitmaps::{AddBitmap, BitmapAction, BitmapContent, BitmapInfo, MergeSource, Thaw};
 pub use create::{CreateOptions, Preallocation};
-pub use info::{BitmapInfo, Info, Layer};
+pub use info::{Info, Layer};
 pub use open::{Notice, NoticeCode, OpenOptions};
 pub use resize::TruncateFlags;
 pub use status::{BlockStatus, StatusFlags};
 
+use crate::bitmap::BitmapPolicy;
 use crate::descriptor::Descriptor;
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::{Gather, Scatter, Storage, SyncMode, Zeroing};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::units::ByteRange;
 use alive::Alive;
+use bitmaps::{Loading, Shape};
 use gate::Gate;
 use plan::Change;
 
@@ -78,12 +82,13 @@ pub struct Disk {
     /// What writers look at; structural operations close the gate, wait for the writers inside, and change it.
     gate: Gate<Shape>,
     /// The descriptor as it is on disk. Held for the whole of an operation that changes the disk's structure.
+    /// Taken before the gate is closed, never behind it.
     structure: Mutex<Structure>,
+    place: open::Place,
+    policy: BitmapPolicy,
+    loading: Loading,
     notify: open::Notify,
 }
-
-/// What a write needs to know of the disk besides its length.
-struct Shape {}
 
 /// The disk's names, as its descriptor has them.
 struct Structure {
@@ -166,9 +171,11 @@ impl Disk {
         self.sync_image(SyncMode::Data)
     }
 
-    /// Flushes and closes the disk. The handle is gone in any case; the error is the first that was met.
+    /// Flushes the disk, saves its bitmaps and closes it. The handle is gone in any case; the error is the first that
+    /// was met.
     pub fn close(self) -> Result<()> {
-        self.flush()
+        self.flush()?;
+        self.bitmap_sync(None)
     }
 
     fn change(
@@ -198,12 +205,18 @@ impl Disk {
     fn sync_image(&self, mode: SyncMode) -> Result<()> {
         self.image.storage.sync(mode).map_err(|e| {
             let error = self.image.failed("flush", &e);
-            if self.alive.fail_changes() {
-                self.notify
-                    .send(NoticeCode::Failed, &format!("the disk failed: {error}"));
-            }
+            self.fail(&error);
             error
         })
+    }
+
+    /// From now on no change reports success: what was written may be lost (A2), or which of two descriptors stands.
+    #[cold]
+    fn fail(&self, error: &Error) {
+        if self.alive.fail_changes() {
+            self.notify
+                .send(NoticeCode::Failed, &format!("the disk failed: {error}"));
+        }
     }
 
     /// The bytes of a request, or an error where they do not all lie within the disk.

@@ -8,15 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::alive::Alive;
+use super::bitmaps::{Bitmap, Loading, Shape};
 use super::chain;
 use super::gate::Gate;
-use super::{Child, Disk, Shape, Structure};
+use super::{Child, Disk, Structure};
+use crate::bitmap::{BitmapFile, BitmapPolicy};
 use crate::descriptor::names::child_path;
 use crate::descriptor::{BitmapKind, Descriptor, Format};
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::{Access, FileIdentity, Folder, HostFolder, Role};
 use crate::sync::Mutex;
-use crate::units::{Granularity, MAX_LENGTH};
+use crate::units::MAX_LENGTH;
 
 /// What happened that is no call's result; see [`OpenOptions::notify`]. The numbers are part of the C ABI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +59,8 @@ pub struct OpenOptions {
     direct: bool,
     folder: Option<Arc<dyn Folder>>,
     notify: Notify,
+    bitmap_policy: BitmapPolicy,
+    max_bitmap_memory: Option<u64>,
 }
 
 impl OpenOptions {
@@ -91,6 +95,21 @@ impl OpenOptions {
     #[must_use]
     pub fn notify(mut self, listener: impl Fn(Notice<'_>) + Send + Sync + 'static) -> Self {
         self.notify = Notify(Some(Arc::new(listener)));
+        self
+    }
+
+    /// When the bits that writes set get into the bitmaps' files.
+    #[must_use]
+    pub fn bitmap_policy(mut self, policy: BitmapPolicy) -> Self {
+        self.bitmap_policy = policy;
+        self
+    }
+
+    /// The most memory that the bitmaps may take, in bytes: opening the disk, and whatever would need more, fails with
+    /// `NoMemory`. No limit unless it is given.
+    #[must_use]
+    pub fn max_bitmap_memory(mut self, bytes: u64) -> Self {
+        self.max_bitmap_memory = Some(bytes);
         self
     }
 
@@ -141,24 +160,24 @@ impl OpenOptions {
                 ),
             ));
         }
+        let mut bitmaps = Vec::with_capacity(descriptor.bitmaps().len());
         for (name, entry) in descriptor.bitmaps() {
             let key = format!("QBM.bitmaps[{name:?}].file");
             let file = files.open(Role::Bitmap, &key, &entry.file, access)?;
-            check_size(&file, entry.granularity, length).map_err(|e| e.context(&key))?;
+            let file = BitmapFile::new(file.storage, file.path, self.bitmap_policy);
+            file.check_size(entry.granularity.granules_in(length))
+                .map_err(|e| e.context(&key))?;
             if matches!(entry.kind, BitmapKind::Allocation { .. }) {
                 return Err(Error::new(
                     ErrorCode::NotSupported,
                     format!("QBM.bitmaps[{name:?}].type: overlays cannot be opened by this version"),
                 ));
             }
-            if !self.read_only {
-                return Err(Error::new(
-                    ErrorCode::NotSupported,
-                    format!(
-                        "QBM.bitmaps[{name:?}]: this version cannot write to a disk that has bitmaps; open it read-only"
-                    ),
-                ));
-            }
+            bitmaps.push(Bitmap::from_entry(name, entry, file));
+        }
+        let loading = Loading::new(self.max_bitmap_memory);
+        if !self.read_only {
+            loading.recording(&bitmaps, length)?;
         }
         Ok(Disk {
             alive,
@@ -167,27 +186,14 @@ impl OpenOptions {
             path: path.to_owned(),
             writable: !self.read_only,
             direct: self.direct,
-            gate: Gate::new(Shape {}),
+            gate: Gate::new(Shape::new(bitmaps, !self.read_only)),
             structure: Mutex::new(Structure { descriptor }),
+            place,
+            policy: self.bitmap_policy,
+            loading,
             notify: self.notify.clone(),
         })
     }
-}
-
-/// A bitmap file holds a bit for each granule, at least in whole bytes.
-fn check_size(file: &Child, granularity: Granularity, length: u64) -> Result<()> {
-    let need = granularity.granules_in(length).div_ceil(8);
-    let have = file.storage.length().map_err(|e| file.failed("measure", &e))?;
-    if have >= need {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorCode::FileInvalid,
-        format!(
-            "{} is too small: {have} bytes, where the bits of a disk of {length} bytes need {need}",
-            file.path.display()
-        ),
-    ))
 }
 
 /// Where a descriptor is: its folder, and its name there.

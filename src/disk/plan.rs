@@ -1,7 +1,8 @@
 //! What a request means: which file it reaches, at which offsets, which bits it sets, what must be durable when it
 //! is done. The only place that decides any of this; executors carry plans out and decide nothing.
 
-use super::{Child, Shape, WriteFlags};
+use super::bitmaps::{Marks, Shape};
+use super::{Child, WriteFlags};
 use crate::storage::{Gather, Zeroing};
 use crate::units::ByteRange;
 
@@ -16,6 +17,8 @@ pub(super) struct ChangePlan<'d, 'b> {
     pub(super) file: &'d Child,
     pub(super) change: Change<'b>,
     pub(super) range: ByteRange,
+    /// What must be recorded before the change may reach the file (D1); mostly nothing is left to.
+    pub(super) marks: Option<Marks<'d>>,
     /// The change must be durable before it is reported done.
     pub(super) durable: bool,
 }
@@ -36,16 +39,22 @@ pub(super) fn read(image: &Child, range: ByteRange) -> ReadPlan<'_> {
 }
 
 pub(super) fn change<'d, 'b>(
-    _shape: &Shape,
+    shape: &'d Shape,
     image: &'d Child,
     change: Change<'b>,
     range: ByteRange,
     flags: WriteFlags,
 ) -> ChangePlan<'d, 'b> {
+    let marks = if flags.contains(WriteFlags::UNCHANGED) {
+        None
+    } else {
+        Marks::needed(shape, range)
+    };
     ChangePlan {
         file: image,
         change,
         range,
+        marks,
         durable: flags.contains(WriteFlags::FUA),
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::Disk;
+use super::bitmaps::Resized;
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::SyncMode;
 use crate::units::MAX_LENGTH;
@@ -29,8 +30,9 @@ impl Disk {
                 format!("a disk of {length} bytes is longer than the limit of {MAX_LENGTH}"),
             ));
         }
+        let mut structure = self.structure();
         // Closed, not entered: a write that was checked against the old length must not land behind the new one.
-        let _alone = self.gate.close();
+        let mut shape = self.gate.close();
         let old = self.length();
         if length < old && !flags.contains(TruncateFlags::SHRINK) {
             return Err(Error::new(
@@ -44,6 +46,14 @@ impl Disk {
         if length == old {
             return Ok(());
         }
+        let mut resized = Resized::new(&shape, &self.loading, old, length)?;
+        if length > old {
+            resized.grow_files()?;
+            resized.sync_files().inspect_err(|e| self.fail(e))?;
+        } else if let Some(descriptor) = resized.note_length(&structure.descriptor)? {
+            self.save(&descriptor)?;
+            structure.descriptor = descriptor;
+        }
         if length < old {
             self.length.store(length, Ordering::Release);
         }
@@ -52,6 +62,12 @@ impl Disk {
             return Err(self.image.failed("resize", &e));
         }
         self.length.store(length, Ordering::Release);
-        self.sync_image(SyncMode::Data)
+        let synced = self.sync_image(SyncMode::Data);
+        // Not before the cut is durable: a power cut that takes it back must find files that are long enough.
+        if length < old && synced.is_ok() {
+            resized.shrink_files();
+        }
+        *shape = resized.into_shape();
+        synced
     }
 }

@@ -1,0 +1,80 @@
+//! Getting bits into memory: at open those that record, others when they are first asked for.
+//!
+//! Invariant: the bits that a disk has in memory never take more than the limit that its opener set.
+
+use std::sync::Arc;
+
+use super::Bitmap;
+use crate::bitmap::Bits;
+use crate::error::{Error, ErrorCode, Result};
+use crate::sync::{Mutex, PoisonError};
+
+/// The limit on memory, and the lock of those who load.
+pub(in crate::disk) struct Loading {
+    limit: Option<u64>,
+    /// Two readers of one bitmap load it once, and no two together pass the limit.
+    one_at_a_time: Mutex<()>,
+}
+
+impl Loading {
+    /// At most `limit` bytes, or as many as there are.
+    pub(in crate::disk) fn new(limit: Option<u64>) -> Self {
+        Self {
+            limit,
+            one_at_a_time: Mutex::new(()),
+        }
+    }
+
+    /// The bits of `bitmap`, one of `all`, on a disk of `length` bytes.
+    pub(super) fn bits<'b>(&self, bitmap: &'b Bitmap, all: &[Bitmap], length: u64) -> Result<&'b Arc<Bits>> {
+        if let Some(bits) = bitmap.loaded() {
+            return Ok(bits);
+        }
+        let _alone = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bits) = bitmap.loaded() {
+            return Ok(bits);
+        }
+        self.load(bitmap, all, length)
+            .map_err(|e| e.context(format_args!("bitmap {:?}", bitmap.name)))
+    }
+
+    fn load<'b>(&self, bitmap: &'b Bitmap, all: &[Bitmap], length: u64) -> Result<&'b Arc<Bits>> {
+        let granules = bitmap.granularity.granules_in(length);
+        let bits = match &bitmap.kept {
+            Some(kept) => {
+                // Asked with the least that the bits can take, before any of it is taken.
+                self.check(used(all).saturating_add(granules / 8))?;
+                kept.file.load(granules)?
+            }
+            None => Bits::new(granules)?,
+        };
+        self.check(used(all).saturating_add(bits.memory()))?;
+        Ok(bitmap.bits.get_or_init(|| Arc::new(bits)))
+    }
+
+    /// Loads what writes will be recorded in.
+    pub(in crate::disk) fn recording(&self, all: &[Bitmap], length: u64) -> Result<()> {
+        all.iter()
+            .filter(|bitmap| bitmap.records())
+            .try_for_each(|bitmap| self.bits(bitmap, all, length).map(drop))
+    }
+
+    /// Fails where the bits of `all` take too much.
+    pub(super) fn check_all(&self, all: &[Bitmap]) -> Result<()> {
+        self.check(used(all))
+    }
+
+    fn check(&self, bytes: u64) -> Result<()> {
+        match self.limit {
+            Some(limit) if bytes > limit => Err(Error::new(
+                ErrorCode::NoMemory,
+                format!("the bitmaps would take {bytes} bytes of memory, more than the limit of {limit}"),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn used(all: &[Bitmap]) -> u64 {
+    all.iter().map(Bitmap::memory).sum()
+}

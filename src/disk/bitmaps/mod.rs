@@ -1,0 +1,183 @@
+//! The dirty bitmaps of an open disk: what they record, what may be done with them, and what of it is on disk.
+//!
+//! Reading needs the gate entered; whatever changes bits or flags closes it, and so comes between writes, never
+//! beside one (DESIGN §5, trap 1). The only bits that change with the gate open are those that writes set.
+//! Invariant: [`Shape::recorders`] says for every bitmap that must see a write where its bit goes.
+
+mod actions;
+mod content;
+mod load;
+mod read;
+mod record;
+mod resize;
+mod rules;
+mod stage;
+mod sync;
+mod transaction;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, OnceLock};
+
+pub use actions::{AddBitmap, BitmapAction, MergeSource, Thaw};
+pub use content::BitmapContent;
+pub(super) use load::Loading;
+pub use read::BitmapInfo;
+pub(super) use record::Marks;
+pub(super) use resize::Resized;
+
+use crate::bitmap::{BitmapFile, Bits};
+use crate::descriptor::BitmapEntry;
+use crate::error::{Error, ErrorCode, Result};
+use crate::units::Granularity;
+use record::Recorder;
+
+/// What a write needs to know of the disk besides its length.
+pub(super) struct Shape {
+    bitmaps: Vec<Bitmap>,
+    recorders: Vec<Recorder>,
+}
+
+impl Shape {
+    /// The shape of a disk with these bitmaps. The bits of those that record must be loaded where the disk is
+    /// `writable`.
+    pub(super) fn new(bitmaps: Vec<Bitmap>, writable: bool) -> Self {
+        let recorders = if writable {
+            bitmaps.iter().filter_map(Recorder::of).collect()
+        } else {
+            Vec::new()
+        };
+        Self { bitmaps, recorders }
+    }
+
+    fn find(&self, name: &str) -> Result<&Bitmap> {
+        self.bitmaps
+            .iter()
+            .find(|bitmap| &*bitmap.name == name)
+            .ok_or_else(|| not_found(name))
+    }
+}
+
+/// One dirty bitmap. Clones share the bits; whoever is to have others is given new ones.
+#[derive(Clone)]
+pub(super) struct Bitmap {
+    name: Arc<str>,
+    granularity: Granularity,
+    /// Whether writes set its bits.
+    recording: bool,
+    inconsistent: bool,
+    /// Where it is kept; `None` of a transient one.
+    kept: Option<Kept>,
+    start: Start,
+    /// Empty until they are loaded.
+    bits: Arc<OnceLock<Arc<Bits>>>,
+    frozen: Option<Frozen>,
+}
+
+/// Where a persistent bitmap is kept.
+#[derive(Clone)]
+struct Kept {
+    /// The file as the descriptor names it.
+    name: Arc<str>,
+    file: Arc<BitmapFile>,
+}
+
+/// The point from which a bitmap knows what changed.
+#[derive(Clone)]
+struct Start {
+    /// Its random id; `None` where the descriptor has none.
+    epoch: Option<Arc<str>>,
+    /// The disk's length then, in bytes; `None` where the descriptor does not say.
+    length: Option<u64>,
+}
+
+/// What records the writes while a backup has the bits.
+#[derive(Clone)]
+struct Frozen {
+    successor: Arc<Bits>,
+    /// When it was frozen.
+    start: Start,
+}
+
+impl Start {
+    /// A new one, now, on a disk of `length` bytes.
+    fn now(length: u64) -> Result<Self> {
+        let mut id = [0; 16];
+        getrandom::fill(&mut id).map_err(|e| {
+            Error::new(
+                ErrorCode::Io,
+                format!("cannot get random bytes for the id of a bitmap's starting point: {e}"),
+            )
+        })?;
+        let id = format!("{:032x}", u128::from_ne_bytes(id));
+        Ok(Self {
+            epoch: Some(id.into()),
+            length: Some(length),
+        })
+    }
+}
+
+impl Bitmap {
+    /// The bitmap that `entry` describes, its bits still in `file`.
+    pub(super) fn from_entry(name: &str, entry: &BitmapEntry, file: BitmapFile) -> Self {
+        Self {
+            name: name.into(),
+            granularity: entry.granularity,
+            recording: entry.recording.unwrap_or(true),
+            inconsistent: false,
+            kept: Some(Kept {
+                name: entry.file.as_str().into(),
+                file: Arc::new(file),
+            }),
+            start: Start {
+                epoch: entry.epoch.as_deref().map(Into::into),
+                length: entry.start_length,
+            },
+            bits: Arc::default(),
+            frozen: None,
+        }
+    }
+
+    /// Whether writes must be seen by it.
+    pub(super) fn records(&self) -> bool {
+        self.recording && !self.inconsistent
+    }
+
+    /// The bits that are in memory.
+    fn loaded(&self) -> Option<&Arc<Bits>> {
+        self.bits.get()
+    }
+
+    /// Gives it other bits. Those who share the old ones keep them.
+    fn replace_bits(&mut self, bits: Bits) {
+        self.bits = Arc::new(OnceLock::from(Arc::new(bits)));
+    }
+
+    /// The memory that its bits take, in bytes.
+    fn memory(&self) -> u64 {
+        let successor = self.frozen.as_ref().map(|frozen| &frozen.successor);
+        self.loaded()
+            .into_iter()
+            .chain(successor)
+            .map(|bits| bits.memory())
+            .sum()
+    }
+
+    /// Puts the bits that are in memory into the file.
+    fn save(&self) -> Result<()> {
+        let (Some(kept), Some(bits)) = (&self.kept, self.loaded()) else {
+            return Ok(());
+        };
+        match &self.frozen {
+            // The file of a frozen bitmap holds both: should the backup never end, nothing is lost (D1).
+            Some(frozen) => kept.file.save(&frozen.successor, Some(bits)),
+            None => kept.file.save(bits, None),
+        }
+    }
+}
+
+#[cold]
+fn not_found(name: &str) -> Error {
+    Error::new(ErrorCode::BitmapNotFound, format!("there is no bitmap {name:?}"))
+}

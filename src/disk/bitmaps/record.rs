@@ -1,0 +1,83 @@
+//! Recording: the bit of everything a write touches is set before the write goes out.
+//!
+//! Invariant (D1): a change reaches the image only when each of its granules is set in every recording bitmap, and,
+//! under write-through, in their files. A change that then fails leaves its bits set (DESIGN trap 3).
+
+use std::sync::Arc;
+
+use super::{Bitmap, Shape};
+use crate::bitmap::{BitmapFile, Bits};
+use crate::error::Result;
+use crate::units::{ByteRange, Granularity};
+
+/// Where one bitmap wants to see writes: all that the fast path needs, side by side.
+pub(super) struct Recorder {
+    granularity: Granularity,
+    /// The bits that writes set: a frozen bitmap's successor, or its own.
+    bits: Arc<Bits>,
+    /// The bits of a frozen bitmap, which its file holds besides.
+    also: Option<Arc<Bits>>,
+    file: Option<Arc<BitmapFile>>,
+    name: Arc<str>,
+}
+
+impl Recorder {
+    /// Where the writes go that `bitmap` must see.
+    pub(super) fn of(bitmap: &Bitmap) -> Option<Self> {
+        if !bitmap.records() {
+            return None;
+        }
+        let own = bitmap.loaded()?;
+        let (bits, also) = match &bitmap.frozen {
+            Some(frozen) => (&frozen.successor, Some(own)),
+            None => (own, None),
+        };
+        Some(Self {
+            granularity: bitmap.granularity,
+            bits: Arc::clone(bits),
+            also: also.cloned(),
+            file: bitmap.kept.as_ref().map(|kept| Arc::clone(&kept.file)),
+            name: Arc::clone(&bitmap.name),
+        })
+    }
+
+    #[inline]
+    fn has(&self, range: ByteRange) -> bool {
+        self.bits.all_set(self.granularity.touched_by(range))
+    }
+
+    fn record(&self, range: ByteRange) -> Result<()> {
+        let granules = self.granularity.touched_by(range);
+        let Some(file) = &self.file else {
+            self.bits.set(granules);
+            return Ok(());
+        };
+        file.record(&self.bits, self.also.as_deref(), granules)
+            .map_err(|e| e.context(format_args!("bitmap {:?}", self.name)))
+    }
+}
+
+/// What must be recorded before a change of `range` may go out.
+pub(in crate::disk) struct Marks<'d> {
+    recorders: &'d [Recorder],
+    range: ByteRange,
+}
+
+impl<'d> Marks<'d> {
+    /// What is not recorded yet; `None` where all is, as it mostly is: one load a bitmap finds that out.
+    #[inline]
+    pub(in crate::disk) fn needed(shape: &'d Shape, range: ByteRange) -> Option<Self> {
+        let recorders = &*shape.recorders;
+        let all = recorders.iter().all(|recorder| recorder.has(range));
+        (!all).then_some(Self { recorders, range })
+    }
+
+    /// Records it. On an error the change must not go out.
+    #[cold]
+    pub(in crate::disk) fn record(&self) -> Result<()> {
+        self.recorders
+            .iter()
+            .filter(|recorder| !recorder.has(self.range))
+            .try_for_each(|recorder| recorder.record(self.range))
+    }
+}

@@ -1,0 +1,214 @@
+//! Several changes of the bitmaps as one: all or none, at one point between writes.
+//!
+//! New bits go into new files, which are durable before the descriptor names them; the descriptor's rename is the
+//! point at which all takes effect (M1); files that no descriptor names any more go last, so that a crash at any point
+//! leaves a disk that opens (DESIGN trap 7). Invariant: what is in memory changes last, when nothing can fail any more.
+
+use std::sync::Arc;
+
+use super::stage::{Change, Stage, Staged};
+use super::{Bitmap, BitmapAction, Kept, Shape};
+use crate::bitmap::BitmapFile;
+use crate::descriptor::names::{FileName, child_path, create_unique};
+use crate::descriptor::save::{self, SaveError};
+use crate::descriptor::{BitmapEntry, BitmapKind, Descriptor};
+use crate::disk::{Disk, Structure};
+use crate::error::{Error, Result};
+use crate::storage::{Role, SyncMode};
+
+impl Disk {
+    /// Applies all of `actions`, in their order, or none, at one point between writes. Durable on return.
+    ///
+    /// Waits for the writes in flight; later ones wait meanwhile. Where an action makes a starting point, the disk is
+    /// flushed first, and a flush that fails is an error. An error leaves all as it was, unless it says that a power
+    /// cut may bring the old descriptor back: then the disk has failed and must be reopened.
+    ///
+    /// Changes that need the descriptor or a new file fail with `EROFS` where the folder cannot be written to. Setting
+    /// bits, as the only action or by a merge, does not need them.
+    pub fn bitmap_transaction(&self, actions: &[BitmapAction<'_>]) -> Result<()> {
+        self.alive.check_for_change()?;
+        let mut structure = self.structure();
+        let starts = self.writable && actions.iter().any(BitmapAction::starts);
+        if starts {
+            // Twice, so that writers wait only for what was written since.
+            self.sync_image(SyncMode::Data)?;
+        }
+        let mut shape = self.gate.close();
+        self.alive.check_for_change()?;
+        if starts {
+            self.sync_image(SyncMode::Data)?;
+        }
+        let mut stage = Stage::new(
+            &shape.bitmaps,
+            structure.descriptor.clone(),
+            &self.loading,
+            self.length(),
+            self.writable,
+        );
+        for action in actions {
+            stage.apply(action).map_err(|e| action.explain(e))?;
+        }
+        match actions {
+            [action @ (BitmapAction::Set { .. } | BitmapAction::Merge { .. })] => self
+                .commit_added(&mut structure, &mut shape, stage)
+                .map_err(|e| action.explain(e)),
+            [action] => self
+                .commit(&mut structure, &mut shape, stage)
+                .map_err(|e| action.explain(e)),
+            _ => self.commit(&mut structure, &mut shape, stage),
+        }
+    }
+
+    /// Ends a transaction that did nothing but add bits to one bitmap. No partner can lose bits by it, and whatever
+    /// part of it a crash keeps is the old bits and some of the new ones (D1); so it goes into the file that there is.
+    fn commit_added(&self, structure: &mut Structure, shape: &mut Shape, stage: Stage<'_>) -> Result<()> {
+        stage.check_memory()?;
+        let added = |staged: &&Staged| staged.change == Change::Added && staged.bitmap.kept.is_some();
+        let Some(staged) = stage.bitmaps.iter().find(added) else {
+            return self.commit(structure, shape, stage);
+        };
+        let old = shape.find(&staged.bitmap.name)?.loaded();
+        if let (Some(kept), Some(old), Some(new)) = (&staged.bitmap.kept, old, staged.bitmap.loaded()) {
+            kept.file.add_in_place(old, new)?;
+            kept.file.sync().inspect_err(|e| self.fail(e))?;
+        }
+        *shape = Shape::new(stage.all(), self.writable);
+        Ok(())
+    }
+
+    fn commit(&self, structure: &mut Structure, shape: &mut Shape, mut stage: Stage<'_>) -> Result<()> {
+        stage.check_memory()?;
+        let mut made = Vec::new();
+        let descriptor = match self.prepare(&mut stage, &mut made) {
+            Ok(descriptor) => descriptor,
+            Err(error) => {
+                self.remove_files(&made);
+                return Err(error);
+            }
+        };
+        let retired = files_of(&structure.descriptor, &descriptor);
+        if descriptor != structure.descriptor {
+            if let Err(error) = self.save(&descriptor) {
+                if matches!(error, SaveError::Unchanged(_)) {
+                    self.remove_files(&made);
+                }
+                return Err(error.into());
+            }
+            structure.descriptor = descriptor;
+        }
+        *shape = Shape::new(stage.all(), self.writable);
+        self.remove_files(&retired);
+        Ok(())
+    }
+
+    /// Writes the files that the new descriptor needs, durably with their names, and returns that descriptor. Appends
+    /// the names of the files to `made`, also when it fails.
+    fn prepare(&self, stage: &mut Stage<'_>, made: &mut Vec<String>) -> Result<Descriptor> {
+        let needs_file = |staged: &Staged| {
+            staged.to_keep || (staged.bitmap.kept.is_some() && staged.change != Change::None)
+        };
+        if stage.bitmaps.iter().any(needs_file) {
+            self.place
+                .folder
+                .check_writable()
+                .map_err(|e| Error::io("create files in", &self.place.shown, &e))?;
+        }
+        for staged in &mut stage.bitmaps {
+            if needs_file(staged) {
+                staged.bitmap.kept = self.make_file(&staged.bitmap, made)?;
+            } else if staged.stopped {
+                // Recovery no longer widens it, so nothing that it was told of may be in the page cache alone.
+                self.settle(&staged.bitmap)?;
+            }
+        }
+        if !made.is_empty() {
+            // M1: a power cut must not keep the new descriptor and lose the names of the files in it.
+            self.place
+                .folder
+                .sync()
+                .map_err(|e| Error::io("sync the folder", &self.place.shown, &e))?;
+        }
+        let mut descriptor = stage.descriptor.clone();
+        for staged in &stage.bitmaps {
+            enter(&mut descriptor, staged)?;
+        }
+        Ok(descriptor)
+    }
+
+    /// A new file with the bits of `bitmap`.
+    fn make_file(&self, bitmap: &Bitmap, made: &mut Vec<String>) -> Result<Option<Kept>> {
+        let Some(bits) = bitmap.loaded() else {
+            return Ok(bitmap.kept.clone());
+        };
+        let name = FileName::bitmap(&self.place.name, &bitmap.name);
+        let (name, storage) = create_unique(&*self.place.folder, Role::Bitmap, &name)?;
+        made.push(name.clone());
+        let file = BitmapFile::new(storage, self.place.shown.join(&name), self.policy);
+        file.write_new(bits)?;
+        Ok(Some(Kept {
+            name: name.into(),
+            file: Arc::new(file),
+        }))
+    }
+
+    /// Puts `descriptor` in the place of the one on disk.
+    pub(in crate::disk) fn save(&self, descriptor: &Descriptor) -> Result<(), SaveError> {
+        save::replace(&*self.place.folder, &self.place.name, descriptor).inspect_err(|error| {
+            // Which of two descriptors is on disk is not known any more, so nothing may be built on either.
+            if let SaveError::Unsure(error) = error {
+                self.fail(error);
+            }
+        })
+    }
+
+    /// Removes files that no descriptor names. One that cannot be removed does no harm, and a check finds it.
+    fn remove_files(&self, names: &[String]) {
+        for name in names {
+            if let Ok(path) = child_path(name) {
+                let _ = self.place.folder.remove(path);
+            }
+        }
+    }
+}
+
+/// Makes the entry of a persistent bitmap say what is true of it.
+fn enter(descriptor: &mut Descriptor, staged: &Staged) -> Result<()> {
+    let bitmap = &staged.bitmap;
+    let Some(kept) = &bitmap.kept else { return Ok(()) };
+    let (epoch, start_length) = (
+        bitmap.start.epoch.as_deref().map(str::to_owned),
+        bitmap.start.length,
+    );
+    let Some(before) = descriptor.bitmap(&bitmap.name) else {
+        let entry = BitmapEntry {
+            file: kept.name.to_string(),
+            kind: BitmapKind::Dirty,
+            granularity: bitmap.granularity,
+            recording: Some(bitmap.recording),
+            epoch,
+            start_length,
+        };
+        return descriptor.insert_bitmap(&bitmap.name, entry);
+    };
+    let mut entry = before.clone();
+    entry.file = kept.name.to_string();
+    // An entry that does not say is left so: absent means that it records.
+    if entry.recording.unwrap_or(true) != bitmap.recording {
+        entry.recording = Some(bitmap.recording);
+    }
+    entry.epoch = epoch;
+    entry.start_length = start_length;
+    if entry != *before {
+        descriptor.update_bitmap(&bitmap.name, entry)?;
+    }
+    Ok(())
+}
+
+/// The bitmap files that `old` names and `new` does not.
+fn files_of(old: &Descriptor, new: &Descriptor) -> Vec<String> {
+    old.bitmaps()
+        .map(|(_, entry)| &entry.file)
+        .filter(|file| new.bitmaps().all(|(_, entry)| entry.file != **file))
+        .cloned()
+        .collect()
+}
