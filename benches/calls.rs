@@ -4,8 +4,8 @@
 //! cargo bench --bench calls [-- FOLDER ...]
 //! ```
 //!
-//! The shared library is opened with dlopen, as a C program would use it. The two are timed in turn, a short batch of
-//! each, many times; a row gives the median time of a call and the median of the batch-by-batch ratios (bare time
+//! The shared library is opened with dlopen, as a C program would use it. The two are timed in turn, short batches
+//! of each, many times; a row gives the median time of a call and the median of the round-by-round ratios (bare time
 //! through ours: 1.00 is as fast as the bare call, 0.97 is 3 % slower). Folders default to a tmpfs and the build's.
 #![allow(
     clippy::expect_used,
@@ -22,8 +22,8 @@ use std::time::Instant;
 
 const BLOCK: usize = 4096;
 const LENGTH: u64 = 64 << 20;
-const BATCH: usize = 2000;
-const ROUNDS: usize = 301;
+const BATCH: u32 = 500;
+const ROUNDS: usize = 601;
 
 type Open = unsafe extern "C" fn(*const c_char, *const c_void, *mut *mut c_void) -> c_int;
 type Read = unsafe extern "C" fn(*mut c_void, *mut c_void, usize, u64) -> c_int;
@@ -85,15 +85,14 @@ fn offset(state: &mut u64) -> u64 {
 }
 
 /// Nanoseconds a call, over one batch.
-fn batch(seed: u64, mut call: impl FnMut(u64)) -> f64 {
-    let mut state = seed | 1;
+fn batch(state: &mut u64, mut call: impl FnMut(u64)) -> f64 {
     let start = Instant::now();
     for _ in 0..BATCH {
-        call(offset(&mut state));
+        call(offset(state));
     }
     #[allow(clippy::cast_precision_loss, reason = "nanoseconds of milliseconds")]
     let nanos = start.elapsed().as_nanos() as f64;
-    nanos / BATCH as f64
+    nanos / f64::from(BATCH)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -101,7 +100,8 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// One thread's batches: bare and ours in turn, all threads on the same side at the same time.
+/// One thread's rounds: each is bare, ours, ours, bare, or the reverse, so that neither profits from its place. All
+/// threads are on the same side at the same time. Returns each round's two times.
 fn one_thread(
     library: Library,
     disk: Handle,
@@ -109,53 +109,53 @@ fn one_thread(
     write: bool,
     barrier: &Barrier,
     seed: u64,
-) -> (Vec<f64>, Vec<f64>) {
+) -> Vec<(f64, f64)> {
     let fd = image.as_raw_fd();
     let mut buf = vec![0x5au8; BLOCK];
-    let (mut bare, mut ours) = (Vec::new(), Vec::new());
-    for round in 0..ROUNDS {
-        let seed = seed
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .wrapping_add(round as u64 * 77);
-        let buf = buf.as_mut_ptr().cast::<c_void>();
-        let run_bare = || {
-            barrier.wait();
-            batch(seed, |at| {
-                let at = i64::try_from(at).expect("an offset");
-                // SAFETY: the buffer has BLOCK bytes.
-                let done = unsafe {
-                    if write {
-                        libc::pwrite(fd, buf, BLOCK, at)
-                    } else {
-                        libc::pread(fd, buf, BLOCK, at)
-                    }
-                };
-                assert_eq!(done, BLOCK as isize);
-            })
-        };
-        let run_ours = || {
-            barrier.wait();
-            batch(seed, |at| {
-                // SAFETY: an open disk, and a buffer of BLOCK bytes.
-                let done = unsafe {
-                    if write {
-                        (library.write)(disk.0, buf, BLOCK, at, 0)
-                    } else {
-                        (library.read)(disk.0, buf, BLOCK, at)
-                    }
-                };
-                assert_eq!(done, 0);
-            })
-        };
-        if round % 2 == 0 {
-            bare.push(run_bare());
-            ours.push(run_ours());
-        } else {
-            ours.push(run_ours());
-            bare.push(run_bare());
-        }
-    }
-    (bare, ours)
+    let buf = buf.as_mut_ptr().cast::<c_void>();
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let run_bare = |state: &mut u64| {
+        barrier.wait();
+        batch(state, |at| {
+            let at = i64::try_from(at).expect("an offset");
+            // SAFETY: the buffer has BLOCK bytes.
+            let done = unsafe {
+                if write {
+                    libc::pwrite(fd, buf, BLOCK, at)
+                } else {
+                    libc::pread(fd, buf, BLOCK, at)
+                }
+            };
+            assert_eq!(done, BLOCK.cast_signed());
+        })
+    };
+    let run_ours = |state: &mut u64| {
+        barrier.wait();
+        batch(state, |at| {
+            // SAFETY: an open disk, and a buffer of BLOCK bytes.
+            let done = unsafe {
+                if write {
+                    (library.write)(disk.0, buf, BLOCK, at, 0)
+                } else {
+                    (library.read)(disk.0, buf, BLOCK, at)
+                }
+            };
+            assert_eq!(done, 0);
+        })
+    };
+    (0..ROUNDS)
+        .map(|round| {
+            let (mut bare, mut ours) = (0.0, 0.0);
+            for turn in 0..4 {
+                if (turn == 0 || turn == 3) == (round % 2 == 0) {
+                    bare += run_bare(&mut state) / 2.0;
+                } else {
+                    ours += run_ours(&mut state) / 2.0;
+                }
+            }
+            (bare, ours)
+        })
+        .collect()
 }
 
 fn measure(library: Library, folder: &Path, write: bool, threads: u64) {
@@ -180,7 +180,7 @@ fn measure(library: Library, folder: &Path, write: bool, threads: u64) {
         .open(&image)
         .expect("the image");
     let barrier = Barrier::new(usize::try_from(threads).expect("a count"));
-    let results: Vec<_> = std::thread::scope(|scope| {
+    let rounds: Vec<(f64, f64)> = std::thread::scope(|scope| {
         let started: Vec<_> = (0..threads)
             .map(|seed| {
                 let (file, barrier) = (&file, &barrier);
@@ -189,27 +189,18 @@ fn measure(library: Library, folder: &Path, write: bool, threads: u64) {
             .collect();
         started
             .into_iter()
-            .map(|thread| thread.join().expect("a thread"))
+            .flat_map(|thread| thread.join().expect("a thread"))
             .collect()
     });
     // SAFETY: the disk is open, and no thread uses it any more.
     assert_eq!(unsafe { (library.close)(disk.0) }, 0);
-    let bare: Vec<f64> = results
-        .iter()
-        .flat_map(|result| result.0.iter().copied())
-        .collect();
-    let ours: Vec<f64> = results
-        .iter()
-        .flat_map(|result| result.1.iter().copied())
-        .collect();
-    let ratios = bare.iter().zip(&ours).map(|(bare, ours)| bare / ours).collect();
     println!(
         "{:<24} {:<5} {threads} {:>9.0} {:>9.0} {:>8.3}",
         folder.display(),
         if write { "write" } else { "read" },
-        median(bare),
-        median(ours),
-        median(ratios)
+        median(rounds.iter().map(|round| round.0).collect()),
+        median(rounds.iter().map(|round| round.1).collect()),
+        median(rounds.iter().map(|round| round.0 / round.1).collect())
     );
 }
 
@@ -227,7 +218,7 @@ fn main() {
             .collect();
     }
     let library = Library::load();
-    println!("4 KiB at random in 64 MiB; medians of {ROUNDS} rounds of {BATCH} calls, in turn");
+    println!("4 KiB at random in 64 MiB; medians of {ROUNDS} rounds of 2 × {BATCH} calls of each, in turn");
     println!(
         "{:<24} {:<5} t {:>9} {:>9} {:>8}",
         "folder", "", "bare ns", "qbm ns", "ratio"
