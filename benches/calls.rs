@@ -170,10 +170,8 @@ fn measure(library: Library, folder: &Path, write: bool, threads: u64) {
     let name = CString::new(path.to_str().expect("a path in UTF-8")).expect("no NUL");
     let mut disk = Handle(std::ptr::null_mut());
     // SAFETY: a path, default options, and room for a handle.
-    assert_eq!(
-        unsafe { (library.open)(name.as_ptr(), std::ptr::null(), &raw mut disk.0) },
-        0
-    );
+    let opened = unsafe { (library.open)(name.as_ptr(), std::ptr::null(), &raw mut disk.0) };
+    assert_eq!(opened, 0);
     let file = File::options()
         .read(true)
         .write(true)

@@ -21,6 +21,7 @@ thread_local! {
 
 /// Keeps `error` as the thread's last failure. Returns what the C function returns: a negative errno.
 #[cold]
+#[inline(never)]
 pub(super) fn fail(error: &Error) -> c_int {
     let words: Vec<u8> = error.message().bytes().filter(|byte| *byte != 0).collect();
     let failure = Failure {
@@ -86,11 +87,15 @@ pub(super) unsafe fn on_disk(disk: *const qbm_disk, body: impl FnOnce(&crate::Di
     match sheltered(|| body(&handle.disk)) {
         Ok(Ok(())) => 0,
         Ok(Err(error)) => fail(&error),
-        Err(_) => {
-            handle.disk.break_down();
-            fail(&internal_error())
-        }
+        Err(_) => panicked(&handle.disk),
     }
+}
+
+#[cold]
+#[inline(never)]
+fn panicked(disk: &crate::Disk) -> c_int {
+    disk.break_down();
+    fail(&internal_error())
 }
 
 /// Runs `body` and catches its panic, which is not printed.

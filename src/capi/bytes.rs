@@ -211,7 +211,7 @@ fn write_flags(flags: u32) -> Result<WriteFlags> {
 /// # Safety
 ///
 /// The pieces are writable memory of the caller's.
-#[inline]
+#[inline(always)]
 unsafe fn read(disk: &Disk, pieces: &[iovec], offset: u64) -> Result<()> {
     check_pieces(pieces)?;
     // SAFETY: the caller's promise is ours.
@@ -222,7 +222,7 @@ unsafe fn read(disk: &Disk, pieces: &[iovec], offset: u64) -> Result<()> {
 /// # Safety
 ///
 /// The pieces are readable memory of the caller's.
-#[inline]
+#[inline(always)]
 unsafe fn write(disk: &Disk, pieces: &[iovec], offset: u64, flags: u32) -> Result<()> {
     check_pieces(pieces)?;
     // SAFETY: the caller's promise is ours.

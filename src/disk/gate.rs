@@ -4,22 +4,35 @@
 //! when their bytes are in the file. An operation that moves a starting point or changes the disk's shape closes
 //! the gate, waits until nobody is inside, and lets later writers wait until it is done (DESIGN §5, trap 1).
 //!
-//! Invariant: the value inside is only changed while no writer is inside. Passing is two atomic additions on a
-//! counter that few other threads use; no two cores fight over it.
+//! Invariant: the value inside is only changed while no writer is inside. Passing is one atomic exchange and one plain
+//! store, in a place that few other threads use; no two cores fight over it.
 
 use std::cell::UnsafeCell;
 use std::ops::{Deref, DerefMut};
+use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError, shard_index};
 
-/// Counters that writers spread over. A power of two.
-const SHARDS: usize = 32;
+/// Doors that writers spread over. A power of two.
+const DOORS: usize = 32;
+
+/// How long the closer sleeps before it looks again by itself: see [`Inside::drop`].
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// Where some writers pass, and are counted.
+#[derive(Default)]
+struct Door {
+    /// A writer is inside that has this to itself, so that leaving takes no atomic exchange, only a store.
+    alone: AtomicBool,
+    /// The writers inside that found the door taken.
+    crowd: AtomicUsize,
+}
 
 pub(super) struct Gate<T> {
-    inside: Box<[CachePadded<AtomicUsize>]>,
+    doors: Box<[CachePadded<Door>; DOORS]>,
     closed: AtomicBool,
     /// Held by the operation that has closed the gate, or is about to.
     operation: Mutex<()>,
@@ -38,9 +51,7 @@ unsafe impl<T: Send> Send for Gate<T> {}
 impl<T> Gate<T> {
     pub(super) fn new(value: T) -> Self {
         Self {
-            inside: (0..SHARDS)
-                .map(|_| CachePadded::new(AtomicUsize::new(0)))
-                .collect(),
+            doors: Box::default(),
             closed: AtomicBool::new(false),
             operation: Mutex::new(()),
             sleep: Mutex::new(()),
@@ -52,37 +63,39 @@ impl<T> Gate<T> {
     /// Goes in, after waiting for an operation that has the gate closed.
     #[inline]
     pub(super) fn enter(&self) -> Inside<'_, T> {
-        let shard = &self.inside[shard_index() & (SHARDS - 1)];
+        let door = &self.doors[shard_index() % DOORS];
         // Announce first, look second; the closer closes first, looks second. With SeqCst on all four, at least
         // one of the two sees the other.
-        shard.fetch_add(1, Ordering::SeqCst);
+        let alone = door.pass();
+        let inside = Inside {
+            gate: self,
+            door,
+            alone,
+        };
         if self.closed.load(Ordering::SeqCst) {
-            self.wait_outside(shard);
+            return self.wait_outside(inside);
         }
-        Inside { gate: self, shard }
+        inside
     }
 
     #[cold]
-    fn wait_outside(&self, shard: &AtomicUsize) {
+    fn wait_outside<'g>(&'g self, mut inside: Inside<'g, T>) -> Inside<'g, T> {
         loop {
-            self.step_out(shard);
+            let door = inside.door;
+            drop(inside);
             let mut sleep = locked(&self.sleep);
             while self.closed.load(Ordering::SeqCst) {
                 sleep = self.changed.wait(sleep).unwrap_or_else(PoisonError::into_inner);
             }
             drop(sleep);
-            shard.fetch_add(1, Ordering::SeqCst);
+            inside = Inside {
+                gate: self,
+                door,
+                alone: door.pass(),
+            };
             if !self.closed.load(Ordering::SeqCst) {
-                return;
+                return inside;
             }
-        }
-    }
-
-    #[inline]
-    fn step_out(&self, shard: &AtomicUsize) {
-        shard.fetch_sub(1, Ordering::SeqCst);
-        if self.closed.load(Ordering::SeqCst) {
-            self.wake();
         }
     }
 
@@ -100,14 +113,36 @@ impl<T> Gate<T> {
         let operation = locked(&self.operation);
         self.closed.store(true, Ordering::SeqCst);
         let mut sleep = locked(&self.sleep);
-        while self.inside.iter().any(|shard| shard.load(Ordering::SeqCst) != 0) {
-            sleep = self.changed.wait(sleep).unwrap_or_else(PoisonError::into_inner);
+        while self.doors.iter().any(|door| door.is_used()) {
+            sleep = match self.changed.wait_timeout(sleep, LOOK_AGAIN) {
+                Ok((sleep, _)) => sleep,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
         }
         drop(sleep);
         Closed {
             gate: self,
             _operation: operation,
         }
+    }
+}
+
+impl Door {
+    /// Counts a writer. Returns whether it has the door to itself.
+    #[inline]
+    fn pass(&self) -> bool {
+        let alone = self
+            .alone
+            .compare_exchange(false, true, Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok();
+        if !alone {
+            self.crowd.fetch_add(1, Ordering::SeqCst);
+        }
+        alone
+    }
+
+    fn is_used(&self) -> bool {
+        self.alone.load(Ordering::SeqCst) || self.crowd.load(Ordering::SeqCst) != 0
     }
 }
 
@@ -119,7 +154,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// A writer that is inside. Dropping it leaves.
 pub(super) struct Inside<'g, T> {
     gate: &'g Gate<T>,
-    shard: &'g AtomicUsize,
+    door: &'g Door,
+    alone: bool,
 }
 
 impl<T> Deref for Inside<'_, T> {
@@ -136,7 +172,16 @@ impl<T> Deref for Inside<'_, T> {
 impl<T> Drop for Inside<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        self.gate.step_out(self.shard);
+        if self.alone {
+            self.door.alone.store(false, Ordering::Release);
+        } else {
+            self.door.crowd.fetch_sub(1, Ordering::Release);
+        }
+        // The store may become visible only after this load, so that a closer that has just looked is not woken: it
+        // looks again by itself. A full fence here would cost every write what this costs a rare operation.
+        if self.gate.closed.load(Ordering::Relaxed) {
+            self.gate.wake();
+        }
     }
 }
 

@@ -32,7 +32,7 @@ pub use status::{BlockStatus, StatusFlags};
 use crate::bitmap::BitmapPolicy;
 use crate::descriptor::Descriptor;
 use crate::error::{Error, ErrorCode, Result};
-use crate::storage::{Gather, Scatter, Storage, SyncMode, Zeroing};
+use crate::storage::{Gather, Scatter, Shortcut, Storage, SyncMode, Zeroing};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::units::ByteRange;
 use alive::Alive;
@@ -58,11 +58,18 @@ bitflags::bitflags! {
 /// One open file of a disk, with the name that messages use.
 #[derive(Debug)]
 struct Child {
-    storage: Arc<dyn Storage>,
+    storage: Shortcut,
     path: PathBuf,
 }
 
 impl Child {
+    fn new(storage: Arc<dyn Storage>, path: PathBuf) -> Self {
+        Self {
+            storage: Shortcut::new(storage),
+            path,
+        }
+    }
+
     fn failed(&self, action: &str, error: &std::io::Error) -> Error {
         Error::io(action, &self.path, error)
     }
@@ -104,6 +111,7 @@ impl Disk {
     }
 
     /// The disk's length in bytes.
+    #[inline]
     pub fn length(&self) -> u64 {
         self.length.load(Ordering::Acquire)
     }
@@ -119,6 +127,7 @@ impl Disk {
     }
 
     /// Reads into the caller's raw memory.
+    #[inline(always)]
     pub fn read_scatter(&self, into: Scatter<'_>, offset: u64) -> Result<()> {
         self.alive.check()?;
         let range = self.range(offset, into.len() as u64)?;
@@ -139,6 +148,7 @@ impl Disk {
     }
 
     /// Writes from the caller's raw memory.
+    #[inline(always)]
     pub fn write_gather(&self, from: Gather<'_>, offset: u64, flags: WriteFlags) -> Result<()> {
         let allowed = WriteFlags::FUA.union(WriteFlags::UNCHANGED);
         self.change(Change::Write(from), offset, from.len() as u64, flags, allowed)
@@ -178,6 +188,7 @@ impl Disk {
         self.bitmap_sync(None)
     }
 
+    #[inline(always)]
     fn change(
         &self,
         change: Change<'_>,
@@ -220,6 +231,7 @@ impl Disk {
     }
 
     /// The bytes of a request, or an error where they do not all lie within the disk.
+    #[inline]
     fn range(&self, offset: u64, len: u64) -> Result<ByteRange> {
         let length = self.length();
         match ByteRange::new(offset, len) {
@@ -232,6 +244,7 @@ impl Disk {
         self.structure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    #[inline]
     fn check_writable(&self) -> Result<()> {
         if self.writable {
             Ok(())

@@ -16,7 +16,7 @@ use crate::bitmap::{BitmapFile, BitmapPolicy};
 use crate::descriptor::names::child_path;
 use crate::descriptor::{BitmapKind, Descriptor, Format};
 use crate::error::{Error, ErrorCode, Result};
-use crate::storage::{Access, FileIdentity, Folder, HostFolder, Role};
+use crate::storage::{Access, FileIdentity, Folder, HostFolder, Role, Storage};
 use crate::sync::Mutex;
 use crate::units::MAX_LENGTH;
 
@@ -141,7 +141,7 @@ impl OpenOptions {
                 ),
             ));
         }
-        let child = files.open(
+        let (image, image_path) = files.open(
             Role::Image,
             "QBM.image.file",
             &image.file,
@@ -150,6 +150,7 @@ impl OpenOptions {
                 ..access
             },
         )?;
+        let child = Child::new(image, image_path);
         let length = child.storage.length().map_err(|e| child.failed("measure", &e))?;
         if length > MAX_LENGTH {
             return Err(Error::new(
@@ -163,8 +164,8 @@ impl OpenOptions {
         let mut bitmaps = Vec::with_capacity(descriptor.bitmaps().len());
         for (name, entry) in descriptor.bitmaps() {
             let key = format!("QBM.bitmaps[{name:?}].file");
-            let file = files.open(Role::Bitmap, &key, &entry.file, access)?;
-            let file = BitmapFile::new(file.storage, file.path, self.bitmap_policy);
+            let (storage, path) = files.open(Role::Bitmap, &key, &entry.file, access)?;
+            let file = BitmapFile::new(storage, path, self.bitmap_policy);
             file.check_size(entry.granularity.granules_in(length))
                 .map_err(|e| e.context(&key))?;
             if matches!(entry.kind, BitmapKind::Allocation { .. }) {
@@ -253,7 +254,13 @@ impl<'p> Files<'p> {
         }
     }
 
-    fn open(&mut self, role: Role, key: &str, name: &str, access: Access) -> Result<Child> {
+    fn open(
+        &mut self,
+        role: Role,
+        key: &str,
+        name: &str,
+        access: Access,
+    ) -> Result<(Arc<dyn Storage>, PathBuf)> {
         let name = child_path(name).map_err(|e| e.context(format_args!("{key}: {name:?}")))?;
         let path = self.place.shown.join(name);
         let storage = self
@@ -269,6 +276,6 @@ impl<'p> Files<'p> {
                 format!("{key}: {} is the same file as {other}", path.display()),
             ));
         }
-        Ok(Child { storage, path })
+        Ok((storage, path))
     }
 }

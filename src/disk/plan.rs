@@ -34,10 +34,12 @@ pub(super) enum Change<'b> {
     Discard,
 }
 
+#[inline]
 pub(super) fn read(image: &Child, range: ByteRange) -> ReadPlan<'_> {
     ReadPlan { file: image, range }
 }
 
+#[inline]
 pub(super) fn change<'d, 'b>(
     shape: &'d Shape,
     image: &'d Child,

@@ -238,6 +238,10 @@ impl Storage for FileStorage {
     fn host_file(&self) -> Option<BorrowedFd<'_>> {
         Some(self.fd.as_fd())
     }
+
+    fn plain_file(&self) -> Option<BorrowedFd<'_>> {
+        self.direct.is_none().then(|| self.fd.as_fd())
+    }
 }
 
 /// Checks that an open file allows what `access` asks for, and sets its flags right. Says whether it is used

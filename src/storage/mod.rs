@@ -7,6 +7,7 @@
 mod buffers;
 mod file;
 mod host_folder;
+mod shortcut;
 #[cfg(feature = "simulated")]
 pub mod simulated;
 mod sys;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 pub use buffers::{Gather, Scatter, read_slice, write_slice};
 pub use file::FileStorage;
 pub use host_folder::HostFolder;
+pub(crate) use shortcut::Shortcut;
 
 use crate::units::ByteRange;
 
@@ -73,6 +75,12 @@ pub trait Storage: Send + Sync + Debug {
     /// The host's open file behind this, for locks and for questions about its file system; `None` where there is
     /// none. Bytes never go through it: they would pass by what the storage promises.
     fn host_file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// The same file where [`Storage::read`] and [`Storage::write`] do no more than move the bytes by a positional
+    /// system call: whoever makes that call himself and sees it move all of them is done.
+    fn plain_file(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 }

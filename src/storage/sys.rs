@@ -53,14 +53,25 @@ fn off(offset: u64) -> libc::off64_t {
 /// Each piece must be writable.
 #[inline]
 pub unsafe fn read(fd: BorrowedFd<'_>, pieces: &[iovec], offset: u64) -> io::Result<usize> {
+    // SAFETY: the caller's promise is ours.
+    check(unsafe { read_once(fd, pieces, offset) })
+}
+
+/// The same, with the system call's own answer: how many bytes, or -1.
+///
+/// # Safety
+///
+/// Each piece must be writable.
+#[inline]
+pub unsafe fn read_once(fd: BorrowedFd<'_>, pieces: &[iovec], offset: u64) -> isize {
     let fd = fd.as_raw_fd();
     // SAFETY: the caller vouches for the pieces; the kernel checks the rest.
-    check(unsafe {
+    unsafe {
         match pieces {
             [one] => libc::pread64(fd, one.iov_base, one.iov_len, off(offset)),
             _ => libc::preadv64(fd, pieces.as_ptr(), count(pieces), off(offset)),
         }
-    })
+    }
 }
 
 /// Writes `pieces` (at most [`IOV_MAX`]) at `offset`, as far as one system call does; not retried.
@@ -70,14 +81,25 @@ pub unsafe fn read(fd: BorrowedFd<'_>, pieces: &[iovec], offset: u64) -> io::Res
 /// Each piece must be readable.
 #[inline]
 pub unsafe fn write(fd: BorrowedFd<'_>, pieces: &[iovec], offset: u64) -> io::Result<usize> {
+    // SAFETY: the caller's promise is ours.
+    check(unsafe { write_once(fd, pieces, offset) })
+}
+
+/// The same, with the system call's own answer: how many bytes, or -1.
+///
+/// # Safety
+///
+/// Each piece must be readable.
+#[inline]
+pub unsafe fn write_once(fd: BorrowedFd<'_>, pieces: &[iovec], offset: u64) -> isize {
     let fd = fd.as_raw_fd();
     // SAFETY: the caller vouches for the pieces; the kernel checks the rest.
-    check(unsafe {
+    unsafe {
         match pieces {
             [one] => libc::pwrite64(fd, one.iov_base, one.iov_len, off(offset)),
             _ => libc::pwritev64(fd, pieces.as_ptr(), count(pieces), off(offset)),
         }
-    })
+    }
 }
 
 /// How many pieces, as the system takes it; too many stay too many.
