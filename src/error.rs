@@ -130,6 +130,8 @@ impl Error {
             libc::EROFS => ErrorCode::ReadOnly,
             libc::ENOMEM => ErrorCode::NoMemory,
             libc::ENOTSUP => ErrorCode::NotSupported,
+            // Not the system's refusal but our own: what was opened is no file of the kind that it must be.
+            libc::EINVAL if error.raw_os_error().is_none() => ErrorCode::FileInvalid,
             _ => ErrorCode::Io,
         };
         Self::with_errno(code, errno, words(error))

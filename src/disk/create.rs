@@ -93,17 +93,7 @@ impl CreateOptions {
         }
         let place = Place::find(path, self.folder.as_ref())?;
         // Asked first, so that no image is made for a descriptor that cannot be.
-        // What is no file that could be a descriptor (a folder, a FIFO) is `InvalidInput`, and has the name all the same.
-        if place
-            .folder
-            .open(Role::Descriptor, &place.name, Access::default())
-            .map_or_else(|e| e.kind() == io::ErrorKind::InvalidInput, |_| true)
-        {
-            return Err(Error::new(
-                ErrorCode::FileExists,
-                "it exists already, and is not overwritten",
-            ));
-        }
+        check_free(&place)?;
         match (&self.image, self.size) {
             (Some(image), size) => self.adopt(&place, image, size),
             (None, Some(size)) => self.create_image(&place, size),
@@ -166,6 +156,27 @@ impl CreateOptions {
             write_zeros(storage, size)?;
         }
         storage.sync(SyncMode::All)
+    }
+}
+
+/// Fails where the descriptor's name is taken, by whatever it is.
+fn check_free(place: &Place) -> Result<()> {
+    match place
+        .folder
+        .open(Role::Descriptor, &place.name, Access::default())
+    {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        // What is no file that could be a descriptor (a folder, a FIFO) has the name all the same; an errno, which the
+        // system or a callback gave, says nothing of the kind.
+        Err(e) if e.kind() != io::ErrorKind::InvalidInput || e.raw_os_error().is_some() => Err(Error::io(
+            "find out whether the name is taken of",
+            place.shown.join(&place.name),
+            &e,
+        )),
+        _ => Err(Error::new(
+            ErrorCode::FileExists,
+            "it exists already, and is not overwritten",
+        )),
     }
 }
 

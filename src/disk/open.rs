@@ -2,6 +2,9 @@
 //!
 //! Invariant: a file is opened as the role and format that the descriptor gives it; nothing is ever probed.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -129,7 +132,7 @@ impl OpenOptions {
         };
         let (descriptor, identity) = place.read_descriptor()?;
         chain::check(&place, &descriptor, identity)?;
-        let mut files = Files::new(&place);
+        let mut files = Files::new(&place, identity);
 
         let image = descriptor.image();
         if image.format != Format::Raw {
@@ -152,15 +155,7 @@ impl OpenOptions {
         )?;
         let child = Child::new(image, image_path);
         let length = child.storage.length().map_err(|e| child.failed("measure", &e))?;
-        if length > MAX_LENGTH {
-            return Err(Error::new(
-                ErrorCode::NotSupported,
-                format!(
-                    "{} is {length} bytes long, more than the limit of {MAX_LENGTH}",
-                    child.path.display()
-                ),
-            ));
-        }
+        check_length(length, &child.path)?;
         let mut bitmaps = Vec::with_capacity(descriptor.bitmaps().len());
         for (name, entry) in descriptor.bitmaps() {
             let key = format!("QBM.bitmaps[{name:?}].file");
@@ -240,6 +235,20 @@ impl Place {
     }
 }
 
+/// Offsets beyond this do not fit the system's calls.
+fn check_length(length: u64, path: &Path) -> Result<()> {
+    if length <= MAX_LENGTH {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::NotSupported,
+        format!(
+            "{} is {length} bytes long, more than the limit of {MAX_LENGTH}",
+            path.display()
+        ),
+    ))
+}
+
 /// The files of one disk as they are opened: no two may be the same file.
 struct Files<'p> {
     place: &'p Place,
@@ -247,10 +256,14 @@ struct Files<'p> {
 }
 
 impl<'p> Files<'p> {
-    fn new(place: &'p Place) -> Self {
+    /// `descriptor` is the descriptor's own file, where anything tells.
+    fn new(place: &'p Place, descriptor: Option<FileIdentity>) -> Self {
         Self {
             place,
-            seen: HashMap::new(),
+            seen: descriptor
+                .map(|identity| (identity, "the descriptor".to_owned()))
+                .into_iter()
+                .collect(),
         }
     }
 

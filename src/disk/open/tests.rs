@@ -1,0 +1,126 @@
+//! What an open refuses once the descriptor itself is in order, with the words.
+
+use std::fs;
+use std::path::Path;
+
+use super::{OpenOptions, check_length};
+use crate::error::ErrorCode;
+
+/// A descriptor with this image and these bitmaps.
+fn descriptor(image: &str, bitmaps: &str) -> String {
+    format!(
+        r#"{{"QBM": {{"version": 1, "image": {{"file": "{image}", "format": "raw"}}, "bitmaps": {{{bitmaps}}}}}}}"#
+    )
+}
+
+fn dirty(name: &str, file: &str) -> String {
+    format!(r#""{name}": {{"file": "{file}", "type": "dirty", "granularity-bytes": 512}}"#)
+}
+
+/// A folder with an image of 1 MiB and, in `disk.qbm`, `text`.
+fn folder(text: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("disk.raw"), vec![0; 1 << 20]).unwrap();
+    fs::write(dir.path().join("disk.qbm"), text).unwrap();
+    dir
+}
+
+#[track_caller]
+fn refused(dir: &Path, code: ErrorCode, words: &str) {
+    for read_only in [false, true] {
+        let error = OpenOptions::new()
+            .read_only(read_only)
+            .open(dir.join("disk.qbm"))
+            .map(drop)
+            .unwrap_err();
+        let shown = dir.display().to_string();
+        assert_eq!(error.message().replace(&shown, "DIR"), words);
+        assert_eq!(error.code(), code);
+    }
+}
+
+#[test]
+fn a_bitmap_file_that_is_too_small() {
+    let dir = folder(&descriptor("disk.raw", &dirty("b", "b.bitmap")));
+    // 1 MiB in granules of 512 bytes are 2048 bits.
+    fs::write(dir.path().join("b.bitmap"), [0; 255]).unwrap();
+    refused(
+        dir.path(),
+        ErrorCode::FileInvalid,
+        "cannot open DIR/disk.qbm: QBM.bitmaps[\"b\"].file: DIR/b.bitmap is too small: 255 bytes, where the bits of the disk need 256",
+    );
+    fs::write(dir.path().join("b.bitmap"), [0; 256]).unwrap();
+    OpenOptions::new().open(dir.path().join("disk.qbm")).unwrap();
+}
+
+#[test]
+fn two_children_that_are_the_same_file() {
+    for (one, other) in [
+        ("b.bitmap", "b.bitmap"),
+        ("b.bitmap", "link.bitmap"),
+        ("b.bitmap", "hard.bitmap"),
+    ] {
+        let both = format!("{}, {}", dirty("one", one), dirty("other", other));
+        let dir = folder(&descriptor("disk.raw", &both));
+        fs::write(dir.path().join("b.bitmap"), [0; 256]).unwrap();
+        std::os::unix::fs::symlink("b.bitmap", dir.path().join("link.bitmap")).unwrap();
+        fs::hard_link(dir.path().join("b.bitmap"), dir.path().join("hard.bitmap")).unwrap();
+        let words = format!(
+            "cannot open DIR/disk.qbm: QBM.bitmaps[\"other\"].file: DIR/{other} is the same file as \
+             QBM.bitmaps[\"one\"].file"
+        );
+        refused(dir.path(), ErrorCode::FileInvalid, &words);
+    }
+    let dir = folder(&descriptor("disk.raw", &dirty("b", "disk.raw")));
+    refused(
+        dir.path(),
+        ErrorCode::FileInvalid,
+        "cannot open DIR/disk.qbm: QBM.bitmaps[\"b\"].file: DIR/disk.raw is the same file as QBM.image.file",
+    );
+    let dir = folder(&descriptor("disk.qbm", ""));
+    refused(
+        dir.path(),
+        ErrorCode::FileInvalid,
+        "cannot open DIR/disk.qbm: QBM.image.file: DIR/disk.qbm is the same file as the descriptor",
+    );
+}
+
+#[test]
+fn a_child_that_is_neither_a_regular_file_nor_a_block_device() {
+    let cases = [
+        ("folder", "it is a directory"),
+        ("fifo", "it is a FIFO"),
+        ("socket", "it is a socket"),
+        ("/dev/null", "it is a character device"),
+    ];
+    for (image, why) in cases {
+        let dir = folder(&descriptor(image, ""));
+        fs::create_dir(dir.path().join("folder")).unwrap();
+        let fifo = std::ffi::CString::new(dir.path().join("fifo").to_str().unwrap()).unwrap();
+        // SAFETY: the name is a terminated string.
+        assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
+        let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
+        let shown = if image.starts_with('/') {
+            image.to_owned()
+        } else {
+            format!("DIR/{image}")
+        };
+        let words = format!(
+            "cannot open DIR/disk.qbm: QBM.image.file: cannot open {shown}: {why}; only regular files and block \
+             devices can be used"
+        );
+        refused(dir.path(), ErrorCode::FileInvalid, &words);
+    }
+}
+
+#[test]
+fn a_disk_that_is_longer_than_offsets_reach() {
+    let image = Path::new("huge.img");
+    check_length((1 << 63) - 1, image).unwrap();
+    let error = check_length(1 << 63, image).unwrap_err();
+    assert_eq!(
+        error.message(),
+        "huge.img is 9223372036854775808 bytes long, more than the limit of 9223372036854775807"
+    );
+    assert_eq!(error.code(), ErrorCode::NotSupported);
+}
