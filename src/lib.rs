@@ -10,6 +10,9 @@ mod capi;
 pub mod descriptor;
 mod disk;
 mod error;
+#[cfg(test)]
+#[path = "../tests/common/skip.rs"]
+mod skip;
 pub mod storage;
 mod sync;
 mod units;

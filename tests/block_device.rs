@@ -7,6 +7,9 @@
     reason = "a test ends where its ground is missing; helpers count as no tests for clippy"
 )]
 
+#[path = "common/skip.rs"]
+mod skip;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use qbm::ByteRange;
 use qbm::storage::{Access, FileStorage, Storage, SyncMode, Zeroing, read_slice, write_slice};
+use skip::skipped;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 16 * MIB;
@@ -45,11 +49,11 @@ impl Loop {
                 _dir: dir,
             }),
             Ok(output) => {
-                println!("skipped: {}", String::from_utf8_lossy(&output.stderr).trim());
+                skipped(String::from_utf8_lossy(&output.stderr).trim());
                 None
             }
             Err(error) => {
-                println!("skipped: losetup: {error}");
+                skipped(format_args!("losetup: {error}"));
                 None
             }
         }
@@ -235,7 +239,7 @@ fn discards_give_space_back() {
                 taken()
             );
         } else {
-            println!("skipped: this device unmaps nothing");
+            skipped("this device unmaps nothing");
         }
     });
 }

@@ -6,11 +6,10 @@
 
 mod common;
 
-use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 
-use common::{have, libraries, must, native_libraries, root};
+use common::{have, libraries, must, native_libraries, root, skipped};
 
 const SKIPPED: i32 = 77;
 const LEAKED: &str = "--error-exitcode=99";
@@ -27,10 +26,6 @@ macro_rules! story {
 include!(concat!(env!("OUT_DIR"), "/c_stories.rs"));
 
 /// A note that a passing test's captured output would swallow: what was not tested must be seen.
-fn note(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
-
 fn as_programs(file: &str) {
     let folder = tempfile::tempdir().expect("a folder for the programs");
     let built = libraries();
@@ -74,7 +69,7 @@ fn as_programs(file: &str) {
         command.push(shared.as_os_str());
         run(file, &command, folder.path());
     } else {
-        note(&format!("skipped: {file} under valgrind, which is not installed"));
+        skipped(format_args!("{file} under valgrind, which is not installed"));
     }
 }
 
@@ -107,7 +102,7 @@ fn run(file: &str, command: &[&std::ffi::OsStr], libraries: &Path) {
     let said = String::from_utf8_lossy(&said);
     match output.status.code() {
         Some(0) => {}
-        Some(SKIPPED) => note(&format!("skipped: {file}: {}", said.trim())),
+        Some(SKIPPED) => skipped(format_args!("{file}: {}", said.trim())),
         _ => panic!("{command:?}: {}\n{said}", output.status),
     }
 }

@@ -5,8 +5,10 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "common/skip.rs"]
+mod skip;
+
 use std::ffi::c_int;
-use std::io::Write as _;
 use std::process::{Command, exit};
 
 // Nothing here calls the crate, but the stories do: this links it.
@@ -46,10 +48,7 @@ fn run(name: &str, file: &str, story: unsafe extern "C" fn() -> c_int) {
     let said = String::from_utf8_lossy(&said);
     match output.status.code() {
         Some(0) => {}
-        // Past the capture of a passing test's output: what was not tested must be seen.
-        Some(SKIPPED) => {
-            let _ = writeln!(std::io::stderr(), "skipped: {file}: {}", said.trim());
-        }
+        Some(SKIPPED) => skip::skipped(format_args!("{file}: {}", said.trim())),
         _ => panic!("{file}: {}\n{said}", output.status),
     }
 }

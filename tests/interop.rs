@@ -8,11 +8,15 @@
     reason = "helpers beside the tests may fail as loudly as the tests"
 )]
 
+#[path = "common/skip.rs"]
+mod skip;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use qbm::{CreateOptions, Disk, WriteFlags};
+use skip::skipped;
 use tempfile::TempDir;
 
 /// Not a multiple of 512: the last block is partial, for QEMU too.
@@ -29,7 +33,7 @@ struct Room {
 /// A disk on a raw image full of holes, or nothing where QEMU is missing.
 fn room() -> Option<Room> {
     if Command::new("qemu-io").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: qemu-io is not installed, so nothing was read back by it");
+        skipped("qemu-io is not installed, so nothing was read back by it");
         return None;
     }
     let dir = tempfile::tempdir().expect("a folder");

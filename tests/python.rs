@@ -4,16 +4,14 @@
 
 mod common;
 
-use std::io::Write as _;
 use std::process::Command;
 
-use common::{have, libraries, must, root};
+use common::{have, libraries, must, root, skipped};
 
 #[test]
 fn the_round_trip_of_the_example() {
     if !have("python3") {
-        // Past the capture of a passing test's output: what was not tested must be seen.
-        let _ = writeln!(std::io::stderr(), "skipped: there is no python3 here");
+        skipped("the example in Python, as there is no python3 here");
         return;
     }
     let folder = tempfile::tempdir().expect("a folder for the disk");

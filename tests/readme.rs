@@ -4,11 +4,10 @@
 
 mod common;
 
-use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 
-use common::{have, libraries, must, root};
+use common::{have, libraries, must, root, skipped};
 
 /// The block of code behind the marker `<!-- example: NAME -->`.
 fn example(name: &str) -> String {
@@ -54,11 +53,7 @@ fn c_and_then_python_on_the_disk_that_c_made() {
     assert!(said.contains("disk.qbm"), "{said}");
 
     if !have("python3") {
-        // Past the capture of a passing test's output: what was not tested must be seen.
-        let _ = writeln!(
-            std::io::stderr(),
-            "skipped: README's Python, as there is no python3 here"
-        );
+        skipped("README's Python, as there is no python3 here");
         return;
     }
     let said = must(

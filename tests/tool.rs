@@ -8,6 +8,9 @@
 #[path = "tool/room.rs"]
 mod room;
 
+#[path = "common/skip.rs"]
+mod skip;
+
 #[path = "tool/errors.rs"]
 mod errors;
 #[path = "tool/generated.rs"]

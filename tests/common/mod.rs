@@ -1,9 +1,13 @@
 //! What the tests that build C programs share.
 
-#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(dead_code, unused_imports, reason = "each test program uses a part")]
+
+mod skip;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+pub use skip::skipped;
 
 /// What a linker needs beside `libqbm.a`, as `qbm.pc` says it. libgcc is the C compiler's own to add.
 pub fn native_libraries() -> Vec<String> {

@@ -7,6 +7,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::room::{Room, text};
+use super::skip::skipped;
 
 /// A sparse raw file: its length, and the runs of it that hold data.
 struct Shape {
@@ -98,7 +99,7 @@ fn room_with(shape: &Shape) -> Room {
 fn have_qemu_img() -> bool {
     let have = Command::new("qemu-img").arg("--version").output().is_ok();
     if !have {
-        eprintln!("SKIPPED: qemu-img is not installed, so nothing was compared with it");
+        skipped("qemu-img is not installed, so nothing was compared with it");
     }
     have
 }

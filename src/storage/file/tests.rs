@@ -10,6 +10,7 @@ use proptest::test_runner::{RngAlgorithm, TestRng};
 use tempfile::TempDir;
 
 use super::*;
+use crate::skip::skipped;
 use crate::storage::{read_slice, write_slice};
 
 const WRITE: Access = Access {
@@ -37,7 +38,7 @@ fn open_direct(path: &Path) -> Option<FileStorage> {
     match FileStorage::open(path, DIRECT) {
         Ok(file) => Some(file),
         Err(error) => {
-            println!("skipped: {error}");
+            skipped(error);
             None
         }
     }
@@ -304,7 +305,7 @@ fn more_pieces_than_one_call_takes() {
     let path = new_file(&dir, &[]);
     for access in [WRITE, DIRECT] {
         let Ok(file) = FileStorage::open(&path, access) else {
-            println!("skipped: no O_DIRECT here");
+            skipped("no O_DIRECT here");
             continue;
         };
         let bytes: Vec<u8> = (0..9000u32).map(|n| (n % 251).to_le_bytes()[0]).collect();
@@ -422,7 +423,7 @@ fn extents_tell_holes_from_data() {
         (found.data, found.len)
     };
     if extent(0, 4 * MIB) == (true, 4 * MIB) {
-        println!("skipped: this file system does not tell holes");
+        skipped("this file system does not tell holes");
         return;
     }
     assert_eq!(extent(0, 4 * MIB), (false, MIB));
@@ -444,7 +445,7 @@ fn length_space_and_identity() {
             assert_eq!(file.length().expect("a length"), 1_000_000);
             assert!(file.allocated_bytes().expect("the space taken") >= 1_000_000);
         }
-        Err(error) => println!("skipped: {error}"),
+        Err(error) => skipped(error),
     }
     file.set_length(2).expect("a cut");
     assert_eq!(contents(&path), b"ab");
@@ -539,6 +540,6 @@ fn flags_of_a_descriptor_are_set_right() {
                 "on again after an edge"
             );
         }
-        Err(error) => println!("skipped: {error}"),
+        Err(error) => skipped(error),
     }
 }

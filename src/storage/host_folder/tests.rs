@@ -6,6 +6,7 @@ use std::os::unix::fs::symlink;
 use tempfile::TempDir;
 
 use super::*;
+use crate::skip::skipped;
 use crate::storage::{read_slice, write_slice};
 
 const WRITE: Access = Access {
@@ -106,14 +107,14 @@ fn attributes_go_along() {
     assert_eq!(metadata.mode() & 0o7777, 0o604);
     match owned {
         Ok(()) => assert_eq!((metadata.uid(), metadata.gid()), (12, 34)),
-        Err(error) => println!("skipped the owner: {error}"),
+        Err(error) => skipped(format_args!("the owner: {error}")),
     }
     match kept {
         Ok(()) => assert_eq!(
             sys::xattr(target.as_fd(), c"user.test").expect("the attribute"),
             b"value"
         ),
-        Err(error) => println!("skipped the attributes: {error}"),
+        Err(error) => skipped(format_args!("the attributes: {error}")),
     }
     assert_eq!(metadata.len(), 0, "not the content");
 }
@@ -138,7 +139,7 @@ fn inherited_rights_do_not_stay() {
         list.extend(id.to_le_bytes());
     }
     if let Err(error) = sys::set_xattr(folder.as_fd(), c"system.posix_acl_default", &list) {
-        println!("skipped: {error}");
+        skipped(error);
         return;
     }
     folder.create(Role::Descriptor, Path::new("to")).expect("a file");
