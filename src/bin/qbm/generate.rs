@@ -33,8 +33,8 @@ pub struct CompletionArgs {
 /// Print a man page
 #[derive(clap::Args)]
 pub struct ManArgs {
-    /// The command that it is about; the whole tool where it is left out
-    command: Option<String>,
+    /// The command that it is about, in as many words as that has; the whole tool where it is left out
+    command: Vec<String>,
 }
 
 pub fn completions(args: &CompletionArgs) -> Outcome {
@@ -44,13 +44,16 @@ pub fn completions(args: &CompletionArgs) -> Outcome {
 
 pub fn man(args: &ManArgs) -> Outcome {
     let tool = documented();
-    let page = match &args.command {
-        None => Page::of_tool(&tool)?,
-        Some(name) => match tool.find_subcommand(name) {
-            Some(verb) => Page::of_verb(verb)?,
-            None => return Err(Failure::Refused(format!("there is no command {name:?}"))),
-        },
-    };
+    let mut command = &tool;
+    let mut words = vec!["qbm"];
+    for word in &args.command {
+        words.push(word);
+        command = command.find_subcommand(word).ok_or_else(|| {
+            let name = words[1..].join(" ");
+            Failure::Refused(format!("there is no command {name:?}"))
+        })?;
+    }
+    let page = Page::of(command, &words)?;
     io::stdout().write_all(&page.roff)?;
     Ok(())
 }
@@ -58,10 +61,8 @@ pub fn man(args: &ManArgs) -> Outcome {
 pub fn run(args: &Args) -> Outcome {
     std::fs::create_dir_all(&args.dir).map_err(|e| qbm::Error::io("make the folder", &args.dir, &e))?;
     let tool = documented();
-    let mut pages = vec![Page::of_tool(&tool)?];
-    for verb in tool.get_subcommands() {
-        pages.push(Page::of_verb(verb)?);
-    }
+    let mut pages = Vec::new();
+    Page::collect(&tool, &["qbm"], &mut pages)?;
     for page in pages {
         save(&args.dir.join(page.file_name), &page.roff)?;
     }
@@ -109,17 +110,22 @@ struct Page {
 }
 
 impl Page {
-    fn of_tool(tool: &Command) -> io::Result<Self> {
-        Self::render(tool.clone())
+    /// Those of `command`, which is called `words`, and of its subcommands.
+    fn collect(command: &Command, words: &[&str], pages: &mut Vec<Self>) -> io::Result<()> {
+        pages.push(Self::of(command, words)?);
+        for verb in command.get_subcommands() {
+            Self::collect(verb, &[words, &[verb.get_name()]].concat(), pages)?;
+        }
+        Ok(())
     }
 
     /// `qbm create` has the page qbm-create(1).
-    fn of_verb(verb: &Command) -> io::Result<Self> {
-        let name = format!("qbm-{}", verb.get_name());
+    fn of(command: &Command, words: &[&str]) -> io::Result<Self> {
         Self::render(
-            verb.clone()
-                .bin_name(format!("qbm {}", verb.get_name()))
-                .display_name(name),
+            command
+                .clone()
+                .bin_name(words.join(" "))
+                .display_name(words.join("-")),
         )
     }
 

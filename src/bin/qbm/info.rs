@@ -3,9 +3,10 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use qbm::{BitmapInfo, Disk, Info, Layer};
+use qbm::{Disk, Info, Layer};
 use serde_json::{Value, json};
 
+use crate::dirty;
 use crate::failure::Outcome;
 use crate::open;
 use crate::output::{Output, long_size, short_size};
@@ -15,9 +16,10 @@ The disk is opened read-only: nothing in it changes, not even a time stamp.
 
 Examples:
   qbm info disk.qbm
-      Sizes, the data image, and the bitmaps.
+      Sizes, the data image, and the bitmaps: their granularity, their flags, and how much is dirty in each.
   qbm info --output json disk.qbm | jq '.\"virtual-size\"'
-      The same for programs: qemu-img's keys, and under format-specific what only QBM has. Sizes are in bytes.";
+      The same for programs: qemu-img's keys, and under format-specific what only QBM has. Sizes are in bytes.
+      The bitmaps are as qbm bitmap list prints them.";
 
 /// Say what a disk is made of: its size, its image, its bitmaps
 #[derive(clap::Args)]
@@ -37,7 +39,7 @@ pub fn run(args: &Args) -> Outcome {
     let facts = Facts {
         info: disk.info()?,
         image: disk.layer(0)?,
-        bitmaps: disk.bitmap_list()?,
+        bitmaps: dirty::Facts::of(&disk)?,
     };
     let out = &mut io::stdout().lock();
     match args.output {
@@ -50,7 +52,7 @@ pub fn run(args: &Args) -> Outcome {
 struct Facts {
     info: Info,
     image: Layer,
-    bitmaps: Vec<BitmapInfo>,
+    bitmaps: Vec<dirty::Facts>,
 }
 
 impl Facts {
@@ -76,33 +78,14 @@ impl Facts {
         }
         writeln!(out, "bitmaps:")?;
         for bitmap in &self.bitmaps {
-            // Quoted, with escapes: a name is whatever somebody wrote into the descriptor.
-            writeln!(
-                out,
-                "    {:?}: {}, granularity {}{}",
-                bitmap.name,
-                bitmap.kind.word(),
-                short_size(bitmap.granularity.bytes()),
-                if bitmap.recording { ", recording" } else { "" }
-            )?;
+            writeln!(out, "    {}", bitmap.line())?;
         }
         Ok(())
     }
 
     fn to_json(&self, disk: &Disk) -> Value {
         let limits = &self.info.limits;
-        let bitmaps: Vec<Value> = self
-            .bitmaps
-            .iter()
-            .map(|bitmap| {
-                json!({
-                    "name": bitmap.name,
-                    "type": bitmap.kind.word(),
-                    "granularity": bitmap.granularity.bytes(),
-                    "recording": bitmap.recording,
-                })
-            })
-            .collect();
+        let bitmaps: Vec<Value> = self.bitmaps.iter().map(dirty::Facts::to_json).collect();
         json!({
             "filename": disk.path().to_string_lossy(),
             "format": "qbm",

@@ -3,7 +3,9 @@
 //! May call the library's public face only. Invariant: what went wrong is one line on standard error, and the exit
 //! code says whether it did: 0 done, 1 failed, 2 a command line that makes no sense.
 
+mod bitmap;
 mod create;
+mod dirty;
 mod failure;
 mod generate;
 mod info;
@@ -12,6 +14,7 @@ mod open;
 mod output;
 mod resize;
 mod size;
+mod span;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -32,6 +35,8 @@ Examples:
       What the disk is made of.
   qbm resize disk.qbm +5G
       5 GiB more.
+  qbm bitmap --add disk.qbm nightly
+      From now on, what is written is recorded in the bitmap nightly.
   qbm help create
       Everything about one command.";
 
@@ -51,6 +56,7 @@ enum Verb {
     Create(create::Args),
     Info(info::Args),
     Map(map::Args),
+    Bitmap(bitmap::Args),
     Resize(resize::Args),
     #[command(hide = true)]
     Completions(generate::CompletionArgs),
@@ -65,6 +71,7 @@ fn run(verb: &Verb) -> Outcome {
         Verb::Create(args) => create::run(args),
         Verb::Info(args) => info::run(args),
         Verb::Map(args) => map::run(args),
+        Verb::Bitmap(args) => bitmap::run(args),
         Verb::Resize(args) => resize::run(args),
         Verb::Completions(args) => generate::completions(args),
         Verb::Man(args) => generate::man(args),

@@ -1,17 +1,23 @@
-//! `qbm map`: where data is, and where holes are.
+//! `qbm map`: where data is, and where holes are; what is dirty; and a picture of both.
 //!
 //! Invariant: for the same raw image the extents are qemu-img's, up to the image's true end (qemu-img counts in
 //! blocks of 512 bytes, and reports an image that does not end on one as that much longer, with a hole at its end).
 
+mod bitmap;
+mod grid;
+mod picture;
+mod svg;
+
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
-use qbm::{BlockStatus, Disk, StatusFlags};
+use qbm::{BlockStatus, ByteRange, Disk, StatusFlags};
 
+use crate::dirty::Runs;
 use crate::failure::{Failure, Outcome};
 use crate::open;
-use crate::output::Output;
-use crate::size::parse_size;
+use crate::output::{Output, hex};
+use crate::span::Span;
 
 const AFTER_HELP: &str = "\
 The table for people lists data only; what is missing from it reads as zeros. In JSON every byte is in one extent:
@@ -27,12 +33,24 @@ These are qemu-img map's columns, keys and extents, with two differences: an ima
 ends where it ends (qemu-img adds a hole up to the next multiple), and where there are no bytes to tell of, the list
 is empty (qemu-img prints one extent of length 0).
 
+With --bitmap, an extent has a start, a length, and whether it is dirty.
+
+A picture shows the disk as a grid of cells, row by row, with a legend. A cell of which any byte is
+dirty is shown as that, whatever data it has. On a terminal the picture is as wide as that, and in
+colours unless NO_COLOR is set; elsewhere it is made of letters, for 80 columns.
+
 Examples:
   qbm map disk.qbm
   qbm map --output json -s 1G -l 64M disk.qbm
-      The 64 MiB that begin at 1 GiB.";
+      The 64 MiB that begin at 1 GiB.
+  qbm map --bitmap nightly disk.qbm
+      What is dirty in the bitmap nightly, and what is clean.
+  qbm map --picture disk.qbm
+      The whole disk at a glance.
+  qbm map --picture=disk.svg --bitmap nightly disk.qbm
+      The same for a report, with what is dirty in nightly.";
 
-/// Say which parts of a disk are data and which are holes
+/// Say which parts of a disk are data or holes, or dirty or clean, or draw it
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
@@ -40,37 +58,58 @@ pub struct Args {
     #[arg(long, value_name = "FORMAT", default_value = "human")]
     output: Output,
 
-    /// Begin here
-    #[arg(short, long, value_name = "OFFSET", value_parser = parse_size, default_value = "0")]
-    #[arg(hide_default_value = true)]
-    start_offset: u64,
+    #[command(flatten)]
+    span: Span,
 
-    /// Tell of this many bytes only
-    #[arg(short = 'l', long, value_name = "LEN", value_parser = parse_size)]
-    max_length: Option<u64>,
+    /// Say which parts are dirty in the bitmap NAME and which are clean, instead of what is data
+    #[arg(long, value_name = "NAME")]
+    bitmap: Option<String>,
+
+    /// Draw it: data, and what is dirty in the bitmap that --bitmap names or else in any. On the terminal, or into
+    /// FILE.svg, which is overwritten
+    #[arg(long, value_name = "FILE.svg", num_args = 0..=1, require_equals = true, conflicts_with = "output")]
+    #[arg(value_parser = parse_canvas, default_missing_value = "-")]
+    picture: Option<Canvas>,
 
     /// The disk's descriptor
     #[arg(value_name = "DISK.qbm")]
     disk: PathBuf,
 }
 
+/// What a picture is drawn on.
+#[derive(Clone)]
+enum Canvas {
+    Terminal,
+    File(PathBuf),
+}
+
+fn parse_canvas(text: &str) -> Result<Canvas, String> {
+    if text == "-" {
+        return Ok(Canvas::Terminal);
+    }
+    let name = PathBuf::from(text);
+    // What is there is overwritten; so it must not be a disk, for which `--picture` and a name are easily taken.
+    match name.extension() {
+        Some(extension) if extension.eq_ignore_ascii_case("svg") => Ok(Canvas::File(name)),
+        _ => Err("a picture is written as SVG, into a file whose name ends in .svg".to_owned()),
+    }
+}
+
 pub fn run(args: &Args) -> Outcome {
     let disk = open::to_read(&args.disk)?;
-    let length = disk.length();
-    let start = args.start_offset;
-    if start > length {
-        return Err(Failure::Refused(format!(
-            "cannot map {}: the start offset {start} lies behind the disk's end at {length}",
-            args.disk.display()
-        )));
+    let span = args.span.of(&disk, "map", &args.disk)?;
+    let bitmap = args.bitmap.as_deref();
+    if let Some(canvas) = &args.picture {
+        return picture::draw(&disk, span, bitmap, &args.disk, canvas);
     }
-    let end = args
-        .max_length
-        .map_or(length, |len| start.saturating_add(len).min(length));
     let mut out = BufWriter::new(io::stdout().lock());
-    match args.output {
-        Output::Human => print_human(&disk, start, end, &mut out)?,
-        Output::Json => print_json(&disk, start, end, &mut out)?,
+    match (bitmap, args.output) {
+        (None, Output::Human) => print_human(&disk, span, &mut out)?,
+        (None, Output::Json) => print_json(&disk, span, &mut out)?,
+        (Some(name), output) => {
+            let runs = Runs::new(&disk, name, span, &args.disk)?;
+            bitmap::print(runs, span, output, &mut out)?;
+        }
     }
     out.flush()?;
     Ok(())
@@ -102,12 +141,12 @@ impl Extent {
     }
 }
 
-/// Tells `each` of every extent in `start .. end`, merged.
-fn walk(disk: &Disk, start: u64, end: u64, mut each: impl FnMut(Extent) -> Outcome) -> Outcome {
+/// Tells `each` of every extent in `span`, merged.
+fn walk(disk: &Disk, span: ByteRange, mut each: impl FnMut(Extent) -> Outcome) -> Outcome {
     let mut pending: Option<Extent> = None;
-    let mut at = start;
-    while at < end {
-        let status = disk.block_status(at, end - at)?;
+    let mut at = span.start();
+    while at < span.end() {
+        let status = disk.block_status(at, span.end() - at)?;
         if !pending.as_mut().is_some_and(|extent| extent.merge(&status))
             && let Some(whole) = pending.replace(Extent { start: at, status })
         {
@@ -118,9 +157,9 @@ fn walk(disk: &Disk, start: u64, end: u64, mut each: impl FnMut(Extent) -> Outco
     pending.map_or(Ok(()), each)
 }
 
-fn print_human(disk: &Disk, start: u64, end: u64, out: &mut impl Write) -> Outcome {
+fn print_human(disk: &Disk, span: ByteRange, out: &mut impl Write) -> Outcome {
     writeln!(out, "{:<16}{:<16}{:<16}File", "Offset", "Length", "Mapped to")?;
-    walk(disk, start, end, |extent| {
+    walk(disk, span, |extent| {
         let status = &extent.status;
         if !extent.has(StatusFlags::DATA) || extent.has(StatusFlags::ZERO) {
             return Ok(());
@@ -143,19 +182,10 @@ fn print_human(disk: &Disk, start: u64, end: u64, out: &mut impl Write) -> Outco
     })
 }
 
-/// As C's `%#x` prints it: zero has no prefix.
-fn hex(value: u64) -> String {
-    if value == 0 {
-        "0".to_owned()
-    } else {
-        format!("{value:#x}")
-    }
-}
-
-fn print_json(disk: &Disk, start: u64, end: u64, out: &mut impl Write) -> Outcome {
+fn print_json(disk: &Disk, span: ByteRange, out: &mut impl Write) -> Outcome {
     write!(out, "[")?;
     let mut separator = "";
-    walk(disk, start, end, |extent| {
+    walk(disk, span, |extent| {
         let status = &extent.status;
         write!(
             out,

@@ -43,6 +43,15 @@ pub fn long_size(bytes: u64) -> String {
     format!("{} ({bytes} bytes)", short_size(bytes))
 }
 
+/// As C's `%#x` prints it, and qemu-img with it: zero has no prefix.
+pub fn hex(value: u64) -> String {
+    if value == 0 {
+        "0".to_owned()
+    } else {
+        format!("{value:#x}")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
