@@ -11,12 +11,18 @@ mod room;
 #[path = "common/skip.rs"]
 mod skip;
 
+#[path = "tool/bitmap.rs"]
+mod bitmap;
+#[path = "tool/bitmap_mistakes.rs"]
+mod bitmap_mistakes;
 #[path = "tool/errors.rs"]
 mod errors;
 #[path = "tool/generated.rs"]
 mod generated;
 #[path = "tool/map.rs"]
 mod map;
+#[path = "tool/picture.rs"]
+mod picture;
 
 use room::Room;
 use serde_json::json;
@@ -163,8 +169,9 @@ fn info_has_qemu_imgs_keys_in_json() {
 #[test]
 fn info_lists_bitmaps() {
     let room = Room::new();
-    room.write("disk-data.img", &[0; 4096]);
-    room.write("a.bitmap", &[0; 8]);
+    room.write("disk-data.img", &[0; 4000]);
+    // Bits behind the disk's end are nobody's.
+    room.write("a.bitmap", &[0xff; 8]);
     room.write("b.bitmap", &[0; 8]);
     room.write(
         "disk.qbm",
@@ -177,14 +184,22 @@ fn info_lists_bitmaps() {
     let bitmaps = said.split_once("bitmaps:\n").expect("a list").1;
     assert_eq!(
         bitmaps,
-        "    \"nightly\": dirty, granularity 64 KiB, recording\n    \"odd\\u{1b}[31m\": dirty, granularity 512 B\n"
+        "    \"nightly\": dirty, granularity 64 KiB, recording; 3.91 KiB (4000 bytes) dirty\n    \
+         \"odd\\u{1b}[31m\": dirty, granularity 512 B, not recording; nothing dirty\n"
     );
     let facts = room.json(&["info", "--output=json", "disk.qbm"]);
+    let bitmap = |name: &str, file: &str, granularity: u32, recording: bool, count: u32| {
+        json!({
+            "name": name, "type": "dirty", "granularity": granularity, "count": count, "recording": recording,
+            "busy": false, "persistent": true, "inconsistent": false, "file": file, "epoch": null,
+            "start-length": null,
+        })
+    };
     assert_eq!(
         facts["format-specific"]["data"]["bitmaps"],
         json!([
-            {"name": "nightly", "type": "dirty", "granularity": 65536, "recording": true},
-            {"name": "odd\u{1b}[31m", "type": "dirty", "granularity": 512, "recording": false},
+            bitmap("nightly", "a.bitmap", 65536, true, 4000),
+            bitmap("odd\u{1b}[31m", "b.bitmap", 512, false, 0),
         ])
     );
 }
@@ -194,8 +209,9 @@ fn info_and_map_change_nothing_not_even_the_times() {
     use std::os::unix::fs::MetadataExt as _;
     let room = Room::new();
     room.done(&["create", "disk.qbm", "1M"]);
+    room.done(&["bitmap", "--add", "disk.qbm", "b"]);
     let stamps = || {
-        ["disk.qbm", "disk-data.img"].map(|name| {
+        ["disk.qbm", "disk-data.img", "disk-b.bitmap"].map(|name| {
             let meta = room.meta(name);
             (meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec())
         })
@@ -203,5 +219,9 @@ fn info_and_map_change_nothing_not_even_the_times() {
     let before = stamps();
     room.done(&["info", "disk.qbm"]);
     room.done(&["map", "disk.qbm"]);
+    room.done(&["map", "--picture", "disk.qbm"]);
+    room.done(&["map", "--bitmap", "b", "disk.qbm"]);
+    room.done(&["bitmap", "list", "disk.qbm"]);
+    room.done(&["bitmap", "dump", "disk.qbm", "b"]);
     assert_eq!(stamps(), before);
 }

@@ -8,7 +8,7 @@ use std::process::Stdio;
 use super::room::{Room, TOOL, text};
 
 /// Fails with exit code 1 and exactly this line.
-fn refused(room: &Room, args: &[&str], line: &str) {
+pub fn refused(room: &Room, args: &[&str], line: &str) {
     let before = room.names();
     let (code, complaint) = room.fails(args);
     assert_eq!(complaint, format!("qbm: {line}\n"), "{args:?}");
@@ -17,7 +17,7 @@ fn refused(room: &Room, args: &[&str], line: &str) {
 }
 
 /// Fails with exit code 2 and a complaint that begins with this line.
-fn usage(room: &Room, args: &[&str], line: &str) {
+pub fn usage(room: &Room, args: &[&str], line: &str) {
     let (code, complaint) = room.fails(args);
     assert_eq!(complaint.lines().next(), Some(line), "{args:?}");
     assert_eq!(code, 2, "{args:?}");
@@ -56,14 +56,16 @@ fn a_descriptor_that_cannot_be_opened() {
             &format!("not readable as JSON: expected value at line 1 column 1 ({image})"),
         ),
     ] {
-        for verb in ["info", "map"] {
-            refused(&room, &[verb, name], &format!("cannot open {name}: {why}"));
-        }
-        refused(
-            &room,
+        for args in [
+            &["info", name][..],
+            &["map", name],
             &["resize", name, "1M"],
-            &format!("cannot open {name}: {why}"),
-        );
+            &["bitmap", "--add", name, "b"],
+            &["bitmap", "list", name],
+            &["bitmap", "dump", name, "b"],
+        ] {
+            refused(&room, args, &format!("cannot open {name}: {why}"));
+        }
     }
 }
 
@@ -268,8 +270,14 @@ fn a_command_line_that_makes_no_sense() {
 fn output_that_cannot_be_written_is_an_error_but_a_reader_that_left_is_none() {
     let room = Room::new();
     room.done(&["create", "disk.qbm", "1M"]);
+    room.done(&["bitmap", "--add", "disk.qbm", "b"]);
     for args in [
         &["info", "disk.qbm"][..],
+        &["map", "--picture", "disk.qbm"],
+        &["map", "--bitmap", "b", "disk.qbm"],
+        &["bitmap", "list", "disk.qbm"],
+        &["bitmap", "dump", "disk.qbm", "b"],
+        &["bitmap", "dump", "--output", "json", "disk.qbm", "b"],
         &["info", "--output", "json", "disk.qbm"],
         &["map", "disk.qbm"],
         &["map", "--output", "json", "disk.qbm"],

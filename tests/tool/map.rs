@@ -96,7 +96,7 @@ fn room_with(shape: &Shape) -> Room {
     room
 }
 
-fn have_qemu_img() -> bool {
+pub fn have_qemu_img() -> bool {
     let have = Command::new("qemu-img").arg("--version").output().is_ok();
     if !have {
         skipped("qemu-img is not installed, so nothing was compared with it");

@@ -63,6 +63,14 @@ impl Room {
         serde_json::from_str(&self.done(args)).expect("JSON")
     }
 
+    /// Writes `len` bytes to the disk at `offset`, through the library, as a guest does.
+    pub fn guest_writes(&self, disk: &str, offset: u64, len: usize) {
+        let disk = qbm::Disk::open(self.path(disk)).expect("it opens");
+        disk.write(&vec![0x5a; len], offset, qbm::WriteFlags::empty())
+            .expect("written");
+        disk.close().expect("closed");
+    }
+
     pub fn folder(&self, name: &str) {
         fs::create_dir(self.path(name)).expect("a folder");
     }

@@ -93,8 +93,8 @@ fn captions(grid: &Grid, span: ByteRange, disk: &Disk, names: &[String], path: &
         data: format!("data: {}", long_size(grid.data())),
         dirty: match names {
             [] => None,
-            [name] => Some(format!("dirty in {name:?}: {dirty}")),
-            names => Some(format!("dirty in any of {} bitmaps: {dirty}", names.len())),
+            [name] => Some(format!("dirty: {dirty} in {name:?}")),
+            names => Some(format!("dirty: {dirty} in any of {} bitmaps", names.len())),
         },
     }
 }

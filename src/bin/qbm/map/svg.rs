@@ -14,6 +14,8 @@ const LABEL: usize = 64;
 const LINE: usize = 20;
 /// From one entry of the legend to the next.
 const ENTRY: usize = 100;
+/// So many characters of a line surely fit.
+const FIT: usize = 90;
 
 /// The whole document.
 pub fn render(grid: &Grid, captions: &Captions) -> String {
@@ -43,7 +45,8 @@ fn write(grid: &Grid, captions: &Captions, out: &mut String) -> fmt::Result {
     let baseline = MARGIN + LINE / 2;
     writeln!(
         out,
-        "<text x=\"{MARGIN}\" y=\"{baseline}\" font-size=\"14\" font-weight=\"bold\">{title}</text>"
+        "<text x=\"{MARGIN}\" y=\"{baseline}\" font-size=\"14\" font-weight=\"bold\">{}</text>",
+        escape(&tail(&captions.title))
     )?;
 
     writeln!(out, "<g text-anchor=\"end\" font-size=\"10\">")?;
@@ -82,7 +85,7 @@ fn write(grid: &Grid, captions: &Captions, out: &mut String) -> fmt::Result {
         .iter()
         .fold(captions.data.clone(), |data, dirty| format!("{data}; {dirty}"));
     let (x, y) = (MARGIN + LABEL, bottom + LINE);
-    writeln!(out, "<text x=\"{x}\" y=\"{y}\">{}</text>", escape(&facts))?;
+    writeln!(out, "<text x=\"{x}\" y=\"{y}\">{}</text>", escape(&head(&facts)))?;
     writeln!(out, "</svg>")
 }
 
@@ -94,6 +97,22 @@ fn colour(shade: Shade) -> &'static str {
         Shade::Data => "#3182bd",
         Shade::SomeDirty => "#fdae6b",
         Shade::Dirty => "#d94801",
+    }
+}
+
+/// The end of a text, which a long path begins.
+fn tail(text: &str) -> String {
+    match text.char_indices().nth_back(FIT) {
+        Some((at, c)) => format!("…{}", &text[at + c.len_utf8()..]),
+        None => text.to_owned(),
+    }
+}
+
+/// The beginning of a text, which a long name ends.
+fn head(text: &str) -> String {
+    match text.char_indices().nth(FIT) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
     }
 }
 
@@ -119,6 +138,10 @@ mod tests {
     #[test]
     fn no_name_breaks_the_document() {
         assert_eq!(escape("a<b>&\"c\""), "a&lt;b&gt;&amp;\"c\"");
+        let long = format!("{}ä{}", "a".repeat(89), "ö".repeat(90));
+        assert_eq!(head(&long), format!("{}ä…", "a".repeat(89)));
+        assert_eq!(tail(&long), format!("…{}", "ö".repeat(90)));
+        assert_eq!((head("ä"), tail("ä")), ("ä".to_owned(), "ä".to_owned()));
         assert_eq!(escape("\u{1b}[31m\n\u{ffff}ä"), "\\u{1b}[31m\\n\\u{ffff}ä");
     }
 }
