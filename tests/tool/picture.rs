@@ -110,7 +110,7 @@ fn on_terminal(room: &Room, width: u16, environment: &[(&str, &str)]) -> String 
             &raw mut slave,
             std::ptr::null_mut(),
             std::ptr::null_mut(),
-            &raw const size as *mut _,
+            (&raw const size).cast_mut(),
         )
     };
     assert_eq!(opened, 0, "a terminal");
