@@ -10,6 +10,7 @@ mod capi;
 pub mod descriptor;
 mod disk;
 mod error;
+mod mutation;
 pub mod storage;
 mod sync;
 mod units;
