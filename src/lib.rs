@@ -10,6 +10,7 @@ mod capi;
 pub mod descriptor;
 mod disk;
 mod error;
+mod mutation;
 #[cfg(test)]
 #[path = "../tests/common/skip.rs"]
 mod skip;

@@ -44,6 +44,7 @@ pub(crate) use chosen::*;
 ///
 /// It is the place of the thread's stack, mixed: thread-local storage costs a call in a shared library, and this costs
 /// nothing. Two threads may get the same number, and one thread different ones; nothing but speed depends on it.
+#[cfg(not(all(test, shuttle)))]
 #[inline]
 pub(crate) fn shard_index() -> usize {
     let here = 0u8;
@@ -51,4 +52,10 @@ pub(crate) fn shard_index() -> usize {
     let stack = (&raw const here).addr() >> 14;
     // Times the golden ratio, which spreads neighbours best; the upper bits are the mixed ones.
     stack.wrapping_mul(0x9e37_79b9) >> 16
+}
+
+/// Of the explorer's threads: the same in each repetition of a schedule, which the place of a stack is not.
+#[cfg(all(test, shuttle))]
+pub(crate) fn shard_index() -> usize {
+    shuttle::current::me().into()
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::bits::Bits;
 use crate::error::{Error, ErrorCode, Result};
+use crate::mutation::{self, Fault};
 use crate::storage::{Storage, SyncMode, read_slice, write_slice};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::units::{ByteRange, GranuleRange};
@@ -131,6 +132,9 @@ impl BitmapFile {
     pub fn record(&self, bits: &Bits, also: Option<&Bits>, granules: GranuleRange) -> Result<()> {
         if self.policy == BitmapPolicy::Lazy {
             // Under one lock, so that `save` finds the piece of every bit that a write can have found set.
+            if mutation::on(Fault::BitBeforeNote) {
+                bits.set(granules);
+            }
             let mut unsaved = locked(&self.unsaved);
             unsaved.extend(pieces(granules).map(|(piece, _)| piece));
             bits.set(granules);
@@ -142,6 +146,9 @@ impl BitmapFile {
             // Another writer may have come first.
             if bits.all_set(part) {
                 continue;
+            }
+            if mutation::on(Fault::BitBeforePiece) {
+                bits.set(part);
             }
             let span = Bits::serialized_range(part);
             let words = &mut buffer[..in_memory(span.len())];
@@ -156,7 +163,7 @@ impl BitmapFile {
 
     /// Writes what the lazy policy has kept back. `also` as in [`record`](Self::record).
     pub fn save(&self, bits: &Bits, also: Option<&Bits>) -> Result<()> {
-        let _alone = locked(&self.saving);
+        let _alone = (!mutation::on(Fault::SaversApart)).then(|| locked(&self.saving));
         let mut pending = std::mem::take(&mut *locked(&self.unsaved));
         let mut buffer = [0; PIECE_BYTES];
         while let Some(piece) = pending.first().copied() {
@@ -287,8 +294,10 @@ impl BitmapFile {
         write_slice(&*self.storage, words, start).map_err(|e| self.failed("write", &e))
     }
 
-    fn piece(&self, piece: u64) -> MutexGuard<'_, ()> {
-        locked(&self.stripes[in_memory(piece % STRIPES as u64)])
+    /// Keeps other writers out of a piece.
+    fn piece(&self, piece: u64) -> Option<MutexGuard<'_, ()>> {
+        let stripe = &self.stripes[in_memory(piece % STRIPES as u64)];
+        (!mutation::on(Fault::PiecesShared)).then(|| locked(stripe))
     }
 
     fn length(&self) -> Result<u64> {

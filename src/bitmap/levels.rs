@@ -14,6 +14,7 @@
 //!   setters and clearers can lose a summary bit. What is left above is a "maybe" too many. Only exclusive access
 //!   ([`Above::lower`]) takes it away.
 
+use crate::mutation::{self, Fault};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::zeroed_words;
 
@@ -90,11 +91,11 @@ impl<A: Above> Level<A> {
         if word.load(Ordering::Acquire) & mask == mask {
             return 0;
         }
-        if !mutation::word_before_summary() {
+        if !mutation::on(Fault::WordBeforeSummary) {
             self.above.raise(index / GROUP);
         }
         let old = word.fetch_or(mask, Ordering::AcqRel);
-        if mutation::word_before_summary() {
+        if mutation::on(Fault::WordBeforeSummary) {
             self.above.raise(index / GROUP);
         }
         u64::from((mask & !old).count_ones())
@@ -228,33 +229,5 @@ impl<A: Above> Above for Level<A> {
 
     fn bytes(&self) -> usize {
         Level::bytes(self)
-    }
-}
-
-/// The fault that the model tests must find: a word set before what stands above it.
-#[cfg(all(test, shuttle))]
-pub(super) mod mutation {
-    use std::cell::Cell;
-
-    thread_local! {
-        // The explorer runs all threads of a model on the one that started it.
-        static WORD_FIRST: Cell<bool> = const { Cell::new(false) };
-    }
-
-    pub(super) fn word_before_summary() -> bool {
-        WORD_FIRST.get()
-    }
-
-    /// Puts the fault in, or takes it out, for models that this thread runs.
-    pub(in crate::bitmap) fn set_word_before_summary(on: bool) {
-        WORD_FIRST.set(on);
-    }
-}
-
-#[cfg(not(all(test, shuttle)))]
-mod mutation {
-    /// Never, outside the model tests.
-    pub(super) const fn word_before_summary() -> bool {
-        false
     }
 }

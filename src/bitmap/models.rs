@@ -2,10 +2,10 @@
 //!
 //! Run by `RUSTFLAGS="--cfg shuttle" cargo test --release --lib shuttle_`.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+mod pieces;
 
 use super::Bits;
-use super::levels::mutation;
+use crate::mutation::{self, Fault};
 use crate::sync::{Arc, thread};
 use crate::units::{GranuleIndex, GranuleRange};
 
@@ -170,20 +170,16 @@ fn shuttle_merging_meets_setters() {
     shuttle::check_random(model, 20_000);
 }
 
-/// The explorer must find a schedule in which `model` fails once the word is set before its summary.
-fn must_be_caught(model: impl Fn() + Send + Sync + 'static) {
-    mutation::set_word_before_summary(true);
-    let result = catch_unwind(AssertUnwindSafe(|| shuttle::check_dfs(model, None)));
-    mutation::set_word_before_summary(false);
-    assert!(result.is_err(), "the fault was not found");
-}
-
 #[test]
 fn shuttle_finds_a_word_set_before_its_summary_by_a_scanner() {
-    must_be_caught(|| scanners(SUMMARY_WORD, GROUP + 64, 1));
+    mutation::must_be_caught(Fault::WordBeforeSummary, "a set bit is missed", || {
+        shuttle::check_dfs(|| scanners(SUMMARY_WORD, GROUP + 64, 1), None);
+    });
 }
 
 #[test]
 fn shuttle_finds_a_word_set_before_its_summary_by_a_second_setter() {
-    must_be_caught(|| two_setters_scan(SUMMARY_WORD, GROUP + 64));
+    mutation::must_be_caught(Fault::WordBeforeSummary, "a set bit is missed", || {
+        shuttle::check_dfs(|| two_setters_scan(SUMMARY_WORD, GROUP + 64), None);
+    });
 }

@@ -7,17 +7,22 @@
 //! Invariant: the value inside is only changed while no writer is inside. Passing is one atomic exchange and one plain
 //! store, in a place that few other threads use; no two cores fight over it.
 
+#[cfg(test)]
+#[cfg(shuttle)]
+mod models;
+
 use std::cell::UnsafeCell;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
+use crate::mutation::{self, Fault};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError, shard_index};
 
-/// Doors that writers spread over. A power of two.
-const DOORS: usize = 32;
+/// Doors that writers spread over. A power of two. The explorer looks at each in every operation, so it gets two.
+const DOORS: usize = if cfg!(all(test, shuttle)) { 2 } else { 32 };
 
 /// How long the closer sleeps before it looks again by itself: see [`Inside::drop`].
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
@@ -64,6 +69,7 @@ impl<T> Gate<T> {
     #[inline]
     pub(super) fn enter(&self) -> Inside<'_, T> {
         let door = &self.doors[shard_index() % DOORS];
+        let too_early = mutation::on(Fault::LookBeforeAnnouncing) && !self.closed.load(Ordering::SeqCst);
         // Announce first, look second; the closer closes first, looks second. With SeqCst on all four, at least
         // one of the two sees the other.
         let alone = door.pass();
@@ -72,7 +78,7 @@ impl<T> Gate<T> {
             door,
             alone,
         };
-        if self.closed.load(Ordering::SeqCst) {
+        if !too_early && self.closed.load(Ordering::SeqCst) {
             return self.wait_outside(inside);
         }
         inside
@@ -102,8 +108,14 @@ impl<T> Gate<T> {
     #[cold]
     fn wake(&self) {
         // Taking the lock makes sure that a sleeper has either seen the change or is already waiting.
-        drop(locked(&self.sleep));
+        if !mutation::on(Fault::WakeUnlocked) {
+            drop(locked(&self.sleep));
+        }
         self.changed.notify_all();
+    }
+
+    fn is_used(&self) -> bool {
+        !mutation::on(Fault::NoDrain) && self.doors.iter().any(|door| door.is_used())
     }
 
     /// Closes the gate and waits until nobody is inside. Operations come one at a time.
@@ -113,7 +125,7 @@ impl<T> Gate<T> {
         let operation = locked(&self.operation);
         self.closed.store(true, Ordering::SeqCst);
         let mut sleep = locked(&self.sleep);
-        while self.doors.iter().any(|door| door.is_used()) {
+        while self.is_used() {
             sleep = match self.changed.wait_timeout(sleep, LOOK_AGAIN) {
                 Ok((sleep, _)) => sleep,
                 Err(poisoned) => poisoned.into_inner().0,

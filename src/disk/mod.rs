@@ -32,11 +32,12 @@ pub use status::{BlockStatus, StatusFlags};
 use crate::bitmap::BitmapPolicy;
 use crate::descriptor::Descriptor;
 use crate::error::{Error, ErrorCode, Result};
+use crate::mutation::{self, Fault};
 use crate::storage::{Gather, Scatter, Shortcut, Storage, SyncMode, Zeroing};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::units::ByteRange;
 use alive::Alive;
-use bitmaps::{Loading, Shape};
+use bitmaps::{Loading, Marks, Shape};
 use gate::Gate;
 use plan::Change;
 
@@ -202,15 +203,40 @@ impl Disk {
         if !allowed.contains(flags) {
             return Err(flags_refused(flags.difference(allowed).bits()));
         }
+        let flags = if mutation::on(Fault::DataOutsideGate) {
+            self.mark_and_leave(offset, len)?;
+            flags | WriteFlags::UNCHANGED
+        } else {
+            flags
+        };
         let shape = self.gate.enter();
         // Inside the gate: a resize waits outside, so the range stays within the disk for the whole request.
         let range = self.range(offset, len)?;
         let plan = plan::change(&shape, &self.image, change, range, flags);
+        if let (Some(marks), true) = (&plan.marks, mutation::on(Fault::DataOutsideGate)) {
+            marks.record()?;
+            drop(shape);
+            return self.change(
+                change,
+                offset,
+                len,
+                flags | WriteFlags::UNCHANGED,
+                WriteFlags::all(),
+            );
+        }
         blocking::change(&plan)?;
         if plan.durable {
             return self.sync_image(SyncMode::Data);
         }
         Ok(())
+    }
+
+    /// For [`Fault::DataOutsideGate`].
+    #[cold]
+    fn mark_and_leave(&self, offset: u64, len: u64) -> Result<()> {
+        let shape = self.gate.enter();
+        let marks = Marks::needed(&shape, self.range(offset, len)?);
+        marks.map_or(Ok(()), |marks| marks.record())
     }
 
     fn sync_image(&self, mode: SyncMode) -> Result<()> {

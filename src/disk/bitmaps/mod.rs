@@ -16,6 +16,9 @@ mod sync;
 mod transaction;
 
 #[cfg(test)]
+#[cfg(shuttle)]
+mod models;
+#[cfg(test)]
 mod tests;
 
 use std::sync::{Arc, OnceLock};

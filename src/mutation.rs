@@ -1,0 +1,75 @@
+//! Faults that the model tests put into the code on purpose, to show that the schedule explorer finds them.
+//!
+//! Each stands for a protection that a reader might take for one too many. Where it is taken out, the code asks
+//! [`on`]; outside the model tests (see `sync`) the answer is a constant and the compiler drops the question.
+//! Invariant: no fault is ever on in a build that anybody uses.
+
+/// A protection that is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// A word of bits is set before what stands above it.
+    WordBeforeSummary,
+    /// Writers do not keep each other out of a piece of a bitmap's file.
+    PiecesShared,
+    /// A bit is set in memory before its piece is in the file.
+    BitBeforePiece,
+    /// Under the lazy policy: a bit is set before its piece is noted as unsaved.
+    BitBeforeNote,
+    /// Under the lazy policy: a caller who finds nothing to save does not wait for one who is still saving.
+    SaversApart,
+    /// A writer looks whether the gate is closed before it announces itself.
+    LookBeforeAnnouncing,
+    /// An operation does not wait for the writers that are inside the gate.
+    NoDrain,
+    /// Whoever leaves or opens the gate wakes sleepers without their lock.
+    WakeUnlocked,
+    /// A write leaves the gate when its bits are recorded, and its data goes out later.
+    DataOutsideGate,
+}
+
+#[cfg(all(test, shuttle))]
+mod switch {
+    use std::cell::Cell;
+
+    use super::Fault;
+
+    thread_local! {
+        // The explorer runs all threads of a model on the one that started it.
+        static PRESENT: Cell<Option<Fault>> = const { Cell::new(None) };
+    }
+
+    /// Whether `fault` is in the code now.
+    pub(crate) fn on(fault: Fault) -> bool {
+        PRESENT.get() == Some(fault)
+    }
+
+    /// Runs `explore`, which explores a model's schedules, with `fault` in the code: one of them must fail, with words
+    /// that have `expected` in them.
+    pub(crate) fn must_be_caught(fault: Fault, expected: &str, explore: impl FnOnce()) {
+        PRESENT.set(Some(fault));
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(explore));
+        PRESENT.set(None);
+        let Err(panic) = result else {
+            panic!("{fault:?} was not found");
+        };
+        let words = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or_default();
+        assert!(words.contains(expected), "{fault:?} failed otherwise: {words}");
+    }
+}
+
+#[cfg(not(all(test, shuttle)))]
+mod switch {
+    use super::Fault;
+
+    /// Never, outside the model tests.
+    #[inline]
+    pub(crate) const fn on(_: Fault) -> bool {
+        false
+    }
+}
+
+pub(crate) use switch::*;
