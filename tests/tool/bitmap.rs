@@ -198,6 +198,11 @@ fn another_disk_may_be_the_disk_itself_by_whatever_name() {
         room.done(&[&actions[..], &["disk.qbm", name]].concat());
         assert_eq!(dump(&room, "disk.qbm", name), [(65536, 65536)], "{source}");
     }
+    // As without -b: the merge sees what the action before it has done, not what the disk was like before.
+    room.done(&[
+        "bitmap", "--clear", "--merge", "nightly", "-b", "link.qbm", "disk.qbm", "nightly",
+    ]);
+    assert_eq!(dump(&room, "disk.qbm", "nightly"), []);
 }
 
 #[test]

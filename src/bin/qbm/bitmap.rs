@@ -170,6 +170,7 @@ impl Change {
                 "its format is given as {format:?}, and only the bitmaps of QBM disks can be merged (-F qbm)"
             )));
         }
+        // As if it had not been given: the merges see what the actions before them do.
         if is_same_file(file, &self.disk) {
             return Ok(Vec::new());
         }
