@@ -179,7 +179,7 @@ impl Pair {
         let said = must(run.arg(&self.qcow2));
         assert!(!said.contains("failed"), "{said}");
         let disk = Disk::open(&self.qbm).expect("it opens");
-        for request in &requests {
+        for request in requests {
             request.run(&disk);
         }
         disk.close().expect("it closes");
