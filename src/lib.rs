@@ -27,7 +27,7 @@ pub use bitmap::BitmapPolicy;
 pub use disk::{
     AddBitmap, BitmapAction, BitmapContent, BitmapInfo, BlockStatus, CreateOptions, Disk, Info, Layer,
     MergeSource, Notice, NoticeCode, OpenOptions, Preallocation, StatusFlags, Thaw, TruncateFlags,
-    WriteFlags,
+    WriteFlags, bitmap_transaction,
 };
 pub use error::{Error, ErrorCode, Result};
 pub use units::{ByteRange, Granularity, GranuleIndex, GranuleRange, MAX_LENGTH};

@@ -17,12 +17,15 @@ mod plan;
 mod resize;
 mod status;
 
+use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use bitmaps::{AddBitmap, BitmapAction, BitmapContent, BitmapInfo, MergeSource, Thaw};
+pub use bitmaps::{
+    AddBitmap, BitmapAction, BitmapContent, BitmapInfo, MergeSource, Thaw, bitmap_transaction,
+};
 pub use create::{CreateOptions, Preallocation};
 pub use info::{Info, Layer};
 pub use open::{Notice, NoticeCode, OpenOptions};
@@ -101,6 +104,14 @@ pub struct Disk {
 /// The disk's names, as its descriptor has them.
 struct Structure {
     descriptor: Descriptor,
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Disk")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Disk {

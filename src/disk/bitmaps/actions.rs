@@ -109,18 +109,26 @@ pub enum BitmapAction<'a> {
 pub enum MergeSource<'a> {
     /// A bitmap of the same disk.
     Bitmap(&'a str),
-    /// Another disk's; see [`Disk::bitmap_content`].
+    /// A bitmap of another disk of the same length, as it is at the point at which the merge takes effect.
+    Other {
+        /// Which disk.
+        disk: &'a Disk,
+        /// Which of its bitmaps.
+        name: &'a str,
+    },
+    /// Bits apart from any disk; see [`Disk::bitmap_content`].
     Content(&'a BitmapContent),
 }
 
-/// How the backup went that a frozen bitmap was for.
+/// How the backup went that a frozen bitmap was for. The numbers are part of the C ABI; none is zero, so that what was
+/// never set drops no bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 pub enum Thaw {
     /// It has what it needs: the frozen bits go, and what was written since it began stays.
-    Commit = 0,
+    Commit = 1,
     /// It failed: the bitmap has the frozen bits and what was written since.
-    Rollback = 1,
+    Rollback = 2,
 }
 
 /// What a new bitmap is to be.
@@ -164,6 +172,34 @@ impl BitmapAction<'_> {
             | Self::Set { .. }
             | Self::Merge { .. }
             | Self::Repair { .. } => false,
+        }
+    }
+
+    /// Whether a bitmap can have fewer bits by it than before.
+    pub(super) fn takes_bits(&self) -> bool {
+        match self {
+            Self::Remove { .. }
+            | Self::Clear { .. }
+            | Self::SetPersistent { .. }
+            | Self::Reset { .. }
+            | Self::Replace { .. } => true,
+            Self::Thaw { outcome, .. } => *outcome == Thaw::Commit,
+            Self::Add { .. }
+            | Self::Enable { .. }
+            | Self::Disable { .. }
+            | Self::Rename { .. }
+            | Self::Set { .. }
+            | Self::Merge { .. }
+            | Self::Freeze { .. }
+            | Self::Repair { .. } => false,
+        }
+    }
+
+    /// What it takes bits from.
+    pub(super) fn sources(&self) -> &[MergeSource<'_>] {
+        match self {
+            Self::Merge { sources, .. } => sources,
+            _ => &[],
         }
     }
 

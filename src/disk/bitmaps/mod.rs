@@ -11,6 +11,7 @@ mod read;
 mod record;
 mod resize;
 mod rules;
+mod several;
 mod stage;
 mod sync;
 mod transaction;
@@ -29,6 +30,7 @@ pub(super) use load::Loading;
 pub use read::BitmapInfo;
 pub(super) use record::Marks;
 pub(super) use resize::Resized;
+pub use several::bitmap_transaction;
 
 use crate::bitmap::{BitmapFile, Bits};
 use crate::descriptor::BitmapEntry;

@@ -5,7 +5,7 @@
 use std::sync::{Arc, OnceLock};
 
 use super::rules::wrong_state;
-use super::{AddBitmap, Bitmap, BitmapAction, Frozen, Loading, MergeSource, Start, Thaw, not_found};
+use super::{AddBitmap, Bitmap, BitmapAction, BitmapContent, Frozen, Loading, Start, Thaw, not_found};
 use crate::bitmap::Bits;
 use crate::descriptor::{Descriptor, MAX_BITMAPS};
 use crate::error::{Error, ErrorCode, Result};
@@ -40,6 +40,38 @@ pub(super) enum Change {
     Added,
     /// There are others.
     Replaced,
+}
+
+/// What a merge takes bits from: a bitmap of this or another disk, or content apart from any.
+pub(super) struct Source<'a> {
+    bits: SourceBits<'a>,
+    granularity: Granularity,
+    /// Of the disk that they are about, in bytes.
+    length: u64,
+}
+
+enum SourceBits<'a> {
+    Shared(Arc<Bits>),
+    Lent(&'a Bits),
+}
+
+impl Source<'_> {
+    fn bits(&self) -> &Bits {
+        match &self.bits {
+            SourceBits::Shared(bits) => bits,
+            SourceBits::Lent(bits) => bits,
+        }
+    }
+}
+
+impl<'a> From<&'a BitmapContent> for Source<'a> {
+    fn from(content: &'a BitmapContent) -> Self {
+        Self {
+            bits: SourceBits::Lent(&content.bits),
+            granularity: content.granularity,
+            length: content.length,
+        }
+    }
 }
 
 impl Staged {
@@ -80,8 +112,8 @@ impl<'d> Stage<'d> {
         }
     }
 
-    /// Tries `action` out.
-    pub(super) fn apply(&mut self, action: &BitmapAction<'_>) -> Result<()> {
+    /// Tries `action` out; a merge takes bits from `sources`, which are the action's.
+    pub(super) fn apply(&mut self, action: &BitmapAction<'_>, sources: &[Source<'_>]) -> Result<()> {
         match action {
             BitmapAction::Add { name, options } => self.add(name, *options),
             BitmapAction::Remove { name } => self.remove(name),
@@ -92,7 +124,7 @@ impl<'d> Stage<'d> {
             BitmapAction::SetPersistent { name, persistent } => self.set_persistent(name, *persistent),
             BitmapAction::Set { name, offset, len } => self.set(name, *offset, *len),
             BitmapAction::Reset { name, offset, len } => self.reset(name, *offset, *len),
-            BitmapAction::Merge { target, sources } => self.merge(target, sources),
+            BitmapAction::Merge { target, .. } => self.merge(target, sources),
             BitmapAction::Replace { name, content } => {
                 let index = self.find(name)?;
                 self.bitmaps[index].bitmap.check_free("replaced")?;
@@ -244,25 +276,26 @@ impl<'d> Stage<'d> {
         Ok(())
     }
 
-    fn merge(&mut self, target: &str, sources: &[MergeSource<'_>]) -> Result<()> {
+    /// The bits of `name` as they are by now, to be merged into another bitmap.
+    pub(super) fn source(&self, name: &str) -> Result<Source<'static>> {
+        let index = self.find(name)?;
+        let bitmap = &self.bitmaps[index].bitmap;
+        bitmap.check_free("merged from")?;
+        Ok(Source {
+            bits: SourceBits::Shared(self.load(index)?),
+            granularity: bitmap.granularity,
+            length: self.length,
+        })
+    }
+
+    fn merge(&mut self, target: &str, sources: &[Source<'_>]) -> Result<()> {
         let index = self.changeable(target, "merged into")?;
         let granularity = self.bitmaps[index].bitmap.granularity;
         let bits = self.copy(index)?;
         let mut newly = 0;
         for source in sources {
-            let (from, of) = match source {
-                MergeSource::Bitmap(name) => {
-                    let source = self.find(name)?;
-                    self.bitmaps[source].bitmap.check_free("merged from")?;
-                    (self.load(source)?, self.bitmaps[source].bitmap.granularity)
-                }
-                MergeSource::Content(content) => {
-                    self.check_same_length(content.length)?;
-                    newly += bits.merge_scaled(&content.bits, content.granularity, granularity, self.length);
-                    continue;
-                }
-            };
-            newly += bits.merge_scaled(&from, of, granularity, self.length);
+            self.check_same_length(source.length)?;
+            newly += bits.merge_scaled(source.bits(), source.granularity, granularity, self.length);
         }
         if newly > 0 {
             self.bitmaps[index].replace_bits(bits, Change::Added);

@@ -6,6 +6,7 @@ mod freeze;
 mod model;
 mod recording;
 mod resize;
+mod several;
 mod states;
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Several changes of the bitmaps as one: all or none, at one point between writes.
+//! Several changes of one disk's bitmaps as one: all or none, at one point between writes.
 //!
 //! New bits go into new files, which are durable before the descriptor names them; the descriptor's rename is the
 //! point at which all takes effect (M1); files that no descriptor names any more go last, so that a crash at any point
@@ -7,14 +7,14 @@
 use std::sync::Arc;
 
 use super::stage::{Change, Stage, Staged};
-use super::{Bitmap, BitmapAction, Kept, Shape};
+use super::{Bitmap, BitmapAction, Kept, Shape, several};
 use crate::bitmap::BitmapFile;
 use crate::descriptor::names::{FileName, child_path, create_unique};
 use crate::descriptor::save::{self, SaveError};
 use crate::descriptor::{BitmapEntry, BitmapKind, Descriptor};
 use crate::disk::{Disk, Structure};
 use crate::error::{Error, Result};
-use crate::storage::{Role, SyncMode};
+use crate::storage::Role;
 
 impl Disk {
     /// Applies all of `actions`, in their order, or none, at one point between writes. Durable on return.
@@ -26,46 +26,29 @@ impl Disk {
     /// Changes that need the descriptor or a new file fail with `EROFS` where the folder cannot be written to. Setting
     /// bits, as the only action or by a merge, does not need them.
     pub fn bitmap_transaction(&self, actions: &[BitmapAction<'_>]) -> Result<()> {
-        self.alive.check_for_change()?;
-        let mut structure = self.structure();
-        let starts = self.writable && actions.iter().any(BitmapAction::starts);
-        if starts {
-            // Twice, so that writers wait only for what was written since.
-            self.sync_image(SyncMode::Data)?;
-        }
-        let mut shape = self.gate.close();
-        self.alive.check_for_change()?;
-        if starts {
-            self.sync_image(SyncMode::Data)?;
-        }
-        let mut stage = Stage::new(
+        let actions: Vec<_> = actions.iter().map(|action| (self, action)).collect();
+        several::at_one_point(&actions)
+    }
+
+    /// The bitmaps as they are, to try actions out on.
+    pub(super) fn stage<'d>(&'d self, structure: &Structure, shape: &Shape) -> Stage<'d> {
+        Stage::new(
             &shape.bitmaps,
             structure.descriptor.clone(),
             &self.loading,
             self.length(),
             self.writable,
-        );
-        for action in actions {
-            stage.apply(action).map_err(|e| action.explain(e))?;
-        }
-        match actions {
-            [action @ (BitmapAction::Set { .. } | BitmapAction::Merge { .. })] => self
-                .commit_added(&mut structure, &mut shape, stage)
-                .map_err(|e| action.explain(e)),
-            [action] => self
-                .commit(&mut structure, &mut shape, stage)
-                .map_err(|e| action.explain(e)),
-            _ => self.commit(&mut structure, &mut shape, stage),
-        }
+        )
     }
 
     /// Ends a transaction that did nothing but add bits to one bitmap. No partner can lose bits by it, and whatever
     /// part of it a crash keeps is the old bits and some of the new ones (D1); so it goes into the file that there is.
-    fn commit_added(&self, structure: &mut Structure, shape: &mut Shape, stage: Stage<'_>) -> Result<()> {
+    /// False where there is no such file, and nothing is done.
+    pub(super) fn commit_added(&self, shape: &mut Shape, stage: &Stage<'_>) -> Result<bool> {
         stage.check_memory()?;
         let added = |staged: &&Staged| staged.change == Change::Added && staged.bitmap.kept.is_some();
         let Some(staged) = stage.bitmaps.iter().find(added) else {
-            return self.commit(structure, shape, stage);
+            return Ok(false);
         };
         let old = shape.find(&staged.bitmap.name)?.loaded();
         if let (Some(kept), Some(old), Some(new)) = (&staged.bitmap.kept, old, staged.bitmap.loaded()) {
@@ -73,32 +56,7 @@ impl Disk {
             kept.file.sync().inspect_err(|e| self.fail(e))?;
         }
         *shape = Shape::new(stage.all(), self.writable);
-        Ok(())
-    }
-
-    fn commit(&self, structure: &mut Structure, shape: &mut Shape, mut stage: Stage<'_>) -> Result<()> {
-        stage.check_memory()?;
-        let mut made = Vec::new();
-        let descriptor = match self.prepare(&mut stage, &mut made) {
-            Ok(descriptor) => descriptor,
-            Err(error) => {
-                self.remove_files(&made);
-                return Err(error);
-            }
-        };
-        let retired = files_of(&structure.descriptor, &descriptor);
-        if descriptor != structure.descriptor {
-            if let Err(error) = self.save(&descriptor) {
-                if matches!(error, SaveError::Unchanged(_)) {
-                    self.remove_files(&made);
-                }
-                return Err(error.into());
-            }
-            structure.descriptor = descriptor;
-        }
-        *shape = Shape::new(stage.all(), self.writable);
-        self.remove_files(&retired);
-        Ok(())
+        Ok(true)
     }
 
     /// Writes the files that the new descriptor needs, durably with their names, and returns that descriptor. Appends
@@ -168,6 +126,77 @@ impl Disk {
                 let _ = self.place.folder.remove(path);
             }
         }
+    }
+}
+
+/// One disk's part of a transaction whose files are written, and whose descriptor is to be saved.
+pub(super) struct Part<'d> {
+    disk: &'d Disk,
+    bitmaps: Vec<Bitmap>,
+    descriptor: Descriptor,
+    /// The files that were written for it.
+    made: Vec<String>,
+}
+
+impl<'d> Part<'d> {
+    /// Writes the files that the new descriptor needs. Leaves none behind when it fails.
+    pub(super) fn prepare(disk: &'d Disk, stage: &mut Stage<'_>) -> Result<Self> {
+        let mut made = Vec::new();
+        match disk.prepare(stage, &mut made) {
+            Ok(descriptor) => Ok(Self {
+                disk,
+                bitmaps: stage.all(),
+                descriptor,
+                made,
+            }),
+            Err(error) => {
+                disk.remove_files(&made);
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn disk(&self) -> &'d Disk {
+        self.disk
+    }
+
+    /// Puts the new descriptor in the place of the old one: the point at which all takes effect. Where the old one
+    /// stands, the new files are gone afterwards.
+    pub(super) fn save(&self, structure: &Structure) -> Result<()> {
+        if self.descriptor == structure.descriptor {
+            return Ok(());
+        }
+        self.disk.save(&self.descriptor).map_err(|error| {
+            if matches!(error, SaveError::Unchanged(_)) {
+                self.abandon();
+            }
+            error.into()
+        })
+    }
+
+    /// Ends it before it was saved.
+    pub(super) fn abandon(&self) {
+        self.disk.remove_files(&self.made);
+    }
+
+    /// Ends it after it was saved, as if it had not been: another disk could not follow.
+    pub(super) fn take_back(&self, structure: &Structure) {
+        if self.descriptor == structure.descriptor {
+            return self.abandon();
+        }
+        match self.disk.save(&structure.descriptor) {
+            Ok(()) => self.abandon(),
+            // What is on disk is not what memory says, so nothing may be built on either.
+            Err(SaveError::Unchanged(error) | SaveError::Unsure(error)) => self.disk.fail(&error),
+        }
+    }
+
+    /// Makes memory say what the disk says. Cannot fail.
+    pub(super) fn finish(self, structure: &mut Structure, shape: &mut Shape) {
+        let retired = files_of(&structure.descriptor, &self.descriptor);
+        structure.descriptor = self.descriptor;
+        *shape = Shape::new(self.bitmaps, self.disk.writable);
+        self.disk.remove_files(&retired);
     }
 }
 

@@ -1,0 +1,216 @@
+//! A transaction at one point of several disks: nobody writes to any of them while it takes effect.
+//!
+//! All gates are closed together, and always in one order, so that two transactions over the same disks cannot wait
+//! for each other. Descriptors are saved one after the other, so a crash may come between two disks, never within one
+//! (M1). Invariant: what is in memory changes last, when nothing can fail any more.
+
+use super::stage::{Source, Stage};
+use super::transaction::Part;
+use super::{BitmapAction, MergeSource};
+use crate::disk::Disk;
+use crate::error::{Error, ErrorCode, Result};
+use crate::storage::SyncMode;
+
+/// Applies all of `actions`, each to its disk and in their order, or none, at one point between the writes to all of
+/// the disks. Durable on return.
+///
+/// For one disk this is [`Disk::bitmap_transaction`], which says what is waited for and how it fails. With several:
+///
+/// - An error leaves every disk as it was. Should a disk have got its new descriptor already when the system fails at
+///   another's, it gets the old one back; where even that fails, it has failed and must be reopened.
+/// - A crash leaves each disk old or new, but maybe not all the same. Bits that one disk merges from another are
+///   durable there before any disk of the transaction loses bits. Disks that merge from each other in a circle, in a
+///   transaction in which some lose bits, are therefore refused with `NotSupported`.
+pub fn bitmap_transaction(actions: &[(&Disk, BitmapAction<'_>)]) -> Result<()> {
+    let actions: Vec<_> = actions.iter().map(|(disk, action)| (*disk, action)).collect();
+    at_one_point(&actions)
+}
+
+type Actions<'a> = [(&'a Disk, &'a BitmapAction<'a>)];
+
+/// One disk of a transaction.
+struct Party<'a> {
+    disk: &'a Disk,
+    /// Whether anything is done to it; a disk may also only be merged from.
+    acts: bool,
+    /// Whether an action on it makes a starting point.
+    starts: bool,
+}
+
+impl Party<'_> {
+    fn check(&self) -> Result<()> {
+        if self.acts {
+            self.disk.alive.check_for_change()
+        } else {
+            self.disk.alive.check()
+        }
+    }
+
+    /// A starting point needs what was written before to be durable.
+    fn flush(&self) -> Result<()> {
+        if self.starts {
+            self.disk.sync_image(SyncMode::Data)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+pub(super) fn at_one_point(actions: &Actions<'_>) -> Result<()> {
+    let parties = parties(actions);
+    let order = saving_order(&parties, actions)?;
+    parties.iter().try_for_each(Party::check)?;
+    let mut structures: Vec<_> = parties.iter().map(|party| party.disk.structure()).collect();
+    // Twice, so that writers wait only for what was written since.
+    parties.iter().try_for_each(Party::flush)?;
+    let mut shapes: Vec<_> = parties.iter().map(|party| party.disk.gate.close()).collect();
+    parties.iter().try_for_each(Party::check)?;
+    parties.iter().try_for_each(Party::flush)?;
+
+    let mut stages: Vec<_> = parties
+        .iter()
+        .zip(&structures)
+        .zip(&shapes)
+        .map(|((party, structure), shape)| party.disk.stage(structure, shape))
+        .collect();
+    for (disk, action) in actions {
+        try_out(&parties, &mut stages, disk, action)
+            .map_err(|error| on_disk(&parties, disk, action.explain(error)))?;
+    }
+
+    if let [(disk, action @ (BitmapAction::Set { .. } | BitmapAction::Merge { .. }))] = actions {
+        let at = index(&parties, disk);
+        let added = disk.commit_added(&mut shapes[at], &stages[at]);
+        if added.map_err(|error| action.explain(error))? {
+            return Ok(());
+        }
+    }
+
+    let explained = |disk: &Disk, error: Error| match actions {
+        [(_, action)] => action.explain(error),
+        _ => on_disk(&parties, disk, error),
+    };
+    let acting = || order.iter().copied().filter(|at| parties[*at].acts);
+    for at in acting() {
+        stages[at]
+            .check_memory()
+            .map_err(|error| explained(parties[at].disk, error))?;
+    }
+    let mut parts: Vec<(usize, Part<'_>)> = Vec::with_capacity(parties.len());
+    for at in acting() {
+        match Part::prepare(parties[at].disk, &mut stages[at]) {
+            Ok(part) => parts.push((at, part)),
+            Err(error) => {
+                parts.iter().for_each(|(_, part)| part.abandon());
+                return Err(explained(parties[at].disk, error));
+            }
+        }
+    }
+    for saved in 0..parts.len() {
+        let (at, part) = &parts[saved];
+        if let Err(error) = part.save(&structures[*at]) {
+            parts[saved + 1..].iter().for_each(|(_, part)| part.abandon());
+            for (at, part) in &parts[..saved] {
+                part.take_back(&structures[*at]);
+            }
+            return Err(explained(part.disk(), error));
+        }
+    }
+    for (at, part) in parts {
+        part.finish(&mut structures[at], &mut shapes[at]);
+    }
+    Ok(())
+}
+
+/// The disks of `actions`, each once, by their addresses. Nobody can move a disk while a transaction borrows it, so all
+/// transactions that run at the same time agree on this order, and none waits for one that waits for it.
+fn parties<'a>(actions: &Actions<'a>) -> Vec<Party<'a>> {
+    let mut parties: Vec<Party<'a>> = Vec::new();
+    let mut join = |disk: &'a Disk, acts: bool, starts: bool| {
+        if let Some(party) = parties.iter_mut().find(|party| std::ptr::eq(party.disk, disk)) {
+            party.acts |= acts;
+            party.starts |= starts;
+        } else {
+            parties.push(Party { disk, acts, starts });
+        }
+    };
+    for (disk, action) in actions {
+        join(disk, true, disk.writable && action.starts());
+        for source in action.sources() {
+            if let MergeSource::Other { disk, .. } = source {
+                join(disk, false, false);
+            }
+        }
+    }
+    parties.sort_by_key(|party| std::ptr::from_ref(party.disk).addr());
+    parties
+}
+
+fn index(parties: &[Party<'_>], disk: &Disk) -> usize {
+    // `parties` was made from all disks that are asked for, so the search ends before the vector does.
+    parties
+        .iter()
+        .take_while(|party| !std::ptr::eq(party.disk, disk))
+        .count()
+}
+
+/// The order in which the descriptors are saved. Where some disk loses bits, each disk comes before those that it merges
+/// from: a crash between the two must not find the bits gone from the one and not yet in the other (D1).
+fn saving_order(parties: &[Party<'_>], actions: &Actions<'_>) -> Result<Vec<usize>> {
+    let mut first = vec![Vec::new(); parties.len()];
+    if actions.iter().any(|(_, action)| action.takes_bits()) {
+        for (into, action) in actions {
+            for source in action.sources() {
+                if let MergeSource::Other { disk: from, .. } = source
+                    && !std::ptr::eq(*from, *into)
+                {
+                    first[index(parties, from)].push(index(parties, into));
+                }
+            }
+        }
+    }
+    let mut order = Vec::with_capacity(parties.len());
+    while order.len() < parties.len() {
+        let free = |at: &usize| !order.contains(at) && first[*at].iter().all(|other| order.contains(other));
+        let Some(next) = (0..parties.len()).find(free) else {
+            return Err(Error::new(
+                ErrorCode::NotSupported,
+                "disks that merge from each other in a circle cannot lose bits in the same transaction: merge in one, \
+                 and clear in the next",
+            ));
+        };
+        order.push(next);
+    }
+    Ok(order)
+}
+
+/// Tries `action` out on its disk, with the bits that a merge takes from disks as they are by then.
+fn try_out(
+    parties: &[Party<'_>],
+    stages: &mut [Stage<'_>],
+    disk: &Disk,
+    action: &BitmapAction<'_>,
+) -> Result<()> {
+    let at = index(parties, disk);
+    let sources: Result<Vec<Source<'_>>> = action
+        .sources()
+        .iter()
+        .map(|source| match source {
+            MergeSource::Bitmap(name) => stages[at].source(name),
+            MergeSource::Other { disk, name } => stages[index(parties, disk)]
+                .source(name)
+                .map_err(|error| error.context(disk.path().display())),
+            MergeSource::Content(content) => Ok(Source::from(*content)),
+        })
+        .collect();
+    stages[at].apply(action, &sources?)
+}
+
+/// Says which disk it was, where there are several.
+fn on_disk(parties: &[Party<'_>], disk: &Disk, error: Error) -> Error {
+    if parties.iter().filter(|party| party.acts).count() > 1 {
+        error.context(disk.path().display())
+    } else {
+        error
+    }
+}
