@@ -101,7 +101,9 @@ pub(super) fn at_one_point(actions: &Actions<'_>) -> Result<()> {
         match Part::prepare(parties[at].disk, &mut stages[at]) {
             Ok(part) => parts.push((at, part)),
             Err(error) => {
-                parts.iter().for_each(|(_, part)| part.abandon());
+                for (_, part) in &parts {
+                    part.abandon();
+                }
                 return Err(explained(parties[at].disk, error));
             }
         }
