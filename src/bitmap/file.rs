@@ -206,6 +206,18 @@ impl BitmapFile {
         self.sync()
     }
 
+    /// Writes all that is set in `bits` once more, and syncs: after a crash what the file shows may be in the page cache
+    /// alone, where the kernel takes it for written.
+    pub fn rewrite(&self, bits: &Bits) -> Result<()> {
+        self.write_from(bits, None, 0)?;
+        self.sync()
+    }
+
+    /// The file itself.
+    pub(crate) fn storage(&self) -> &dyn Storage {
+        &*self.storage
+    }
+
     /// Makes room for the bits of a longer disk, which had `from` bits until now: the last of them and those behind
     /// are what `bits` and `also` say, whatever stood there before. The caller syncs.
     pub fn grow(&self, bits: &Bits, also: Option<&Bits>, from: u64) -> Result<()> {

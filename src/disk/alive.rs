@@ -15,10 +15,12 @@ extern "C" fn in_child() {
 }
 
 const SOUND: u8 = 0;
+/// As sound, and no change was made yet: something is to be done before the first one.
+const RESTING: u8 = 1;
 /// A flush failed: what was written may be lost, so no change may report success any more (A2).
-const CHANGES_FAILED: u8 = 1;
+const CHANGES_FAILED: u8 = 2;
 /// The engine met a bug of its own: nothing it knows can be relied on.
-const BROKEN: u8 = 2;
+const BROKEN: u8 = 3;
 
 /// The state of a handle.
 pub(super) struct Alive {
@@ -61,23 +63,45 @@ impl Alive {
         Err(self.why())
     }
 
-    /// Whether the handle may be written to or flushed.
+    /// Whether the handle may be written to, right away.
     #[inline]
-    pub(super) fn check_for_change(&self) -> Result<()> {
-        if self.is_ours() && self.failure.load(Ordering::Relaxed) == SOUND {
+    pub(super) fn may_change(&self) -> bool {
+        self.is_ours() && self.failure.load(Ordering::Relaxed) == SOUND
+    }
+
+    /// Whether the handle may be written to or flushed, if need be after what the first change asks for.
+    pub(super) fn check_unfailed(&self) -> Result<()> {
+        if self.is_ours() && !self.has_failed() {
             return Ok(());
         }
         Err(self.why())
     }
 
+    /// The first change is to be prepared for.
+    pub(super) fn rest(&self) {
+        self.exchange(SOUND, RESTING);
+    }
+
+    /// The first change has been prepared for.
+    pub(super) fn wake(&self) {
+        self.exchange(RESTING, SOUND);
+    }
+
+    fn exchange(&self, from: u8, to: u8) {
+        // Where it was another state, it is a worse one, and stays.
+        let _ = self
+            .failure
+            .compare_exchange(from, to, Ordering::Release, Ordering::Relaxed);
+    }
+
     /// Whether a flush has failed, or worse.
     pub(super) fn has_failed(&self) -> bool {
-        self.failure.load(Ordering::Relaxed) != SOUND
+        self.failure.load(Ordering::Relaxed) >= CHANGES_FAILED
     }
 
     /// From now on no change reports success. True for the call that made it so.
     pub(super) fn fail_changes(&self) -> bool {
-        self.failure.fetch_max(CHANGES_FAILED, Ordering::Relaxed) == SOUND
+        self.failure.fetch_max(CHANGES_FAILED, Ordering::Relaxed) < CHANGES_FAILED
     }
 
     /// From now on nothing reports success. True for the call that made it so.

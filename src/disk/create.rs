@@ -7,9 +7,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::open::Place;
+use super::recovery::NewState;
 use crate::descriptor::names::{FileName, child_path, create_unique};
 use crate::descriptor::{Descriptor, Format, ImageEntry, save};
 use crate::error::{Error, ErrorCode, Result};
+use crate::state::RegionSize;
 use crate::storage::{Access, Folder, Role, Storage, SyncMode};
 use crate::units::{ByteRange, MAX_LENGTH};
 
@@ -36,6 +38,7 @@ pub struct CreateOptions {
     image: Option<String>,
     preallocation: Preallocation,
     folder: Option<Arc<dyn Folder>>,
+    no_state: bool,
 }
 
 impl CreateOptions {
@@ -64,6 +67,13 @@ impl CreateOptions {
     #[must_use]
     pub fn preallocation(mut self, how: Preallocation) -> Self {
         self.preallocation = how;
+        self
+    }
+
+    /// The disk gets no state file: see [`OpenOptions::no_state`](super::OpenOptions::no_state) for what that costs.
+    #[must_use]
+    pub fn no_state(mut self, yes: bool) -> Self {
+        self.no_state = yes;
         self
     }
 
@@ -125,7 +135,7 @@ impl CreateOptions {
                 format!("the image {} is {length} bytes long, not {size}", shown.display()),
             ));
         }
-        save::create_new(&*place.folder, &place.name, &descriptor_for(image)?)
+        self.save_new(place, image, length)
     }
 
     /// A new image, and a descriptor for it. The descriptor comes last: a crash before it leaves no disk at all.
@@ -138,12 +148,28 @@ impl CreateOptions {
         let made = self
             .fill(&*storage, size)
             .map_err(|e| Error::io(&format!("give {size} bytes to"), place.shown.join(&name), &e))
-            .and_then(|()| save::create_new(folder, &place.name, &descriptor_for(&name)?));
+            .and_then(|()| self.save_new(place, &name, size));
         if made.is_err() {
             // The first failure is the one to tell.
             let _ = folder.remove(Path::new(&name));
         }
         made
+    }
+
+    /// The descriptor, and before it the state file that it names.
+    fn save_new(&self, place: &Place, image: &str, length: u64) -> Result<()> {
+        let mut descriptor = descriptor_for(image)?;
+        if self.no_state {
+            return save::create_new(&*place.folder, &place.name, &descriptor);
+        }
+        let state = NewState::create(place, RegionSize::DEFAULT.for_length(length))?;
+        let saved = descriptor
+            .set_state(Some(state.entry.clone()))
+            .and_then(|()| save::create_new(&*place.folder, &place.name, &descriptor));
+        if saved.is_err() {
+            state.remove(place);
+        }
+        saved
     }
 
     fn fill(&self, storage: &dyn Storage, size: u64) -> io::Result<()> {

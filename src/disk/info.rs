@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Disk;
+use super::{Disk, Recovery};
 use crate::descriptor::Format;
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::Limits;
@@ -24,6 +24,10 @@ pub struct Info {
     pub direct: bool,
     /// A flush has failed: the disk must be reopened.
     pub failed: bool,
+    /// Whether a state file stands behind the bitmaps: without one, a power cut can lose bits.
+    pub protected: bool,
+    /// What recovery did when the disk was opened; `None` where it had been closed cleanly, or nothing is known.
+    pub recovery: Option<Recovery>,
 }
 
 /// One image of the chain, from [`Disk::layer`].
@@ -54,6 +58,8 @@ impl Disk {
             writable: self.writable,
             direct: self.direct,
             failed: self.alive.has_failed(),
+            protected: self.session.is_some(),
+            recovery: self.recovery.clone(),
         })
     }
 

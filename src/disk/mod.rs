@@ -14,7 +14,9 @@ mod gate;
 mod info;
 mod open;
 mod plan;
+mod recovery;
 mod resize;
+mod session;
 mod status;
 
 use std::fmt;
@@ -30,12 +32,14 @@ pub use create::{CreateOptions, Preallocation};
 pub use info::{Info, Layer};
 pub use open::{Notice, NoticeCode, OpenOptions};
 pub use resize::TruncateFlags;
+pub use session::{AddedBits, Recovery};
 pub use status::{BlockStatus, StatusFlags};
 
 use crate::bitmap::BitmapPolicy;
 use crate::descriptor::Descriptor;
 use crate::error::{Error, ErrorCode, Result};
 use crate::mutation::{self, Fault};
+use crate::state::Lock;
 use crate::storage::{Gather, Scatter, Shortcut, Storage, SyncMode, Zeroing};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::units::ByteRange;
@@ -43,6 +47,7 @@ use alive::Alive;
 use bitmaps::{Loading, Marks, Shape};
 use gate::Gate;
 use plan::Change;
+use session::Session;
 
 bitflags::bitflags! {
     /// What a write asks for besides the bytes.
@@ -99,6 +104,10 @@ pub struct Disk {
     policy: BitmapPolicy,
     loading: Loading,
     notify: open::Notify,
+    /// Of a disk that is open for writing and has a state file.
+    session: Option<Session>,
+    recovery: Option<Recovery>,
+    locks: Vec<Lock>,
 }
 
 /// The disk's names, as its descriptor has them.
@@ -186,18 +195,23 @@ impl Disk {
     /// Once a flush has failed, every later write and flush fails until the disk is reopened: the kernel has
     /// dropped what it could not write, and a repeated flush that succeeds would prove nothing.
     pub fn flush(&self) -> Result<()> {
-        self.alive.check_for_change()?;
+        self.alive.check_unfailed()?;
         if !self.writable {
             return Ok(());
         }
-        self.sync_image(SyncMode::Data)
+        self.sync_image(SyncMode::Data)?;
+        self.retire_cold()
     }
 
     /// Flushes the disk, saves its bitmaps and closes it. The handle is gone in any case; the error is the first that
     /// was met.
     pub fn close(self) -> Result<()> {
         self.flush()?;
-        self.bitmap_sync(None)
+        self.bitmap_sync(None)?;
+        match &self.session {
+            Some(session) => session.end(&self.image),
+            None => Ok(()),
+        }
     }
 
     #[inline(always)]
@@ -209,7 +223,7 @@ impl Disk {
         flags: WriteFlags,
         allowed: WriteFlags,
     ) -> Result<()> {
-        self.alive.check_for_change()?;
+        self.check_for_change()?;
         self.check_writable()?;
         if !allowed.contains(flags) {
             return Err(flags_refused(flags.difference(allowed).bits()));
@@ -277,6 +291,25 @@ impl Disk {
         }
     }
 
+    /// Whether the disk may be changed; prepares it for the first change.
+    #[inline]
+    fn check_for_change(&self) -> Result<()> {
+        if self.alive.may_change() {
+            return Ok(());
+        }
+        self.begin_changes()
+    }
+
+    #[cold]
+    fn begin_changes(&self) -> Result<()> {
+        self.alive.check_unfailed()?;
+        if let Some(session) = &self.session {
+            session.begin()?;
+        }
+        self.alive.wake();
+        Ok(())
+    }
+
     fn structure(&self) -> MutexGuard<'_, Structure> {
         self.structure.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -287,6 +320,15 @@ impl Disk {
             Ok(())
         } else {
             Err(read_only(&self.image))
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // In a forked child the locks are the parent's.
+        if self.alive.is_ours() {
+            self.locks.drain(..).for_each(Lock::release);
         }
     }
 }

@@ -9,19 +9,26 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use super::alive::Alive;
 use super::bitmaps::{Bitmap, Loading, Shape};
 use super::chain;
 use super::gate::Gate;
+use super::recovery::{Recovering, StateAtOpen};
+use super::session::{RETIRE_INTERVAL, Session};
 use super::{Child, Disk, Structure};
 use crate::bitmap::{BitmapFile, BitmapPolicy};
 use crate::descriptor::names::child_path;
 use crate::descriptor::{BitmapKind, Descriptor, Format};
 use crate::error::{Error, ErrorCode, Result};
+use crate::state::{Lock, Sharing};
 use crate::storage::{Access, FileIdentity, Folder, HostFolder, Role, Storage};
 use crate::sync::Mutex;
 use crate::units::MAX_LENGTH;
+
+/// How often an open starts anew where the disk changes under it.
+const ATTEMPTS: usize = 8;
 
 /// What happened that is no call's result; see [`OpenOptions::notify`]. The numbers are part of the C ABI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +37,12 @@ use crate::units::MAX_LENGTH;
 pub enum NoticeCode {
     /// The disk failed: changes report errors until it is reopened.
     Failed = 1,
+    /// Recovery made more dirty in a bitmap than is known to have changed.
+    BitmapWidened = 2,
+    /// A bitmap can no longer be trusted.
+    BitmapInconsistent = 3,
+    /// The disk has no state file and could not be given one: after a power cut its bitmaps may lack bits.
+    Unprotected = 4,
 }
 
 /// A notice, in words.
@@ -64,6 +77,11 @@ pub struct OpenOptions {
     notify: Notify,
     bitmap_policy: BitmapPolicy,
     max_bitmap_memory: Option<u64>,
+    no_state: bool,
+    no_lock: bool,
+    trust_image: bool,
+    cache_epoch: Option<Arc<str>>,
+    retire_interval: Option<Duration>,
 }
 
 impl OpenOptions {
@@ -116,6 +134,44 @@ impl OpenOptions {
         self
     }
 
+    /// A disk that has no state file is given none. Its bitmaps survive SIGKILL as others do, but a power cut can cost
+    /// them bits, writes to the image by others are not noticed, and nothing but the image is locked.
+    #[must_use]
+    pub fn no_state(mut self, yes: bool) -> Self {
+        self.no_state = yes;
+        self
+    }
+
+    /// Takes no locks and minds none. Only for reading what nobody changes, or where something else keeps others out.
+    #[must_use]
+    pub fn no_lock(mut self, yes: bool) -> Self {
+        self.no_lock = yes;
+        self
+    }
+
+    /// Bitmaps stay valid where the image was written to behind their back: the caller knows what was written.
+    #[must_use]
+    pub fn trust_image(mut self, yes: bool) -> Self {
+        self.trust_image = yes;
+        self
+    }
+
+    /// A string of 1 to 256 bytes that stays the same for as long as no page cache was lost, in place of what the
+    /// library finds out itself. An epoch that differs from the last opener's counts as a power cut.
+    #[must_use]
+    pub fn cache_epoch(mut self, epoch: &str) -> Self {
+        self.cache_epoch = Some(epoch.into());
+        self
+    }
+
+    /// How often, at most, a flush looks for regions that are not written to any more: 10 seconds unless it is given.
+    /// Shorter means less to copy after a power cut, and more syncs of bitmap files.
+    #[must_use]
+    pub fn retire_interval(mut self, interval: Duration) -> Self {
+        self.retire_interval = Some(interval);
+        self
+    }
+
     /// Opens the disk that the descriptor at `path` describes.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Disk> {
         let path = path.as_ref();
@@ -124,13 +180,27 @@ impl OpenOptions {
     }
 
     fn open_parts(&self, path: &Path) -> Result<Disk> {
-        let alive = Alive::new()?;
         let place = Place::find(path, self.folder.as_ref())?;
+        // Others may change the disk until it is locked: then what was read before the lock is read again.
+        for _ in 0..ATTEMPTS {
+            if let Some(disk) = self.attempt(path, &place)? {
+                return Ok(disk);
+            }
+        }
+        Err(Error::new(
+            ErrorCode::Locked,
+            "it keeps being changed while it is being opened",
+        ))
+    }
+
+    /// `None` where the descriptor has changed since it was read.
+    fn attempt(&self, path: &Path, place: &Place) -> Result<Option<Disk>> {
+        let alive = Alive::new()?;
         let access = Access {
             write: !self.read_only,
             direct: false,
         };
-        let (descriptor, identity) = place.read_descriptor()?;
+        let (mut descriptor, identity) = place.read_descriptor()?;
         chain::check(&place, &descriptor, identity)?;
         let mut files = Files::new(&place, identity);
 
@@ -153,6 +223,15 @@ impl OpenOptions {
                 ..access
             },
         )?;
+        let state = files.state(&descriptor, access)?;
+        let mut locks = Vec::new();
+        if !self.no_lock {
+            locks.extend(self.lock(&state, &image, &image_path)?);
+            // With a folder of the caller's there is one of each file, and the caller has to know what it hands in.
+            if self.folder.is_none() && place.read_descriptor()?.0 != descriptor {
+                return Ok(None);
+            }
+        }
         let child = Child::new(image, image_path);
         let length = child.storage.length().map_err(|e| child.failed("measure", &e))?;
         check_length(length, &child.path)?;
@@ -172,27 +251,68 @@ impl OpenOptions {
             bitmaps.push(Bitmap::from_entry(name, entry, file));
         }
         let loading = Loading::new(self.max_bitmap_memory);
-        if !self.read_only {
-            loading.recording(&bitmaps, length)?;
+        let recovered = Recovering {
+            place,
+            image: &child,
+            length,
+            loading: &loading,
+            notify: &self.notify,
+            writable: !self.read_only,
+            policy: self.bitmap_policy,
+            cache_epoch: self.cache_epoch.as_deref(),
+            trust_image: self.trust_image,
+            retire_interval: self.retire_interval.unwrap_or(RETIRE_INTERVAL),
+            add_state: !self.no_state,
+            lock: !self.no_lock,
         }
-        Ok(Disk {
+        .run(state, &mut descriptor, &mut bitmaps)?;
+        locks.extend(recovered.lock);
+        let intent = recovered.session.as_ref().map(Session::intent).cloned();
+        if recovered.session.is_some() {
+            alive.rest();
+        }
+        Ok(Some(Disk {
             alive,
             image: child,
             length: AtomicU64::new(length),
             path: path.to_owned(),
             writable: !self.read_only,
             direct: self.direct,
-            gate: Gate::new(Shape::new(bitmaps, !self.read_only)),
+            gate: Gate::new(Shape::new(bitmaps, intent, !self.read_only)),
             structure: Mutex::new(Structure { descriptor }),
-            place,
+            place: place.clone(),
             policy: self.bitmap_policy,
             loading,
             notify: self.notify.clone(),
-        })
+            session: recovered.session,
+            recovery: recovered.recovery,
+            locks,
+        }))
+    }
+
+    /// Locks the disk against those who would disturb it.
+    fn lock(
+        &self,
+        state: &StateAtOpen,
+        image: &Arc<dyn Storage>,
+        image_path: &Path,
+    ) -> Result<impl Iterator<Item = Lock>> {
+        let sharing = if self.read_only {
+            Sharing::Read
+        } else {
+            Sharing::Write
+        };
+        let state = match state {
+            StateAtOpen::There { storage, path } => Lock::state(storage, path, sharing)?,
+            StateAtOpen::None | StateAtOpen::Missing(_) => None,
+        };
+        let image = Lock::image(image, image_path, sharing)?;
+        Ok(state.into_iter().chain(image))
     }
 }
 
 /// Where a descriptor is: its folder, and its name there.
+#[derive(Clone)]
 pub(super) struct Place {
     pub(super) folder: Arc<dyn Folder>,
     pub(super) name: PathBuf,
@@ -264,6 +384,20 @@ impl<'p> Files<'p> {
                 .map(|identity| (identity, "the descriptor".to_owned()))
                 .into_iter()
                 .collect(),
+        }
+    }
+
+    /// The state file that the descriptor names.
+    fn state(&mut self, descriptor: &Descriptor, access: Access) -> Result<StateAtOpen> {
+        let Some(entry) = descriptor.state() else {
+            return Ok(StateAtOpen::None);
+        };
+        match self.open(Role::State, "QBM.state.file", &entry.file, access) {
+            Ok((storage, path)) => Ok(StateAtOpen::There { storage, path }),
+            Err(error) if error.code() == ErrorCode::FileNotFound => {
+                Ok(StateAtOpen::Missing(error.message().to_owned()))
+            }
+            Err(error) => Err(error),
         }
     }
 

@@ -22,7 +22,7 @@ impl Disk {
     ///
     /// Waits for the writes in flight. Fails on a block device, whose size is not the disk's to change.
     pub fn truncate(&self, length: u64, flags: TruncateFlags) -> Result<()> {
-        self.alive.check_for_change()?;
+        self.check_for_change()?;
         self.check_writable()?;
         if length > MAX_LENGTH {
             return Err(Error::new(
@@ -50,6 +50,10 @@ impl Disk {
         if length > old {
             resized.grow_files()?;
             resized.sync_files().inspect_err(|e| self.fail(e))?;
+            if let Some(session) = &self.session {
+                // The gate is closed, so no region is pinned; larger regions first need all to be retired.
+                session.intent().cover(length, || self.settle_all(&shape))?;
+            }
         } else if let Some(descriptor) = resized.note_length(&structure.descriptor)? {
             self.save(&descriptor)?;
             structure.descriptor = descriptor;
@@ -67,7 +71,7 @@ impl Disk {
         if length < old && synced.is_ok() {
             resized.shrink_files();
         }
-        *shape = resized.into_shape();
+        *shape = resized.into_shape(&shape);
         synced
     }
 }

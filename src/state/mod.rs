@@ -24,6 +24,7 @@ mod verdict;
 pub(crate) use evidence::{Evidence, NoEvidence};
 pub(crate) use file::{Found, StateFile, Unusable};
 pub(crate) use header::{Header, MarkId, Marks};
+pub(crate) use map::RegionSet;
 pub(crate) use intent::{IntentMap, Pin};
 pub(crate) use locks::{Lock, Sharing};
 pub(crate) use region::RegionSize;

@@ -149,6 +149,7 @@ fn open() -> Subject {
         disk = Box::into_raw(Box::new(qbm_disk {
             disk: OpenOptions::new()
                 .folder(Arc::new(FakeFolder(image)))
+                .no_state(true)
                 .notify(move |_| {
                     heard.fetch_add(1, Ordering::Relaxed);
                 })

@@ -9,6 +9,7 @@ mod content;
 mod load;
 mod read;
 mod record;
+pub(super) mod recover;
 mod resize;
 mod rules;
 mod several;
@@ -35,6 +36,7 @@ pub use several::bitmap_transaction;
 use crate::bitmap::{BitmapFile, Bits};
 use crate::descriptor::BitmapEntry;
 use crate::error::{Error, ErrorCode, Result};
+use crate::state::IntentMap;
 use crate::units::Granularity;
 use record::Recorder;
 
@@ -42,18 +44,24 @@ use record::Recorder;
 pub(super) struct Shape {
     bitmaps: Vec<Bitmap>,
     recorders: Vec<Recorder>,
+    /// What a bitmap's file is to be vouched for by before it is written; `None` where the disk has no state file.
+    intent: Option<Arc<IntentMap>>,
 }
 
 impl Shape {
     /// The shape of a disk with these bitmaps. The bits of those that record must be loaded where the disk is
     /// `writable`.
-    pub(super) fn new(bitmaps: Vec<Bitmap>, writable: bool) -> Self {
+    pub(super) fn new(bitmaps: Vec<Bitmap>, intent: Option<Arc<IntentMap>>, writable: bool) -> Self {
         let recorders = if writable {
             bitmaps.iter().filter_map(Recorder::of).collect()
         } else {
             Vec::new()
         };
-        Self { bitmaps, recorders }
+        Self {
+            bitmaps,
+            recorders,
+            intent,
+        }
     }
 
     fn find(&self, name: &str) -> Result<&Bitmap> {
@@ -142,6 +150,11 @@ impl Bitmap {
             bits: Arc::default(),
             frozen: None,
         }
+    }
+
+    /// The file that it is kept in.
+    pub(super) fn file(&self) -> Option<&BitmapFile> {
+        self.kept.as_ref().map(|kept| &*kept.file)
     }
 
     /// Whether writes must be seen by it.

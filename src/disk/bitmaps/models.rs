@@ -23,7 +23,11 @@ fn start_of(granule: usize) -> u64 {
 }
 
 fn open(sim: &SimDisk) -> Disk {
-    OpenOptions::new().folder(sim.folder()).open(NAME).unwrap()
+    OpenOptions::new()
+        .folder(sim.folder())
+        .no_state(true)
+        .open(NAME)
+        .unwrap()
 }
 
 /// A disk of zeros with two bitmaps, where another thread may come before any call on a file.

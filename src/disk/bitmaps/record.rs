@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::{Bitmap, Shape};
 use crate::bitmap::{BitmapFile, Bits};
 use crate::error::Result;
+use crate::state::IntentMap;
 use crate::units::{ByteRange, Granularity};
 
 /// Where one bitmap wants to see writes: all that the fast path needs, side by side.
@@ -60,6 +61,7 @@ impl Recorder {
 /// What must be recorded before a change of `range` may go out.
 pub(in crate::disk) struct Marks<'d> {
     recorders: &'d [Recorder],
+    intent: Option<&'d IntentMap>,
     range: ByteRange,
 }
 
@@ -69,15 +71,23 @@ impl<'d> Marks<'d> {
     pub(in crate::disk) fn needed(shape: &'d Shape, range: ByteRange) -> Option<Self> {
         let recorders = &*shape.recorders;
         let all = recorders.iter().all(|recorder| recorder.has(range));
-        (!all).then_some(Self { recorders, range })
+        (!all).then_some(Self {
+            recorders,
+            intent: shape.intent.as_deref(),
+            range,
+        })
     }
 
     /// Records it. On an error the change must not go out.
     #[cold]
     pub(in crate::disk) fn record(&self) -> Result<()> {
-        self.recorders
-            .iter()
-            .filter(|recorder| !recorder.has(self.range))
-            .try_for_each(|recorder| recorder.record(self.range))
+        let missing = || self.recorders.iter().filter(|it| !it.has(self.range));
+        // Held until every bit is published: what is retired later than that finds them in the files. A pin is not
+        // needed where only transient bitmaps lack bits; nobody recovers those.
+        let _pin = match self.intent {
+            Some(intent) if missing().any(|it| it.file.is_some()) => Some(intent.pin(self.range)?),
+            _ => None,
+        };
+        missing().try_for_each(|it| it.record(self.range))
     }
 }

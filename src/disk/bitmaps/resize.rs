@@ -94,8 +94,8 @@ impl Resized {
     }
 
     /// The disk's new shape.
-    pub(in crate::disk) fn into_shape(self) -> Shape {
-        Shape::new(self.bitmaps, true)
+    pub(in crate::disk) fn into_shape(self, old: &Shape) -> Shape {
+        Shape::new(self.bitmaps, old.intent.clone(), true)
     }
 }
 

@@ -40,7 +40,7 @@ struct Party<'a> {
 impl Party<'_> {
     fn check(&self) -> Result<()> {
         if self.acts {
-            self.disk.alive.check_for_change()
+            self.disk.check_for_change()
         } else {
             self.disk.alive.check()
         }

@@ -351,10 +351,10 @@ impl<'d> Stage<'d> {
         bitmap.check_changeable(self.writable, "repaired")?;
         let bits = self.blank(bitmap.granularity)?;
         bits.set(bits.all());
-        let staged = &mut self.bitmaps[index];
-        staged.bitmap.inconsistent = false;
-        staged.replace_bits(bits, Change::Replaced);
-        Ok(())
+        self.bitmaps[index].bitmap.inconsistent = false;
+        // Another starting point, and so another id: what the state file says of the old one means nothing from the
+        // moment on that the descriptor has it.
+        self.restart(index, bits)
     }
 
     /// Gives a bitmap other bits as of a new starting point.

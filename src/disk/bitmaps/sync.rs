@@ -1,6 +1,8 @@
 //! Getting what the files lack into them, and making it durable.
 
-use super::Bitmap;
+use std::time::Instant;
+
+use super::{Bitmap, Shape};
 use crate::disk::Disk;
 use crate::error::Result;
 
@@ -11,12 +13,37 @@ impl Disk {
     ///
     /// Guest writes go on meanwhile.
     pub fn bitmap_sync(&self, name: Option<&str>) -> Result<()> {
-        self.alive.check_for_change()?;
+        self.alive.check_unfailed()?;
         let shape = self.gate.enter();
-        match name {
-            Some(name) => self.settle(shape.find(name)?),
-            None => shape.bitmaps.iter().try_for_each(|bitmap| self.settle(bitmap)),
+        let Some(name) = name else {
+            self.settle_all(&shape)?;
+            // All that the intent map stands for is durable now, but for what came meanwhile.
+            return match &self.session {
+                Some(session) => session.intent().retire_all(|| self.settle_all(&shape)).map(drop),
+                None => Ok(()),
+            };
+        };
+        self.settle(shape.find(name)?)
+    }
+
+    /// Retires the regions that have become cold, where it is time to.
+    pub(in crate::disk) fn retire_cold(&self) -> Result<()> {
+        let Some(session) = &self.session else {
+            return Ok(());
+        };
+        let shape = self.gate.enter();
+        match session
+            .intent()
+            .retire_cold(Instant::now(), || self.settle_all(&shape))
+        {
+            // The regions stay active, so no bit is owed; whoever syncs the bitmaps, or closes, will hear of it.
+            Err(_) if !self.alive.has_failed() => Ok(()),
+            result => result.map(drop),
         }
+    }
+
+    pub(in crate::disk) fn settle_all(&self, shape: &Shape) -> Result<()> {
+        shape.bitmaps.iter().try_for_each(|bitmap| self.settle(bitmap))
     }
 
     /// Makes the file of `bitmap` durable, with all that it was told of.
@@ -26,6 +53,11 @@ impl Disk {
         };
         bitmap.save()?;
         // A file whose sync failed may have lost what the kernel had for it: its bits vouch for nothing now (A2).
-        kept.file.sync().inspect_err(|e| self.fail(e))
+        kept.file.sync().inspect_err(|e| {
+            if let Some(session) = &self.session {
+                session.note_failure();
+            }
+            self.fail(e);
+        })
     }
 }

@@ -37,7 +37,7 @@ fn bitmaps_are_there_again_after_a_reopen() {
         disk.bitmap_remove(name).unwrap();
     }
     let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
-    assert_eq!(left.len(), 2, "the descriptor and the image: {left:?}");
+    assert_eq!(left.len(), 3, "descriptor, image and state: {left:?}");
 }
 
 #[test]

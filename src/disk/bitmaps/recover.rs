@@ -1,0 +1,95 @@
+//! What recovery does to the bitmaps of a disk that was not closed.
+//!
+//! Invariant (D1): whatever may have changed unseen is set before anybody asks; and what the disk goes on to rely on is
+//! written again and synced, as it may have been in the page cache alone.
+
+use super::{Bitmap, Loading};
+use crate::disk::AddedBits;
+use crate::error::Result;
+use crate::state::{MarkId, Marks};
+use crate::units::ByteRange;
+
+/// Which bitmaps may lack bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::disk) enum Suspects {
+    /// Those that record: all others were made durable when they stopped.
+    Recording,
+    /// Every one: nothing is known of what happened to them.
+    All,
+}
+
+impl Suspects {
+    fn has(self, bitmap: &Bitmap) -> bool {
+        !bitmap.inconsistent && (bitmap.recording || self == Self::All)
+    }
+}
+
+impl Bitmap {
+    /// What the state file calls it.
+    pub(in crate::disk) fn mark(&self) -> MarkId {
+        MarkId::of(&self.name, self.start.epoch.as_deref())
+    }
+}
+
+/// The bitmaps that `marks` names are inconsistent.
+pub(in crate::disk) fn apply_marks(bitmaps: &mut [Bitmap], marks: &Marks) {
+    for bitmap in bitmaps {
+        bitmap.inconsistent |= marks.contains(bitmap.mark());
+    }
+}
+
+/// The bitmaps that record can no longer be trusted; returns their names.
+pub(in crate::disk) fn distrust(bitmaps: &mut [Bitmap]) -> Vec<String> {
+    let recording = bitmaps.iter_mut().filter(|bitmap| bitmap.records());
+    recording
+        .map(|bitmap| {
+            bitmap.inconsistent = true;
+            bitmap.name.to_string()
+        })
+        .collect()
+}
+
+/// The marks of those that are inconsistent.
+pub(in crate::disk) fn marks_of(bitmaps: &[Bitmap]) -> Vec<MarkId> {
+    let inconsistent = bitmaps.iter().filter(|bitmap| bitmap.inconsistent);
+    inconsistent.map(Bitmap::mark).collect()
+}
+
+/// Makes `ranges` dirty in the bitmaps that may lack them. In memory alone.
+pub(in crate::disk) fn widen(
+    bitmaps: &[Bitmap],
+    suspects: Suspects,
+    ranges: &[ByteRange],
+    loading: &Loading,
+    length: u64,
+) -> Result<Vec<AddedBits>> {
+    let mut added = Vec::new();
+    for bitmap in bitmaps.iter().filter(|bitmap| suspects.has(bitmap)) {
+        let bits = loading.bits(bitmap, bitmaps, length)?;
+        let bytes: u64 = ranges
+            .iter()
+            .map(|range| bits.set(bitmap.granularity.touched_by(*range)))
+            .sum::<u64>()
+            .saturating_mul(bitmap.granularity.bytes())
+            .min(length);
+        if bytes > 0 {
+            added.push(AddedBits {
+                bitmap: bitmap.name.to_string(),
+                bytes,
+            });
+        }
+    }
+    Ok(added)
+}
+
+/// Writes the bits of those bitmaps again, and syncs them.
+pub(in crate::disk) fn rewrite(bitmaps: &[Bitmap], suspects: Suspects) -> Result<()> {
+    for bitmap in bitmaps.iter().filter(|bitmap| suspects.has(bitmap)) {
+        if let (Some(kept), Some(bits)) = (&bitmap.kept, bitmap.loaded()) {
+            kept.file
+                .rewrite(bits)
+                .map_err(|e| e.context(format_args!("bitmap {:?}", bitmap.name)))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,339 @@
+//! The state file at an open: what it says about the last user of the disk, and what has to be done about it.
+//!
+//! May call `state`. Invariant (D1): where the bitmap files may lack bits, these are in memory before the disk can be
+//! asked, and in the files, durably, before the state file says anything new.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::bitmaps::recover::{self, Suspects};
+use super::bitmaps::{Bitmap, Loading};
+use super::open::{Notify, Place};
+use super::session::{Recovery, Session};
+use super::{Child, NoticeCode};
+use crate::bitmap::{BitmapFile, BitmapPolicy};
+use crate::descriptor::names::{FileName, create_unique};
+use crate::descriptor::save::{self, SaveError};
+use crate::descriptor::{Descriptor, StateEntry};
+use crate::error::{Error, Result};
+use crate::state::{
+    Evidence, Found, Header, Lock, NoEvidence, RegionSet, RegionSize, Sharing, Stamp, StateFile, Verdict,
+};
+use crate::storage::{Role, Storage};
+use crate::units::ByteRange;
+
+/// What the descriptor's state file turned out to be.
+pub(super) enum StateAtOpen {
+    /// The descriptor names none.
+    None,
+    /// The one that it names is not there.
+    Missing(String),
+    There {
+        storage: Arc<dyn Storage>,
+        path: PathBuf,
+    },
+}
+
+/// A disk that is being opened, as far as the state file matters.
+pub(super) struct Recovering<'o> {
+    pub(super) place: &'o Place,
+    pub(super) image: &'o Child,
+    pub(super) length: u64,
+    pub(super) loading: &'o Loading,
+    pub(super) notify: &'o Notify,
+    pub(super) writable: bool,
+    pub(super) policy: BitmapPolicy,
+    pub(super) cache_epoch: Option<&'o str>,
+    pub(super) trust_image: bool,
+    pub(super) retire_interval: Duration,
+    /// Whether a disk that has no state file gets one.
+    pub(super) add_state: bool,
+    /// Whether a state file that is made now is locked.
+    pub(super) lock: bool,
+}
+
+/// What comes of it.
+#[derive(Default)]
+pub(super) struct Recovered {
+    pub(super) session: Option<Session>,
+    pub(super) recovery: Option<Recovery>,
+    /// Of a state file that was made.
+    pub(super) lock: Option<Lock>,
+}
+
+impl Recovering<'_> {
+    /// Looks at the state file, brings `bitmaps` up to it, and, on a disk that is open for writing, goes on with it.
+    pub(super) fn run(
+        &self,
+        state: StateAtOpen,
+        descriptor: &mut Descriptor,
+        bitmaps: &mut [Bitmap],
+    ) -> Result<Recovered> {
+        match state {
+            StateAtOpen::None => {
+                self.load(bitmaps)?;
+                self.add(descriptor, bitmaps)
+            }
+            StateAtOpen::Missing(why) => {
+                let recovery = self.distrust_all(bitmaps, why)?;
+                let mut recovered = self.add(descriptor, bitmaps)?;
+                recovered.recovery = Some(recovery);
+                Ok(recovered)
+            }
+            StateAtOpen::There { storage, path } => match StateFile::inspect(&*storage, &path)? {
+                Ok(found) => self.go_on(found, storage, path, bitmaps),
+                Err(unusable) => {
+                    let recovery = self.distrust_all(bitmaps, unusable.to_string())?;
+                    let session = if self.writable {
+                        let evidence = self.evidence(&*storage, bitmaps)?.ok();
+                        let file = StateFile::create(storage, path, self.new_header(descriptor))?;
+                        Some(self.session(file, RegionSet::new(), evidence)?)
+                    } else {
+                        None
+                    };
+                    Ok(Recovered {
+                        session,
+                        recovery: Some(recovery),
+                        lock: None,
+                    })
+                }
+            },
+        }
+    }
+
+    /// The last user's state is known.
+    fn go_on(
+        &self,
+        found: Found,
+        storage: Arc<dyn Storage>,
+        path: PathBuf,
+        bitmaps: &mut [Bitmap],
+    ) -> Result<Recovered> {
+        recover::apply_marks(bitmaps, &found.header().marks);
+        let now = self.evidence(&*storage, bitmaps)?;
+        let mut recovery = None;
+        let mut foreign = None;
+        match found.verdict(&now, self.length) {
+            Verdict::Clean => {
+                foreign = match &found.header().stamp {
+                    Some(then) => then.difference(&Stamp::of(&*self.image.storage, &self.image.path)?),
+                    None => None,
+                };
+            }
+            Verdict::Exact => recovery = Some(Recovery::exact()),
+            Verdict::Widen { ranges, why } => {
+                recovery = Some(self.widen(bitmaps, Suspects::Recording, &ranges, why)?);
+            }
+        }
+        let distrusted = match &foreign {
+            Some(_) if !self.trust_image => recover::distrust(bitmaps),
+            _ => Vec::new(),
+        };
+        self.load(bitmaps)?;
+        let mut session = None;
+        if self.writable {
+            if recovery.is_some() {
+                recover::rewrite(bitmaps, Suspects::Recording)?;
+            }
+            let (file, active) = StateFile::adopt(storage, path, found)?;
+            let adopted = self.session(file, active, now.ok())?;
+            if !distrusted.is_empty() {
+                // Durable before the stamp that tells of it is replaced.
+                adopted.mark(&recover::marks_of(bitmaps))?;
+            }
+            if foreign.is_some() {
+                adopted.renew_stamp();
+            }
+            session = Some(adopted);
+        }
+        if let Some(why) = foreign {
+            self.tell_of_foreign_writes(&why, &distrusted);
+        }
+        Ok(Recovered {
+            session,
+            recovery,
+            lock: None,
+        })
+    }
+
+    /// Nothing is known of the last user: every bitmap may lack any bit.
+    fn distrust_all(&self, bitmaps: &[Bitmap], why: String) -> Result<Recovery> {
+        let whole = [ByteRange::between(0, self.length)];
+        let recovery = self.widen(bitmaps, Suspects::All, &whole, why)?;
+        if self.writable {
+            recover::rewrite(bitmaps, Suspects::All)?;
+        }
+        Ok(recovery)
+    }
+
+    fn widen(
+        &self,
+        bitmaps: &[Bitmap],
+        suspects: Suspects,
+        ranges: &[ByteRange],
+        why: String,
+    ) -> Result<Recovery> {
+        let added = recover::widen(bitmaps, suspects, ranges, self.loading, self.length)?;
+        for it in &added {
+            self.notify.send(
+                NoticeCode::BitmapWidened,
+                &format!(
+                    "the disk was not closed, and {why}: {} bytes more count as changed in bitmap {:?}",
+                    it.bytes, it.bitmap
+                ),
+            );
+        }
+        Ok(Recovery {
+            reason: Some(why),
+            added,
+        })
+    }
+
+    fn tell_of_foreign_writes(&self, why: &str, distrusted: &[String]) {
+        for bitmap in distrusted {
+            self.notify.send(
+                NoticeCode::BitmapInconsistent,
+                &format!(
+                    "{} was written to behind the bitmaps' back ({why}): bitmap {bitmap:?} is inconsistent, and can only \
+                     be removed or repaired",
+                    self.image.path.display()
+                ),
+            );
+        }
+    }
+
+    fn load(&self, bitmaps: &[Bitmap]) -> Result<()> {
+        if self.writable {
+            self.loading.recording(bitmaps, self.length)?;
+        }
+        Ok(())
+    }
+
+    /// What vouches for the page cache; the outer failure is an epoch that is none.
+    fn evidence(&self, state: &dyn Storage, bitmaps: &[Bitmap]) -> Result<Result<Evidence, NoEvidence>> {
+        if let Some(epoch) = self.cache_epoch {
+            return Evidence::of_epoch(epoch).map(Ok);
+        }
+        let files = bitmaps.iter().filter_map(Bitmap::file);
+        Ok(Evidence::gather(state, files.map(BitmapFile::storage)))
+    }
+
+    fn session(&self, file: StateFile, active: RegionSet, evidence: Option<Evidence>) -> Result<Session> {
+        Session::new(
+            file,
+            active,
+            self.length,
+            self.retire_interval,
+            self.policy,
+            evidence,
+        )
+    }
+
+    fn new_header(&self, descriptor: &Descriptor) -> Header {
+        Header::new(region_size(descriptor.state()).for_length(self.length))
+    }
+
+    /// Gives a disk that is open for writing a state file, where that can be.
+    fn add(&self, descriptor: &mut Descriptor, bitmaps: &[Bitmap]) -> Result<Recovered> {
+        if !self.writable || !self.add_state {
+            return Ok(Recovered::default());
+        }
+        let made = match self.make(descriptor) {
+            Ok(made) => made,
+            Err(SaveError::Unsure(error)) => return Err(error),
+            Err(SaveError::Unchanged(error)) => {
+                self.notify.send(
+                    NoticeCode::Unprotected,
+                    &format!("the disk has no state file and can be given none, so that a power cut can lose bits: {error}"),
+                );
+                return Ok(Recovered::default());
+            }
+        };
+        let lock = match &made.storage {
+            storage if self.lock => Lock::state(storage, made.file.path(), Sharing::Write)?,
+            _ => None,
+        };
+        let evidence = self.evidence(&*made.storage, bitmaps)?.ok();
+        Ok(Recovered {
+            session: Some(self.session(made.file, RegionSet::new(), evidence)?),
+            recovery: None,
+            lock,
+        })
+    }
+
+    fn make(&self, descriptor: &mut Descriptor) -> Result<NewState, SaveError> {
+        let new = NewState::create(
+            self.place,
+            region_size(descriptor.state()).for_length(self.length),
+        )
+        .map_err(SaveError::Unchanged)?;
+        let mut with = descriptor.clone();
+        let saved = with
+            .set_state(Some(new.entry.clone()))
+            .map_err(SaveError::Unchanged)
+            .and_then(|()| save::replace(&*self.place.folder, &self.place.name, &with));
+        if let Err(SaveError::Unchanged(_)) = &saved {
+            new.remove(self.place);
+        }
+        saved?;
+        *descriptor = with;
+        Ok(new)
+    }
+}
+
+impl Recovery {
+    fn exact() -> Self {
+        Self {
+            reason: None,
+            added: Vec::new(),
+        }
+    }
+}
+
+/// The region size that a descriptor asks for.
+fn region_size(entry: Option<&StateEntry>) -> RegionSize {
+    entry
+        .and_then(|entry| entry.region_bytes)
+        .and_then(RegionSize::new)
+        .unwrap_or(RegionSize::DEFAULT)
+}
+
+/// A state file that no descriptor names yet. It is durable, and so is its name.
+pub(super) struct NewState {
+    pub(super) entry: StateEntry,
+    file: StateFile,
+    storage: Arc<dyn Storage>,
+}
+
+impl NewState {
+    pub(super) fn create(place: &Place, region: RegionSize) -> Result<Self> {
+        let folder = &*place.folder;
+        let in_folder = |action: &str, e: io::Error| Error::io(action, &place.shown, &e);
+        folder
+            .check_writable()
+            .map_err(|e| in_folder("create files in", e))?;
+        let (name, storage) = create_unique(folder, Role::State, &FileName::state(&place.name))?;
+        let path = place.shown.join(&name);
+        let made = StateFile::create(Arc::clone(&storage), path, Header::new(region))
+            .and_then(|file| folder.sync().map_err(|e| in_folder("sync", e)).map(|()| file));
+        let entry = StateEntry {
+            file: name,
+            region_bytes: Some(region.bytes()),
+        };
+        match made {
+            Ok(file) => Ok(Self { entry, file, storage }),
+            Err(error) => {
+                // The first failure is the one to tell.
+                let _ = folder.remove(entry.file.as_ref());
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes it back: no descriptor came to name it.
+    pub(super) fn remove(&self, place: &Place) {
+        let _ = place.folder.remove(self.entry.file.as_ref());
+    }
+}
