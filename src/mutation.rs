@@ -1,7 +1,7 @@
-//! Faults that the model tests put into the code on purpose, to show that the schedule explorer finds them.
+//! Faults that tests put into the code on purpose, to show that the models and the crash suites find them.
 //!
 //! Each stands for a protection that a reader might take for one too many. Where it is taken out, the code asks
-//! [`on`]; outside the model tests (see `sync`) the answer is a constant and the compiler drops the question.
+//! [`on`]; outside the tests the answer is a constant and the compiler drops the question.
 //! Invariant: no fault is ever on in a build that anybody uses.
 
 /// A protection that is missing.
@@ -27,20 +27,28 @@ pub(crate) enum Fault {
     DataOutsideGate,
 }
 
-#[cfg(all(test, shuttle))]
+#[cfg(test)]
 mod switch {
     use std::cell::Cell;
 
     use super::Fault;
 
     thread_local! {
-        // The explorer runs all threads of a model on the one that started it.
+        // Tests that put one in run on one thread; the explorer runs all threads of a model on the one that started it.
         static PRESENT: Cell<Option<Fault>> = const { Cell::new(None) };
     }
 
     /// Whether `fault` is in the code now.
     pub(crate) fn on(fault: Fault) -> bool {
         PRESENT.get() == Some(fault)
+    }
+
+    /// Runs `test` with `fault` in the code.
+    pub(crate) fn with<T>(fault: Fault, test: impl FnOnce() -> T) -> T {
+        PRESENT.set(Some(fault));
+        let result = test();
+        PRESENT.set(None);
+        result
     }
 
     /// Runs `explore`, which explores a model's schedules, with `fault` in the code: one of them must fail, with words
@@ -61,11 +69,11 @@ mod switch {
     }
 }
 
-#[cfg(not(all(test, shuttle)))]
+#[cfg(not(test))]
 mod switch {
     use super::Fault;
 
-    /// Never, outside the model tests.
+    /// Never, outside the tests.
     #[inline]
     pub(crate) const fn on(_: Fault) -> bool {
         false
