@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use super::boundary::on_disk;
 use super::life::unknown_flags;
 use super::qbm_disk;
-use super::structs::{self, Extensible};
+use super::structs::{self, Extensible, Plain};
 use crate::StatusFlags;
 use crate::error::{Error, ErrorCode, Result};
 
@@ -106,9 +106,15 @@ pub struct qbm_extent {
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, and integers and pointers after it.
+unsafe impl Plain for qbm_info {}
+// SAFETY: as above.
 unsafe impl Extensible for qbm_info {}
 // SAFETY: as above.
+unsafe impl Plain for qbm_layer {}
+// SAFETY: as above.
 unsafe impl Extensible for qbm_layer {}
+// SAFETY: as above.
+unsafe impl Plain for qbm_extent {}
 // SAFETY: as above.
 unsafe impl Extensible for qbm_extent {}
 

@@ -16,6 +16,14 @@ mod bytes;
 
 mod facts;
 
+mod bitmaps;
+
+mod bitmap_bits;
+
+mod bitmap_facts;
+
+mod bitmap_transaction;
+
 #[cfg(test)]
 mod tests;
 

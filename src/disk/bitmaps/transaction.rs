@@ -156,10 +156,6 @@ impl<'d> Part<'d> {
         }
     }
 
-    pub(super) fn disk(&self) -> &'d Disk {
-        self.disk
-    }
-
     /// Puts the new descriptor in the place of the old one: the point at which all takes effect. Where the old one
     /// stands, the new files are gone afterwards.
     pub(super) fn save(&self, structure: &Structure) -> Result<()> {
