@@ -78,6 +78,9 @@
 /** In qbm_info.flags: the image is a block device and cannot be resized. */
 #define QBM_INFO_BLOCK_DEVICE 8u
 
+/** In qbm_info.flags: the disk was opened with QBM_BITMAP_POLICY_LAZY. */
+#define QBM_INFO_LAZY_BITMAPS 16u
+
 /** In qbm_extent.flags: stored somewhere, and to be read to be known. */
 #define QBM_BLOCK_DATA 1u
 

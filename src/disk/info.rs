@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Disk;
+use crate::bitmap::BitmapPolicy;
 use crate::descriptor::Format;
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::Limits;
@@ -24,6 +25,8 @@ pub struct Info {
     pub direct: bool,
     /// A flush has failed: the disk must be reopened.
     pub failed: bool,
+    /// When the bits that writes set get into the bitmaps' files.
+    pub bitmap_policy: BitmapPolicy,
 }
 
 /// One image of the chain, from [`Disk::layer`].
@@ -54,6 +57,7 @@ impl Disk {
             writable: self.writable,
             direct: self.direct,
             failed: self.alive.has_failed(),
+            bitmap_policy: self.policy,
         })
     }
 

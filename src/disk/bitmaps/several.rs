@@ -63,11 +63,15 @@ pub(super) fn at_one_point(actions: &Actions<'_>) -> Result<()> {
     let order = saving_order(&parties, actions)?;
     parties.iter().try_for_each(Party::check)?;
     let mut structures: Vec<_> = parties.iter().map(|party| party.disk.structure()).collect();
+    let explain = |error: Error| match actions {
+        [(_, action)] => action.explain(error),
+        _ => error,
+    };
     // Twice, so that writers wait only for what was written since.
-    parties.iter().try_for_each(Party::flush)?;
+    parties.iter().try_for_each(Party::flush).map_err(explain)?;
     let mut shapes: Vec<_> = parties.iter().map(|party| party.disk.gate.close()).collect();
     parties.iter().try_for_each(Party::check)?;
-    parties.iter().try_for_each(Party::flush)?;
+    parties.iter().try_for_each(Party::flush).map_err(explain)?;
 
     let mut stages: Vec<_> = parties
         .iter()
@@ -80,19 +84,15 @@ pub(super) fn at_one_point(actions: &Actions<'_>) -> Result<()> {
             .map_err(|error| on_disk(&parties, disk, action.explain(error)))?;
     }
 
-    if let [(disk, action @ (BitmapAction::Set { .. } | BitmapAction::Merge { .. }))] = actions {
+    if let [(disk, BitmapAction::Set { .. } | BitmapAction::Merge { .. })] = actions {
         let at = index(&parties, disk);
-        let added = disk.commit_added(&mut shapes[at], &stages[at]);
-        if added.map_err(|error| action.explain(error))? {
+        if disk.commit_added(&mut shapes[at], &stages[at]).map_err(explain)? {
             return Ok(());
         }
     }
-
     let order: Vec<_> = order.into_iter().filter(|at| parties[*at].acts).collect();
-    commit(&parties, &order, &mut structures, &mut shapes, &mut stages).map_err(|(at, error)| match actions {
-        [(_, action)] => action.explain(error),
-        _ => on_disk(&parties, parties[at].disk, error),
-    })
+    commit(&parties, &order, &mut structures, &mut shapes, &mut stages)
+        .map_err(|(at, error)| explain(on_disk(&parties, parties[at].disk, error)))
 }
 
 /// Makes what was tried out true, on the disks in `order`. Tells with an error at which disk it was.

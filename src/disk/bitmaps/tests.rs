@@ -103,12 +103,14 @@ fn is_write_to(call: &Call, name: &str) -> bool {
     call.kind() == CallKind::Write && call.names().any(|it| it.to_string_lossy() == name)
 }
 
-/// Marks a bitmap as recovery would.
-fn make_inconsistent(disk: &Disk, name: &str) {
-    let mut shape = disk.gate.close();
-    let mut bitmaps: Vec<Bitmap> = shape.bitmaps.clone();
-    for bitmap in &mut bitmaps {
-        bitmap.inconsistent |= &*bitmap.name == name;
+impl Disk {
+    /// Marks a bitmap as recovery would.
+    pub(crate) fn make_inconsistent(&self, name: &str) {
+        let mut shape = self.gate.close();
+        let mut bitmaps: Vec<Bitmap> = shape.bitmaps.clone();
+        for bitmap in &mut bitmaps {
+            bitmap.inconsistent |= &*bitmap.name == name;
+        }
+        *shape = Shape::new(bitmaps, true);
     }
-    *shape = Shape::new(bitmaps, true);
 }
