@@ -428,6 +428,9 @@ static void no_folder(void)
     for EACH(n)
         if (calls[n].how & FOLDER)
             CHECK_FAILS(EROFS, QBM_ERROR_READ_ONLY, "cannot", calls[n].call(disk, calls[n].call == add_ ? "n" : "b", 0));
+    CHECK_OK(qbm_bitmap_freeze(disk, "b", 0));
+    CHECK_FAILS(EROFS, QBM_ERROR_READ_ONLY, "cannot", qbm_bitmap_thaw(disk, "b", QBM_THAW_COMMIT, 0));
+    CHECK_OK(qbm_bitmap_thaw(disk, "b", QBM_THAW_ROLLBACK, 0));
     CHECK_OK(qbm_close(disk));
 }
 

@@ -427,7 +427,7 @@ typedef struct qbm_bitmap_facts {
      * in a list, which is freed as a whole.
      */
     void *memory;
-    /** Its name. (A NUL in it, which C cannot name, is shown as U+FFFD.) */
+    /** Its name. */
     const char *name;
     /** Its file as the descriptor names it; NULL of a transient one. */
     const char *file;
@@ -753,9 +753,9 @@ int qbm_block_status(struct qbm_disk *disk,
  * bitmap has the name; -ENOMEM, also beyond max_bitmap_memory of
  * qbm_open_options; -ESTALE in a forked child. Of every call that changes
  * something also: -EROFS, a persistent bitmap of a disk that is open
- * read-only, or a folder where no file can be made (see open_file; setting
- * and merging need none); -EIO, -ENOSPC ..., what the system said; -EIO
- * (QBM_ERROR_FAILED) once the disk has failed.
+ * read-only, or a folder where no file can be made (see open_file; setting,
+ * merging, freezing and rolling back need none); -EIO, -ENOSPC ..., what the
+ * system said; -EIO (QBM_ERROR_FAILED) once the disk has failed.
  * ================================================================================================ */
 
 /**

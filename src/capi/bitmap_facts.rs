@@ -47,7 +47,7 @@ pub struct qbm_bitmap_facts {
     /// What the caller frees with qbm_free() when done with the strings. NULL
     /// in a list, which is freed as a whole.
     pub memory: *mut c_void,
-    /// Its name. (A NUL in it, which C cannot name, is shown as U+FFFD.)
+    /// Its name.
     pub name: *const c_char,
     /// Its file as the descriptor names it; NULL of a transient one.
     pub file: *const c_char,
@@ -197,7 +197,7 @@ fn convert(facts: &BitmapInfo, strings: &mut Block) -> qbm_bitmap_facts {
     }
 }
 
-/// A NUL would end a string too early, and two names could read alike.
+/// Stands for a NUL, which another program's `epoch` may have: it would end the string, and two could read alike.
 const NUL: char = '\u{fffd}';
 
 /// The bytes that the strings of `facts` take as C has them.

@@ -113,9 +113,9 @@ unsafe impl Extensible for qbm_bitmap_options {}
 /// bitmap has the name; -ENOMEM, also beyond max_bitmap_memory of
 /// qbm_open_options; -ESTALE in a forked child. Of every call that changes
 /// something also: -EROFS, a persistent bitmap of a disk that is open
-/// read-only, or a folder where no file can be made (see open_file; setting
-/// and merging need none); -EIO, -ENOSPC ..., what the system said; -EIO
-/// (QBM_ERROR_FAILED) once the disk has failed.
+/// read-only, or a folder where no file can be made (see open_file; setting,
+/// merging, freezing and rolling back need none); -EIO, -ENOSPC ..., what the
+/// system said; -EIO (QBM_ERROR_FAILED) once the disk has failed.
 /// ---
 /// Adds a bitmap, all clean. Its starting point is now.
 ///
