@@ -821,6 +821,17 @@ int qbm_bitmap_set_persistent(struct qbm_disk *disk,
                               uint32_t flags);
 
 /**
+ * Makes the bits of every write that completed before this call durable, in
+ * the file of a bitmap, or with name NULL in those of all. Writes go on
+ * meanwhile. There is nothing to do for transient bitmaps, nor on a disk that
+ * is open read-only.
+ *
+ * Returns 0, or what the system said; once syncing a file has failed, the
+ * disk has failed, as after a failed flush.
+ */
+int qbm_bitmap_sync(struct qbm_disk *disk, const char *name, uint32_t flags);
+
+/**
  * Makes every granule dirty that has one of len bytes from offset on.
  *
  * Returns 0, or -EBUSY, -EUCLEAN, -EINVAL (QBM_ERROR_OUT_OF_RANGE).
@@ -886,17 +897,6 @@ int qbm_bitmap_thaw(struct qbm_disk *disk, const char *name, int outcome, uint32
  * Returns 0. -EINVAL (QBM_ERROR_BITMAP_STATE): it is not inconsistent.
  */
 int qbm_bitmap_repair(struct qbm_disk *disk, const char *name, uint32_t flags);
-
-/**
- * Makes the bits of every write that completed before this call durable, in
- * the file of a bitmap, or with name NULL in those of all. Writes go on
- * meanwhile. There is nothing to do for transient bitmaps, nor on a disk that
- * is open read-only.
- *
- * Returns 0, or what the system said; once syncing a file has failed, the
- * disk has failed, as after a failed flush.
- */
-int qbm_bitmap_sync(struct qbm_disk *disk, const char *name, uint32_t flags);
 
 /* ================================================================================================
  * Bitmaps: what they say

@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
-use super::bitmaps::on_bitmap;
+use super::bitmap_arguments::on_bitmap;
 use super::boundary::{call, check_out, null, put};
 use super::qbm_disk;
 use crate::error::{Error, ErrorCode, Result};

@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::offset_of;
 
-use super::bitmaps::on_bitmap;
+use super::bitmap_arguments::on_bitmap;
 use super::boundary::{check_out, on_disk, put};
 use super::qbm_disk;
 use super::structs::{self, Extensible, Plain, check_size};

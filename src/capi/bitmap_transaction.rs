@@ -4,8 +4,9 @@ use std::ffi::{c_char, c_int};
 use std::mem::take;
 use std::ptr::null_mut;
 
+use super::bitmap_arguments::{add_options, handle, merge_source, no_flags, outcome_from};
 use super::bitmap_bits::{content, qbm_bits};
-use super::bitmaps::{add_options, handle, merge_source, no_flags, outcome_from, qbm_bitmap_options};
+use super::bitmaps::qbm_bitmap_options;
 use super::boundary::{call, null, on_disks, text};
 use super::qbm_disk;
 use super::structs::{self, Plain};

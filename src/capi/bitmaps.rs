@@ -1,13 +1,12 @@
-//! Dirty bitmaps: everything that changes one.
+//! Dirty bitmaps: what they are, and their life.
 
 use std::ffi::{c_char, c_int};
 
-use super::boundary::{call, null, on_disk, on_disks, optional_text, text};
-use super::life::unknown_flags;
+use super::bitmap_arguments::{add_options, no_flags, on_bitmap};
+use super::boundary::{on_disk, optional_text, text};
 use super::qbm_disk;
-use super::structs::{self, Extensible, Plain};
-use crate::error::{Error, ErrorCode, Result};
-use crate::{AddBitmap, BitmapPolicy, Disk, Granularity, MergeSource, Thaw};
+use super::structs::{Extensible, Plain};
+use crate::{BitmapPolicy, Disk};
 
 /// In qbm_bitmap_options.flags: no file; the bitmap ends with the open disk.
 pub const QBM_BITMAP_ADD_TRANSIENT: u32 = 1;
@@ -26,23 +25,9 @@ pub enum qbm_bitmap_policy {
     QBM_BITMAP_POLICY_LAZY = 1,
 }
 
-/// How the backup went that a frozen bitmap was for. None is zero, so that what
-/// was never set drops no bits.
-#[allow(non_camel_case_types, reason = "the name in C")]
-#[allow(dead_code, reason = "read by C only")]
-#[repr(C)]
-pub enum qbm_thaw {
-    /// It succeeded: the frozen bits go; what was written since the freeze stays.
-    QBM_THAW_COMMIT = 1,
-    /// It failed: the bitmap has the frozen bits and what was written since.
-    QBM_THAW_ROLLBACK = 2,
-}
-
 const _: () = {
     assert!(qbm_bitmap_policy::QBM_BITMAP_POLICY_WRITE_THROUGH as i32 == BitmapPolicy::WriteThrough as i32);
     assert!(qbm_bitmap_policy::QBM_BITMAP_POLICY_LAZY as i32 == BitmapPolicy::Lazy as i32);
-    assert!(qbm_thaw::QBM_THAW_COMMIT as i32 == Thaw::Commit as i32);
-    assert!(qbm_thaw::QBM_THAW_ROLLBACK as i32 == Thaw::Rollback as i32);
 };
 
 /// What a new bitmap is to be. Set struct_size to sizeof(struct
@@ -237,138 +222,6 @@ pub unsafe extern "C" fn qbm_bitmap_set_persistent(
     unsafe { on_bitmap(disk, name, flags, set) }
 }
 
-/// Makes every granule dirty that has one of len bytes from offset on.
-///
-/// Returns 0, or -EBUSY, -EUCLEAN, -EINVAL (QBM_ERROR_OUT_OF_RANGE).
-///
-/// # Safety
-///
-/// `disk` is a handle; `name` is a string.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn qbm_bitmap_set(
-    disk: *mut qbm_disk,
-    name: *const c_char,
-    offset: u64,
-    len: u64,
-    flags: u32,
-) -> c_int {
-    let set = |disk: &Disk, name: &str| disk.bitmap_set(name, offset, len);
-    // SAFETY: the caller's promises: a handle, and a string.
-    unsafe { on_bitmap(disk, name, flags, set) }
-}
-
-/// Makes every granule clean that lies wholly in len bytes from offset on; the
-/// last granule of the disk may be shorter. If any was dirty, this is a new
-/// starting point.
-///
-/// Returns 0, or -EBUSY, -EUCLEAN, -EINVAL (QBM_ERROR_OUT_OF_RANGE).
-///
-/// # Safety
-///
-/// `disk` is a handle; `name` is a string.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn qbm_bitmap_reset(
-    disk: *mut qbm_disk,
-    name: *const c_char,
-    offset: u64,
-    len: u64,
-    flags: u32,
-) -> c_int {
-    let reset = |disk: &Disk, name: &str| disk.bitmap_reset(name, offset, len);
-    // SAFETY: the caller's promises: a handle, and a string.
-    unsafe { on_bitmap(disk, name, flags, reset) }
-}
-
-/// Makes everything dirty in target that is dirty in source. The granularities
-/// may differ: no dirty byte is lost, clean ones may become dirty.
-///
-/// source_disk: the disk that has source, as long as disk is; NULL: disk
-/// itself. It is not changed, and may be open read-only.
-///
-/// Returns 0. -EBUSY, -EUCLEAN: of either. -EINVAL: disks of other lengths.
-///
-/// # Safety
-///
-/// `disk` is a handle; `source_disk` is NULL or a handle; `target` and `source` are strings.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn qbm_bitmap_merge(
-    disk: *mut qbm_disk,
-    target: *const c_char,
-    source_disk: *mut qbm_disk,
-    source: *const c_char,
-    flags: u32,
-) -> c_int {
-    call(|| {
-        // SAFETY: the caller's promises: handles, and strings.
-        let (disk, target, from) = unsafe {
-            let disk = handle(disk, "disk")?;
-            (
-                disk,
-                text(target, "target")?,
-                merge_source(source_disk, source, "source")?,
-            )
-        };
-        no_flags(flags)?;
-        let other = match from {
-            MergeSource::Other { disk, .. } => disk,
-            _ => disk,
-        };
-        on_disks(&[disk, other], || disk.bitmap_merge(target, &[from]))
-    })
-}
-
-/// Hands the bits of a bitmap to a backup. From now on reading shows them as
-/// they are, and a successor records new writes, until qbm_bitmap_thaw().
-///
-/// A disk that is closed, or a process that ends, meanwhile: as rolled back.
-/// Returns 0. -EBUSY: it is frozen already. -EUCLEAN.
-///
-/// # Safety
-///
-/// `disk` is a handle; `name` is a string.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn qbm_bitmap_freeze(disk: *mut qbm_disk, name: *const c_char, flags: u32) -> c_int {
-    // SAFETY: the caller's promises: a handle, and a string.
-    unsafe { on_bitmap(disk, name, flags, Disk::bitmap_freeze) }
-}
-
-/// Ends a freeze.
-///
-/// outcome: one of enum qbm_thaw. QBM_THAW_COMMIT drops the frozen bits, so the
-/// backup must be durable by then, its name in its folder, too.
-///
-/// Returns 0. -EINVAL: another outcome; QBM_ERROR_BITMAP_STATE: it is not
-/// frozen.
-///
-/// # Safety
-///
-/// `disk` is a handle; `name` is a string.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn qbm_bitmap_thaw(
-    disk: *mut qbm_disk,
-    name: *const c_char,
-    outcome: c_int,
-    flags: u32,
-) -> c_int {
-    let thaw = |disk: &Disk, name: &str| disk.bitmap_thaw(name, outcome_from(outcome)?);
-    // SAFETY: the caller's promises: a handle, and a string.
-    unsafe { on_bitmap(disk, name, flags, thaw) }
-}
-
-/// Makes an inconsistent bitmap one to be trusted again, by making every
-/// granule dirty.
-///
-/// Returns 0. -EINVAL (QBM_ERROR_BITMAP_STATE): it is not inconsistent.
-///
-/// # Safety
-///
-/// `disk` is a handle; `name` is a string.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn qbm_bitmap_repair(disk: *mut qbm_disk, name: *const c_char, flags: u32) -> c_int {
-    // SAFETY: the caller's promises: a handle, and a string.
-    unsafe { on_bitmap(disk, name, flags, Disk::bitmap_repair) }
-}
-
 /// Makes the bits of every write that completed before this call durable, in
 /// the file of a bitmap, or with name NULL in those of all. Writes go on
 /// meanwhile. There is nothing to do for transient bitmaps, nor on a disk that
@@ -390,107 +243,4 @@ pub unsafe extern "C" fn qbm_bitmap_sync(disk: *mut qbm_disk, name: *const c_cha
     };
     // SAFETY: the caller's promise: a handle.
     unsafe { on_disk(disk, sync) }
-}
-
-/// Runs the body of a C function on a bitmap that takes no flags.
-///
-/// # Safety
-///
-/// `disk` is NULL or a handle; `name` is NULL or a string.
-pub(super) unsafe fn on_bitmap(
-    disk: *const qbm_disk,
-    name: *const c_char,
-    flags: u32,
-    body: impl FnOnce(&Disk, &str) -> Result<()>,
-) -> c_int {
-    let named = |disk: &Disk| {
-        // SAFETY: the caller's promise is ours.
-        let name = unsafe { text(name, "name") }?;
-        no_flags(flags)?;
-        body(disk, name)
-    };
-    // SAFETY: the caller's promise is ours.
-    unsafe { on_disk(disk, named) }
-}
-
-pub(super) fn no_flags(flags: u32) -> Result<()> {
-    if flags == 0 {
-        Ok(())
-    } else {
-        Err(unknown_flags(flags))
-    }
-}
-
-/// # Safety
-///
-/// `disk` is NULL or a handle that outlives `'a`.
-pub(super) unsafe fn handle<'a>(disk: *const qbm_disk, argument: &str) -> Result<&'a Disk> {
-    // SAFETY: the caller's promise is ours.
-    let handle = unsafe { disk.as_ref() }.ok_or_else(|| null(argument))?;
-    Ok(&handle.disk)
-}
-
-/// # Safety
-///
-/// `disk` is NULL or a handle, `name` NULL or a string, and both outlive `'a`.
-pub(super) unsafe fn merge_source<'a>(
-    disk: *const qbm_disk,
-    name: *const c_char,
-    argument: &str,
-) -> Result<MergeSource<'a>> {
-    // SAFETY: the caller's promises are ours.
-    let (disk, name) = unsafe { (disk.as_ref(), text(name, argument)?) };
-    Ok(match disk {
-        Some(other) => MergeSource::Other {
-            disk: &other.disk,
-            name,
-        },
-        None => MergeSource::Bitmap(name),
-    })
-}
-
-/// # Safety
-///
-/// `options` is NULL or a struct as long as its first field says.
-pub(super) unsafe fn add_options(options: *const qbm_bitmap_options) -> Result<AddBitmap> {
-    // SAFETY: the caller's promise is ours.
-    let options = unsafe { structs::read(options, "options") }?;
-    let unknown = options.flags & !(QBM_BITMAP_ADD_TRANSIENT | QBM_BITMAP_ADD_DISABLED);
-    no_flags(unknown)?;
-    if options.reserved != 0 {
-        return Err(Error::new(
-            ErrorCode::InvalidArgument,
-            format!("options: reserved is {:#x}, not zero", options.reserved),
-        ));
-    }
-    let granularity = match options.granularity {
-        0 => Granularity::DEFAULT,
-        bytes => Granularity::new(bytes).ok_or_else(|| {
-            Error::new(
-                ErrorCode::InvalidArgument,
-                format!(
-                    "options: granularity {bytes} is not a power of two from {} to {}",
-                    Granularity::MIN.bytes(),
-                    Granularity::MAX.bytes()
-                ),
-            )
-        })?,
-    };
-    Ok(AddBitmap {
-        granularity,
-        persistent: options.flags & QBM_BITMAP_ADD_TRANSIENT == 0,
-        recording: options.flags & QBM_BITMAP_ADD_DISABLED == 0,
-    })
-}
-
-pub(super) fn outcome_from(number: c_int) -> Result<Thaw> {
-    [Thaw::Commit, Thaw::Rollback]
-        .into_iter()
-        .find(|outcome| *outcome as c_int == number)
-        .ok_or_else(|| {
-            Error::new(
-                ErrorCode::InvalidArgument,
-                format!("outcome {number} is not one of QBM_THAW_..."),
-            )
-        })
 }

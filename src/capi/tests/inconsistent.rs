@@ -7,12 +7,14 @@ use crate::capi::bitmap_bits::{
     qbm_bitmap_count, qbm_bitmap_deserialize, qbm_bitmap_get, qbm_bitmap_next_dirty, qbm_bitmap_next_zero,
     qbm_bitmap_serialize, qbm_bitmap_serialized_length, qbm_bits, qbm_bits_free, qbm_bits_new,
 };
+use crate::capi::bitmap_changes::{
+    qbm_bitmap_freeze, qbm_bitmap_merge, qbm_bitmap_repair, qbm_bitmap_reset, qbm_bitmap_set,
+};
 use crate::capi::bitmap_facts::{QBM_BITMAP_INCONSISTENT, qbm_bitmap_facts, qbm_bitmap_info};
 use crate::capi::bitmap_transaction::{qbm_action, qbm_bitmap_action, qbm_bitmap_transaction};
 use crate::capi::bitmaps::{
-    qbm_bitmap_add, qbm_bitmap_clear, qbm_bitmap_disable, qbm_bitmap_enable, qbm_bitmap_freeze,
-    qbm_bitmap_merge, qbm_bitmap_remove, qbm_bitmap_rename, qbm_bitmap_repair, qbm_bitmap_reset,
-    qbm_bitmap_set, qbm_bitmap_set_persistent,
+    qbm_bitmap_add, qbm_bitmap_clear, qbm_bitmap_disable, qbm_bitmap_enable, qbm_bitmap_remove,
+    qbm_bitmap_rename, qbm_bitmap_set_persistent,
 };
 use crate::capi::errors::{qbm_error_code, qbm_error_message, qbm_free};
 use crate::capi::qbm_disk;

@@ -8,8 +8,9 @@ use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
+use crate::capi::bitmap_changes::{qbm_bitmap_freeze, qbm_bitmap_merge};
 use crate::capi::bitmap_transaction::{qbm_action, qbm_bitmap_action, qbm_bitmap_transaction};
-use crate::capi::bitmaps::{qbm_bitmap_add, qbm_bitmap_freeze, qbm_bitmap_merge};
+use crate::capi::bitmaps::qbm_bitmap_add;
 use crate::capi::boundary::call;
 use crate::capi::bytes::{qbm_discard, qbm_flush, qbm_pread, qbm_pwrite, qbm_truncate, qbm_write_zeroes};
 use crate::capi::errors::{qbm_error_code, qbm_error_message};
