@@ -325,7 +325,7 @@ impl std::fmt::Debug for StateFile {
 
 /// Where the slot of a generation begins.
 const fn slot_of(generation: u64) -> usize {
-    if generation % 2 == 0 { 0 } else { SLOT }
+    if generation.is_multiple_of(2) { 0 } else { SLOT }
 }
 
 #[cfg(any(test, fuzzing))]

@@ -18,6 +18,7 @@ use super::file::StateFile;
 use super::map::{MAX_REGIONS, RegionSet};
 use super::region::RegionSize;
 use crate::error::{Error, ErrorCode, Result};
+use crate::mutation::{self, Fault};
 use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use crate::units::ByteRange;
 
@@ -148,7 +149,7 @@ impl IntentMap {
                 // That write may have begun before our bits were set. Then it does not make them durable, and we write
                 // them ourselves, with those of all who came meanwhile.
                 state = self.wait(state);
-                if mutation::is(mutation::Fault::JoinRunningSync) {
+                if mutation::on(Fault::RunningSyncJoined) {
                     return Ok(());
                 }
             } else {
@@ -199,7 +200,7 @@ impl IntentMap {
     }
 
     fn sync(&self) -> Result<()> {
-        if mutation::is(mutation::Fault::SkipIntentSync) {
+        if mutation::on(Fault::IntentUnsynced) {
             return Ok(());
         }
         self.file.sync()
@@ -236,9 +237,9 @@ impl IntentMap {
         if cold.is_empty() {
             return Ok(0);
         }
-        cold.iter().for_each(|region| {
-            state.retiring.insert(*region);
-        });
+        for region in cold {
+            state.retiring.insert(region);
+        }
         state.retirement = true;
         self.retire(state, settle, || Ok(()))
     }
@@ -297,7 +298,7 @@ impl IntentMap {
         state.retirement = true;
         // All that there are, not only the active ones: none may become active meanwhile.
         state.retiring.fill();
-        while state.held > 0 && !mutation::is(mutation::Fault::RetireUnderPin) {
+        while state.held > 0 && !mutation::on(Fault::RetiredUnderPin) {
             state = self.wait(state);
         }
         state
@@ -320,7 +321,7 @@ impl IntentMap {
         if leaving.is_empty() {
             return then().map(|()| 0);
         }
-        if !mutation::is(mutation::Fault::ClearBeforeSettle) {
+        if !mutation::on(Fault::ClearedUnsettled) {
             settle()?;
         }
 
@@ -452,56 +453,6 @@ impl std::fmt::Debug for IntentMap {
         f.debug_struct("IntentMap")
             .field("file", &self.file)
             .finish_non_exhaustive()
-    }
-}
-
-/// Faults that the tests must find.
-#[cfg(test)]
-mod mutation {
-    use std::cell::Cell;
-
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub(super) enum Fault {
-        /// Regions are activated without a sync.
-        SkipIntentSync,
-        /// Who waited for a sync counts as served by it, whenever it began.
-        JoinRunningSync,
-        /// A retirement does not wait for pins.
-        RetireUnderPin,
-        /// The regions are cleared without the bitmaps being synced.
-        ClearBeforeSettle,
-    }
-
-    thread_local! {
-        // Tests that put one in run on one thread; so do the explorer's models.
-        static FAULT: Cell<Option<Fault>> = const { Cell::new(None) };
-    }
-
-    pub(super) fn is(fault: Fault) -> bool {
-        FAULT.get() == Some(fault)
-    }
-
-    /// Runs `test` with the fault in.
-    pub(super) fn with<T>(fault: Fault, test: impl FnOnce() -> T) -> T {
-        FAULT.set(Some(fault));
-        let result = test();
-        FAULT.set(None);
-        result
-    }
-}
-
-#[cfg(not(test))]
-mod mutation {
-    pub(super) enum Fault {
-        SkipIntentSync,
-        JoinRunningSync,
-        RetireUnderPin,
-        ClearBeforeSettle,
-    }
-
-    /// None, outside the tests.
-    pub(super) const fn is(_: Fault) -> bool {
-        false
     }
 }
 

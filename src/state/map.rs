@@ -205,7 +205,7 @@ mod tests {
         for bytes in damaged {
             let mut read = RegionSet::new();
             assert!(!read.decode(0, &bytes));
-            assert_eq!(read.runs().collect::<Vec<_>>(), [0..4032]);
+            assert!(read.len() == 4032 && read.runs().eq(std::iter::once(0..4032)));
         }
     }
 }

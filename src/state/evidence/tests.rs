@@ -1,10 +1,12 @@
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::skip::skipped;
 use crate::storage::simulated::SimDisk;
 use crate::storage::{Access, FileStorage, Folder, Role};
 
@@ -77,14 +79,14 @@ fn another_mount_namespace_matches() {
     new_file(&path);
     let here = gather(&path);
     if let Err(why) = &here {
-        eprintln!("SKIPPED: no evidence on this file system: {why}");
+        skipped(format_args!("no evidence on this file system: {why}"));
         return;
     }
     let mut unshare = Command::new("unshare");
     unshare.args(["--mount", "--propagation", "private"]);
     match ask_in(&mut unshare, &path) {
         Some(there) => assert_eq!(there, format!("{here:?}")),
-        None => eprintln!("SKIPPED: `unshare --mount` is not permitted here"),
+        None => skipped("`unshare --mount` is not permitted here"),
     }
 }
 
@@ -92,7 +94,7 @@ fn another_mount_namespace_matches() {
 fn mounted<T>(arguments: &[&str], source: &Path, at: &Path, test: impl FnOnce(&Path) -> T) -> Option<T> {
     let run = Command::new("mount").args(arguments).arg(source).arg(at).output();
     if !run.as_ref().is_ok_and(|output| output.status.success()) {
-        eprintln!("SKIPPED: cannot mount here: {run:?}");
+        skipped(format_args!("cannot mount here: {run:?}"));
         return None;
     }
     let result = test(at);
@@ -119,7 +121,7 @@ fn the_next_mount_does_not_match() {
             .unwrap();
         let made = Command::new(make[0]).args(&make[1..]).arg(&image).output();
         if !made.as_ref().is_ok_and(|output| output.status.success()) {
-            eprintln!("SKIPPED: {kind}: cannot make one: {made:?}");
+            skipped(format_args!("{kind}: cannot make one: {made:?}"));
             continue;
         }
         let path = at.join("s");
@@ -153,7 +155,7 @@ fn the_next_tmpfs_does_not_match() {
         });
         match gathered {
             Some(Ok(evidence)) => seen.push(evidence),
-            Some(Err(why)) => return eprintln!("SKIPPED: {why}"),
+            Some(Err(why)) => return skipped(why),
             None => return,
         }
     }
@@ -174,7 +176,7 @@ fn a_copied_state_file_does_not_match() {
     new_file(&path);
     fs::copy(&path, &copy).unwrap();
     let (Ok(then), Ok(now)) = (gather(&path), gather(&copy)) else {
-        return eprintln!("SKIPPED: no evidence on this file system");
+        return skipped("no evidence on this file system");
     };
     assert_eq!(
         then.difference(&now).as_deref(),
@@ -234,7 +236,6 @@ fn where_the_kernel_does_not_tell_there_is_none() {
 fn other_file_systems_have_none() {
     // procfs stands for every kind that is not in the list.
     let proc = fs::File::open("/proc/self/status").unwrap();
-    use std::os::fd::AsFd;
     let why = witness(&Sources::default(), proc.as_fd())
         .unwrap_err()
         .to_string();

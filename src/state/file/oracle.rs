@@ -50,7 +50,7 @@ fn check(bytes: &[u8]) {
     for length in [0, 1, 1 << 30, MAX_LENGTH] {
         match found.verdict(&nothing, length) {
             Verdict::Clean => assert!(found.header.clean),
-            Verdict::Exact => panic!("exact without evidence"),
+            Verdict::Exact => unreachable!("exact without evidence"),
             Verdict::Widen { ranges, .. } => {
                 assert!(
                     ranges

@@ -31,7 +31,7 @@ fn found(disk: &SimDisk) -> Result<Found, Unusable> {
 /// A header that is easily told from its neighbours, some with marks that take more pieces.
 fn numbered(header: &mut Header, number: u64) {
     header.stamp = Some(crate::state::stamp::tests::some(number, None));
-    header.clean = number % 3 == 0;
+    header.clean = number.is_multiple_of(3);
     header.marks = Marks::default();
     for mark in 0..(number * 53) % 400 {
         let mark = MarkId::of(&format!("{number} {mark}"), None);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Bytes, covers};
 use crate::error::{ErrorCode, Result};
+use crate::skip::skipped;
 use crate::state::{Lock, Sharing};
 use crate::storage::simulated::SimDisk;
 use crate::storage::{Access, FileStorage, Folder, Role, Storage};
@@ -158,7 +159,7 @@ impl Drop for Started {
 fn have(program: &'static str) -> Option<&'static str> {
     let found = Command::new(program).arg("--version").output().is_ok();
     if !found {
-        eprintln!("SKIPPED: {program} is not installed");
+        skipped(format_args!("{program} is not installed"));
     }
     found.then_some(program)
 }
