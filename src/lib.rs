@@ -14,6 +14,15 @@ mod mutation;
 #[cfg(test)]
 #[path = "../tests/common/skip.rs"]
 mod skip;
+#[cfg_attr(
+    not(any(test, fuzzing)),
+    expect(
+        dead_code,
+        unused_imports,
+        reason = "the engine does not open state files yet"
+    )
+)]
+mod state;
 pub mod storage;
 mod sync;
 mod units;
@@ -26,6 +35,13 @@ pub use disk::{
 };
 pub use error::{Error, ErrorCode, Result};
 pub use units::{ByteRange, Granularity, GranuleIndex, GranuleRange, MAX_LENGTH};
+
+/// For `fuzz/fuzz_targets/state.rs` alone, as the state file is no part of the API.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub fn fuzz_state_file(bytes: &[u8]) {
+    state::survives_rewriting(bytes);
+}
 
 /// So that the Rust in README.md compiles.
 #[cfg(doctest)]

@@ -1,7 +1,7 @@
-//! Faults that the model tests put into the code on purpose, to show that the schedule explorer finds them.
+//! Faults that tests put into the code on purpose, to show that the schedule explorer, or a crash test, finds them.
 //!
 //! Each stands for a protection that a reader might take for one too many. Where it is taken out, the code asks
-//! [`on`]; outside the model tests (see `sync`) the answer is a constant and the compiler drops the question.
+//! [`on`]; outside the tests the answer is a constant and the compiler drops the question.
 //! Invariant: no fault is ever on in a build that anybody uses.
 
 /// A protection that is missing.
@@ -25,16 +25,37 @@ pub(crate) enum Fault {
     WakeUnlocked,
     /// A write leaves the gate when its bits are recorded, and its data goes out later.
     DataOutsideGate,
+    /// Regions of the intent map are activated without a sync.
+    IntentUnsynced,
+    /// Who waited for a sync of the intent map counts as served by it, whenever it began.
+    RunningSyncJoined,
+    /// Regions are retired without waiting for pins.
+    RetiredUnderPin,
+    /// Regions are cleared without the bitmaps being synced.
+    ClearedUnsettled,
 }
 
-#[cfg(all(test, shuttle))]
+pub(crate) use switch::*;
+
+#[cfg(not(test))]
+mod switch {
+    use super::Fault;
+
+    /// Never, outside the tests.
+    #[inline]
+    pub(crate) const fn on(_: Fault) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
 mod switch {
     use std::cell::Cell;
 
     use super::Fault;
 
     thread_local! {
-        // The explorer runs all threads of a model on the one that started it.
+        // The explorer runs all threads of a model on the one that started it; a crash test has only one.
         static PRESENT: Cell<Option<Fault>> = const { Cell::new(None) };
     }
 
@@ -43,12 +64,21 @@ mod switch {
         PRESENT.get() == Some(fault)
     }
 
+    /// What `test` comes to with `fault` in the code of this thread.
+    pub(crate) fn with<T>(fault: Fault, test: impl FnOnce() -> T) -> T {
+        PRESENT.set(Some(fault));
+        let result = test();
+        PRESENT.set(None);
+        result
+    }
+
     /// Runs `explore`, which explores a model's schedules, with `fault` in the code: one of them must fail, with words
     /// that have `expected` in them.
+    #[cfg(shuttle)]
     pub(crate) fn must_be_caught(fault: Fault, expected: &str, explore: impl FnOnce()) {
-        PRESENT.set(Some(fault));
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(explore));
-        PRESENT.set(None);
+        let result = with(fault, || {
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(explore))
+        });
         let Err(panic) = result else {
             panic!("{fault:?} was not found");
         };
@@ -60,16 +90,3 @@ mod switch {
         assert!(words.contains(expected), "{fault:?} failed otherwise: {words}");
     }
 }
-
-#[cfg(not(all(test, shuttle)))]
-mod switch {
-    use super::Fault;
-
-    /// Never, outside the model tests.
-    #[inline]
-    pub(crate) const fn on(_: Fault) -> bool {
-        false
-    }
-}
-
-pub(crate) use switch::*;

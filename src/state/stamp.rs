@@ -1,0 +1,244 @@
+//! The stamp of the image: what tells that somebody wrote to it behind the bitmaps' back.
+//!
+//! May call `storage`. Invariant: two stamps match only where nothing that the file system keeps says that the image has
+//! changed. A match is no proof: whoever sets the time back, or writes to a block device, leaves none.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use super::header::{get, put};
+use super::sys;
+use crate::error::{Error, Result};
+use crate::storage::{Storage, SyncMode};
+
+/// A moment as the file system keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Moment {
+    seconds: i64,
+    nanoseconds: u32,
+}
+
+/// Size and time of the last change of an image; of a block device, which keeps no such time, the size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    size: u64,
+    modified: Option<Moment>,
+}
+
+/// The longest that [`Stamp::take`] waits for the clock, where the file system keeps fractions of seconds.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// And where it seems to keep whole seconds, or two.
+const LONG_PATIENCE: Duration = Duration::from_millis(2100);
+const NAP: Duration = Duration::from_millis(1);
+
+impl Stamp {
+    /// The stamp of the image as it is now, for comparison with one that was kept.
+    pub(crate) fn of(image: &dyn Storage, path: &Path) -> Result<Self> {
+        Self::look(image).map_err(|e| Error::io("take the size and the time of", path, &e))
+    }
+
+    /// The stamp to be kept, at a clean close: the image is synced first, its times included, and the call returns only
+    /// when the clock that stamps files has moved on.
+    ///
+    /// Not `fdatasync`, because a time that a power cut takes back would look like a foreign write. The wait (a tick of
+    /// the kernel, 1 to 10 ms) because a foreign write within the tick of our own last one would get the same time.
+    pub(crate) fn take(image: &dyn Storage, path: &Path) -> Result<Self> {
+        image
+            .sync(SyncMode::All)
+            .map_err(|e| Error::io("sync", path, &e))?;
+        let stamp = Self::of(image, path)?;
+        if let Some(modified) = stamp.modified {
+            outwait(modified).map_err(|e| Error::io("ask the clock that stamps", path, &e))?;
+        }
+        Ok(stamp)
+    }
+
+    fn look(image: &dyn Storage) -> io::Result<Self> {
+        let size = image.length()?;
+        let modified = match image.host_file() {
+            Some(fd) if !image.limits().block_device => {
+                let metadata = std::fs::File::from(fd.try_clone_to_owned()?).metadata()?;
+                Some(Moment {
+                    seconds: metadata.mtime(),
+                    nanoseconds: u32::try_from(metadata.mtime_nsec()).unwrap_or(0),
+                })
+            }
+            _ => None,
+        };
+        Ok(Self { size, modified })
+    }
+
+    /// What tells that `now` is not the image that this stamp was taken of, in words; `None` where nothing does.
+    pub(crate) fn difference(&self, now: &Self) -> Option<String> {
+        if self.size != now.size {
+            return Some(format!(
+                "it had {} bytes when it was closed, and has {} now",
+                self.size, now.size
+            ));
+        }
+        match (self.modified, now.modified) {
+            (Some(then), Some(now)) if then != now => Some(format!(
+                "it was last changed at {then} when it was closed, and at {now} now (seconds since 1970)"
+            )),
+            (Some(_), None) => Some("it was a regular file when it was closed, and is none now".to_owned()),
+            (None, Some(_)) => Some("it was no regular file when it was closed, and is one now".to_owned()),
+            _ => None,
+        }
+    }
+
+    /// Into the 24 bytes of the header.
+    pub(super) fn encode(stamp: Option<&Self>, fields: &mut [u8]) {
+        let Some(stamp) = stamp else {
+            return;
+        };
+        put(fields, 0, &[1 + u8::from(stamp.modified.is_some())]);
+        put(fields, 8, &stamp.size.to_le_bytes());
+        if let Some(modified) = stamp.modified {
+            put(fields, 4, &modified.nanoseconds.to_le_bytes());
+            put(fields, 16, &modified.seconds.to_le_bytes());
+        }
+    }
+
+    /// From the 24 bytes of the header.
+    pub(super) fn decode(fields: &[u8]) -> Result<Option<Self>, String> {
+        let size = u64::from_le_bytes(get(fields, 8));
+        let modified = match u32::from_le_bytes(get(fields, 0)) {
+            0 => return Ok(None),
+            1 => None,
+            2 => Some(Moment {
+                seconds: i64::from_le_bytes(get(fields, 16)),
+                nanoseconds: u32::from_le_bytes(get(fields, 4)),
+            }),
+            kind => return Err(format!("its stamp of the image is of the unknown kind {kind}")),
+        };
+        Ok(Some(Self { size, modified }))
+    }
+}
+
+impl std::fmt::Display for Moment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{:09}", self.seconds, self.nanoseconds)
+    }
+}
+
+/// Waits until a write would get another time than `modified`.
+///
+/// A time in the future is left alone: a write would change it to the present.
+fn outwait(modified: Moment) -> io::Result<()> {
+    // Zero nanoseconds look like a file system that keeps whole seconds; the wait is long where it does, and a chance
+    // in a million where it does not.
+    let (unit, patience) = match modified.nanoseconds {
+        0 => (2, LONG_PATIENCE),
+        _ => (0, PATIENCE),
+    };
+    let mut waited = Duration::ZERO;
+    while waited < patience {
+        let (seconds, nanoseconds) = sys::coarse_clock()?;
+        let now = (seconds, nanoseconds);
+        let same = match unit {
+            0 => now == (modified.seconds, i64::from(modified.nanoseconds)),
+            unit => (modified.seconds..modified.seconds.saturating_add(unit)).contains(&seconds),
+        };
+        // A finer clock than the coarse one may have stamped the file: it is behind by a tick then.
+        let behind =
+            now < (modified.seconds, i64::from(modified.nanoseconds)) && modified.seconds - seconds <= 1;
+        if !same && !behind {
+            return Ok(());
+        }
+        std::thread::sleep(NAP);
+        waited += NAP;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::fs::{File, FileTimes, OpenOptions};
+    use std::io::Write;
+    use std::time::SystemTime;
+
+    use super::{Duration, Moment, Path, Storage};
+    use crate::state::Stamp;
+    use crate::storage::simulated::SimDisk;
+    use crate::storage::{Access, FileStorage, Folder, Role};
+
+    /// Stamps of every kind, for the tests of the header.
+    pub(in crate::state) fn some(size: u64, modified: Option<(i64, u32)>) -> Stamp {
+        Stamp {
+            size,
+            modified: modified.map(|(seconds, nanoseconds)| Moment { seconds, nanoseconds }),
+        }
+    }
+
+    fn room() -> (tempfile::TempDir, std::path::PathBuf, FileStorage) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.img");
+        std::fs::write(&path, b"content").unwrap();
+        let storage = FileStorage::open(
+            &path,
+            Access {
+                write: true,
+                direct: false,
+            },
+        )
+        .unwrap();
+        (dir, path, storage)
+    }
+
+    /// However soon after the stamp somebody writes, and be it the same bytes, the stamp no longer matches.
+    #[test]
+    fn a_write_right_after_the_stamp_is_seen() {
+        let (_dir, path, storage) = room();
+        for _ in 0..50 {
+            let mut foreign = OpenOptions::new().write(true).open(&path).unwrap();
+            crate::storage::write_slice(&storage, b"x", 0).unwrap();
+            let kept = Stamp::take(&storage, &path).unwrap();
+            assert_eq!(kept.difference(&Stamp::of(&storage, &path).unwrap()), None);
+            foreign.write_all(b"x").unwrap();
+            let now = Stamp::of(&storage, &path).unwrap();
+            assert!(
+                kept.difference(&now)
+                    .unwrap()
+                    .starts_with("it was last changed at ")
+            );
+        }
+    }
+
+    #[test]
+    fn sizes_are_told_apart_even_where_the_time_is_set_back() {
+        let (_dir, path, storage) = room();
+        let kept = Stamp::take(&storage, &path).unwrap();
+        let time = std::fs::metadata(&path).unwrap().modified().unwrap();
+        storage.set_length(3).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_times(FileTimes::new().set_modified(time)).unwrap();
+        let said = kept.difference(&Stamp::of(&storage, &path).unwrap());
+        assert_eq!(said.unwrap(), "it had 7 bytes when it was closed, and has 3 now");
+    }
+
+    /// A clock that was set back must not hold up a close.
+    #[test]
+    fn a_time_in_the_future_is_not_waited_for() {
+        let (_dir, path, storage) = room();
+        let future = SystemTime::now() + Duration::from_secs(3600);
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_times(FileTimes::new().set_modified(future)).unwrap();
+        let begun = std::time::Instant::now();
+        Stamp::take(&storage, &path).unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(60));
+    }
+
+    /// What has no file of the host has a size only, as a block device has.
+    #[test]
+    fn without_a_time_the_size_decides() {
+        let disk = SimDisk::new();
+        let image = disk.create(Role::Image, Path::new("a.img")).unwrap();
+        image.set_length(100).unwrap();
+        let kept = Stamp::take(&*image, Path::new("a.img")).unwrap();
+        assert_eq!(kept, some(100, None));
+        assert!(kept.difference(&some(100, Some((5, 6)))).is_some());
+        assert!(some(100, Some((5, 6))).difference(&kept).is_some());
+    }
+}
