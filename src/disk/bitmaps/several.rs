@@ -6,10 +6,9 @@
 
 use super::stage::{Source, Stage};
 use super::transaction::Part;
-use super::{BitmapAction, MergeSource};
+use super::{BitmapAction, MergeSource, Shape};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorCode, Result};
-use crate::storage::SyncMode;
 
 /// Applies all of `actions`, each to its disk and in their order, or none, at one point between the writes to all of
 /// the disks. Durable on return.
@@ -46,12 +45,12 @@ impl Party<'_> {
         }
     }
 
-    /// A starting point needs what was written before to be durable.
-    fn flush(&self) -> Result<()> {
-        if self.starts {
-            self.disk.sync_image(SyncMode::Data)
-        } else {
-            Ok(())
+    /// A starting point needs what was written before to be durable. `shape` is there when the gate is closed.
+    fn flush(&self, shape: Option<&Shape>) -> Result<()> {
+        match shape {
+            _ if !self.starts => Ok(()),
+            Some(shape) => self.disk.sync_shape(shape),
+            None => self.disk.sync_written(),
         }
     }
 }
@@ -62,10 +61,13 @@ pub(super) fn at_one_point(actions: &Actions<'_>) -> Result<()> {
     parties.iter().try_for_each(Party::check)?;
     let mut structures: Vec<_> = parties.iter().map(|party| party.disk.structure()).collect();
     // Twice, so that writers wait only for what was written since.
-    parties.iter().try_for_each(Party::flush)?;
+    parties.iter().try_for_each(|party| party.flush(None))?;
     let mut shapes: Vec<_> = parties.iter().map(|party| party.disk.gate.close()).collect();
     parties.iter().try_for_each(Party::check)?;
-    parties.iter().try_for_each(Party::flush)?;
+    parties
+        .iter()
+        .zip(&shapes)
+        .try_for_each(|(party, shape)| party.flush(Some(shape)))?;
 
     let mut stages: Vec<_> = parties
         .iter()
