@@ -28,6 +28,7 @@ mod sync;
 mod units;
 
 pub use bitmap::BitmapPolicy;
+pub use descriptor::Format;
 pub use disk::{
     AddBitmap, BitmapAction, BitmapContent, BitmapInfo, BlockStatus, CreateOptions, Disk, Info, Layer,
     MergeSource, Notice, NoticeCode, OpenOptions, Preallocation, StatusFlags, Thaw, TruncateFlags,

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Disk;
+use super::bitmaps::Shape;
 use crate::bitmap::BitmapPolicy;
 use crate::descriptor::Format;
 use crate::error::{Error, ErrorCode, Result};
@@ -36,6 +37,8 @@ pub struct Layer {
     pub path: PathBuf,
     /// What it is.
     pub format: Format,
+    /// The descriptor that names it; `None` of a backing image that has none.
+    pub descriptor: Option<PathBuf>,
     /// Its length in bytes.
     pub length: u64,
 }
@@ -53,7 +56,7 @@ impl Disk {
             length: self.length(),
             allocated,
             limits: image.storage.limits(),
-            layers: 1,
+            layers: 1 + Self::layers_below(&self.gate.enter()),
             writable: self.writable,
             direct: self.direct,
             failed: self.alive.has_failed(),
@@ -64,18 +67,41 @@ impl Disk {
     /// Layer `index` of the disk: 0 is its own image, then the backing images from the nearest on.
     pub fn layer(&self, index: u32) -> Result<Layer> {
         self.alive.check()?;
-        if index != 0 {
-            return Err(Error::new(
-                ErrorCode::OutOfRange,
-                format!("there is no layer {index}: the disk has 1"),
-            ));
+        if index == 0 {
+            let structure = self.structure();
+            return Ok(Layer {
+                path: self.image.path.clone(),
+                format: structure.descriptor.image().format,
+                descriptor: Some(self.path.clone()),
+                length: self.length(),
+            });
         }
-        let structure = self.structure();
+        let shape = self.gate.enter();
+        let below = shape
+            .overlay
+            .as_ref()
+            .and_then(|overlay| overlay.chain().layers.get(index as usize - 1))
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorCode::OutOfRange,
+                    format!(
+                        "there is no layer {index}: the disk has {}",
+                        1 + Self::layers_below(&shape)
+                    ),
+                )
+            })?;
         Ok(Layer {
-            path: self.image.path.clone(),
-            format: structure.descriptor.image().format,
-            length: self.length(),
+            path: below.image.path.clone(),
+            format: below.format,
+            descriptor: below.descriptor.clone(),
+            length: below.length,
         })
+    }
+
+    fn layers_below(shape: &Shape) -> u32 {
+        let overlay = shape.overlay.as_ref();
+        // A chain is never that long.
+        overlay.map_or(0, |it| u32::try_from(it.chain().layers.len()).unwrap_or(u32::MAX))
     }
 
     /// The descriptor's file, as it was opened.

@@ -8,11 +8,11 @@
 mod alive;
 mod bitmaps;
 mod blocking;
-mod chain;
 mod create;
 mod gate;
 mod info;
 mod open;
+mod overlay;
 mod plan;
 mod resize;
 mod status;
@@ -87,6 +87,8 @@ pub struct Disk {
     alive: Alive,
     image: Child,
     length: AtomicU64,
+    /// Whether the disk has an allocation bitmap, which is in the gate.
+    layered: bool,
     path: PathBuf,
     writable: bool,
     direct: bool,
@@ -142,6 +144,9 @@ impl Disk {
     #[inline(always)]
     pub fn read_scatter(&self, into: Scatter<'_>, offset: u64) -> Result<()> {
         self.alive.check()?;
+        if self.layered {
+            return self.read_layers(into, offset);
+        }
         let range = self.range(offset, into.len() as u64)?;
         let plan = plan::read(&self.image, range);
         blocking::read(&plan, into)
@@ -190,7 +195,7 @@ impl Disk {
         if !self.writable {
             return Ok(());
         }
-        self.sync_image(SyncMode::Data)
+        self.sync_written()
     }
 
     /// Flushes the disk, saves its bitmaps and closes it. The handle is gone in any case; the error is the first that
@@ -224,6 +229,9 @@ impl Disk {
         // Inside the gate: a resize waits outside, so the range stays within the disk for the whole request.
         let range = self.range(offset, len)?;
         let plan = plan::change(&shape, &self.image, change, range, flags);
+        if let Some(overlay) = &shape.overlay {
+            return self.change_layers(overlay, &plan);
+        }
         if let (Some(marks), true) = (&plan.marks, mutation::on(Fault::DataOutsideGate)) {
             marks.record()?;
             drop(shape);

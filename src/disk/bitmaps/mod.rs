@@ -34,6 +34,7 @@ pub use several::bitmap_transaction;
 
 use crate::bitmap::{BitmapFile, Bits};
 use crate::descriptor::BitmapEntry;
+use crate::disk::overlay::Overlay;
 use crate::error::{Error, ErrorCode, Result};
 use crate::units::Granularity;
 use record::Recorder;
@@ -42,18 +43,29 @@ use record::Recorder;
 pub(super) struct Shape {
     bitmaps: Vec<Bitmap>,
     recorders: Vec<Recorder>,
+    /// What is below the image, and which granules it has itself; `None` where it has all.
+    pub(super) overlay: Option<Arc<Overlay>>,
 }
 
 impl Shape {
     /// The shape of a disk with these bitmaps. The bits of those that record must be loaded where the disk is
     /// `writable`.
-    pub(super) fn new(bitmaps: Vec<Bitmap>, writable: bool) -> Self {
+    pub(super) fn new(bitmaps: Vec<Bitmap>, overlay: Option<Arc<Overlay>>, writable: bool) -> Self {
         let recorders = if writable {
             bitmaps.iter().filter_map(Recorder::of).collect()
         } else {
             Vec::new()
         };
-        Self { bitmaps, recorders }
+        Self {
+            bitmaps,
+            recorders,
+            overlay,
+        }
+    }
+
+    /// The same disk with other dirty bitmaps.
+    fn with(&self, bitmaps: Vec<Bitmap>, writable: bool) -> Self {
+        Self::new(bitmaps, self.overlay.clone(), writable)
     }
 
     fn find(&self, name: &str) -> Result<&Bitmap> {

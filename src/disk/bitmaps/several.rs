@@ -10,7 +10,6 @@ use super::{BitmapAction, MergeSource, Shape};
 use crate::disk::gate::Closed;
 use crate::disk::{Disk, Structure};
 use crate::error::{Error, ErrorCode, Result};
-use crate::storage::SyncMode;
 use crate::sync::MutexGuard;
 
 /// Applies all of `actions`, each to its disk and in their order, or none, at one point between the writes to all of
@@ -48,12 +47,12 @@ impl Party<'_> {
         }
     }
 
-    /// A starting point needs what was written before to be durable.
-    fn flush(&self) -> Result<()> {
-        if self.starts {
-            self.disk.sync_image(SyncMode::Data)
-        } else {
-            Ok(())
+    /// A starting point needs what was written before to be durable. `shape` is there when the gate is closed.
+    fn flush(&self, shape: Option<&Shape>) -> Result<()> {
+        match shape {
+            _ if !self.starts => Ok(()),
+            Some(shape) => self.disk.sync_shape(shape),
+            None => self.disk.sync_written(),
         }
     }
 }
@@ -68,10 +67,17 @@ pub(super) fn at_one_point(actions: &Actions<'_>) -> Result<()> {
         _ => error,
     };
     // Twice, so that writers wait only for what was written since.
-    parties.iter().try_for_each(Party::flush).map_err(explain)?;
+    parties
+        .iter()
+        .try_for_each(|party| party.flush(None))
+        .map_err(explain)?;
     let mut shapes: Vec<_> = parties.iter().map(|party| party.disk.gate.close()).collect();
     parties.iter().try_for_each(Party::check)?;
-    parties.iter().try_for_each(Party::flush).map_err(explain)?;
+    parties
+        .iter()
+        .zip(&shapes)
+        .try_for_each(|(party, shape)| party.flush(Some(shape)))
+        .map_err(explain)?;
 
     let mut stages: Vec<_> = parties
         .iter()

@@ -388,13 +388,17 @@ impl<'d> Stage<'d> {
         if let Some(reason) = Descriptor::refusal_of_bitmap_name(name) {
             return Err(Error::new(ErrorCode::InvalidArgument, reason));
         }
-        match self.find(name) {
-            Ok(_) => Err(Error::new(
+        let is_allocation = self
+            .descriptor
+            .allocation()
+            .is_some_and(|(allocation, _)| allocation == name);
+        if is_allocation || self.find(name).is_ok() {
+            return Err(Error::new(
                 ErrorCode::BitmapExists,
                 format!("there is a bitmap {name:?} already"),
-            )),
-            Err(_) => Ok(()),
+            ));
         }
+        Ok(())
     }
 
     fn check_same_length(&self, length: u64) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Getting what the files lack into them, and making it durable.
 
-use super::Bitmap;
+use super::{Bitmap, Shape};
 use crate::disk::Disk;
 use crate::error::Result;
 
@@ -15,8 +15,13 @@ impl Disk {
         let shape = self.gate.enter();
         match name {
             Some(name) => self.settle(shape.find(name)?),
-            None => shape.bitmaps.iter().try_for_each(|bitmap| self.settle(bitmap)),
+            None => self.settle_all(&shape),
         }
+    }
+
+    /// Makes the files of all bitmaps of `shape` durable, with all that they were told of.
+    pub(in crate::disk) fn settle_all(&self, shape: &Shape) -> Result<()> {
+        shape.bitmaps.iter().try_for_each(|bitmap| self.settle(bitmap))
     }
 
     /// Makes the file of `bitmap` durable, with all that it was told of.

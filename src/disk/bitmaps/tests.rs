@@ -11,7 +11,7 @@ mod states;
 
 use std::sync::Arc;
 
-use super::{AddBitmap, Bitmap, BitmapAction, MergeSource, Shape, Thaw};
+use super::{AddBitmap, Bitmap, BitmapAction, MergeSource, Thaw};
 use crate::bitmap::BitmapPolicy;
 use crate::disk::{CreateOptions, Disk, OpenOptions, TruncateFlags, WriteFlags};
 use crate::error::{Error, ErrorCode, Result};
@@ -111,6 +111,6 @@ impl Disk {
         for bitmap in &mut bitmaps {
             bitmap.inconsistent |= &*bitmap.name == name;
         }
-        *shape = Shape::new(bitmaps, true);
+        *shape = shape.with(bitmaps, true);
     }
 }
