@@ -112,7 +112,9 @@ mod header {
                 .by_ref()
                 .map(str::trim)
                 .take_while(|line| *line != "*/")
-                .map(|line| line.strip_prefix('*').unwrap_or(line).trim())
+                .map(|line| line.strip_prefix('*').unwrap_or(line))
+                // One space is the comment's; more of them indent what a list says.
+                .map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end())
                 .collect();
             let mut doc = &comment[..];
             if let Some(title) = comment.first().and_then(|line| line.strip_prefix("section:")) {

@@ -1,13 +1,32 @@
-//! What the bit store does a second, beside `memcpy` of as many bytes in the same run.
+//! What the bitmaps do a second, beside `memcpy` of as many bytes in the same run.
 //!
-//! `cargo bench --bench bits`. Each figure is the median of several rounds, in GB of bitmap a second; where the work
-//! goes with the runs that are found and not with the bytes, nanoseconds a run stand beside it.
+//! ```text
+//! cargo bench --bench bits [-- FOLDER ...]
+//! ```
+//!
+//! The bits of one tebibyte in 64 KiB granules, laid out in several ways. Each figure is the median of several rounds,
+//! in GB of bitmap a second, and as a share of memcpy's rate; where the work goes with the runs that are found and not
+//! with the bytes, nanoseconds a run stand beside it. `load` and `save` are those of a bitmap file in FOLDER (a tmpfs
+//! and the build's unless others are given), which is in the page cache; a save ends with fdatasync. `next_dirty` is
+//! that of an open disk, a call for each run, as a backup makes them; the lines above it are the bit store's alone.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a benchmark that cannot run says why and stops"
+)]
+
+mod common;
 
 use std::hint::black_box;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use qbm::bitmap::Bits;
-use qbm::{Granularity, GranuleIndex, GranuleRange, Result};
+use qbm::bitmap::{BitmapFile, Bits};
+use qbm::storage::{Folder, HostFolder, Role};
+use qbm::{
+    AddBitmap, BitmapContent, BitmapPolicy, CreateOptions, Disk, Granularity, GranuleIndex, GranuleRange,
+    Result,
+};
 
 /// One tebibyte of 64 KiB granules: 2 MiB of bits.
 const BITS: u64 = 1 << 24;
@@ -26,12 +45,17 @@ fn main() -> Result<()> {
     );
     println!();
     println!(
-        "{:<34}{:>12}{:>12}{:>10}{:>12}",
+        "{:<46}{:>12}{:>12}{:>10}{:>12}",
         "work", "set bits", "GB/s", "memcpy", "ns a run"
     );
+    let folders = common::folders();
     for pattern in PATTERNS {
         scans(pattern, memcpy)?;
+        on_a_disk(pattern, memcpy, &folders[0])?;
         copies(pattern, memcpy)?;
+        for folder in &folders {
+            files(pattern, memcpy, folder)?;
+        }
         println!();
     }
     lookups()?;
@@ -144,7 +168,7 @@ fn row(work: &str, pattern: &Pattern, bits: &Bits, time: Duration, memcpy: Durat
         _ => String::new(),
     };
     println!(
-        "{:<34}{:>12}{:>12.1}{:>10.2}{:>12}",
+        "{:<46}{:>12}{:>12.1}{:>10.2}{:>12}",
         format!("{work}, {}", pattern.name),
         bits.count(),
         rate(BITS, time),
@@ -237,6 +261,73 @@ fn copies(pattern: &Pattern, memcpy: Duration) -> Result<()> {
         },
     )?;
     row("merge to 16 times coarser", pattern, &bits, time, memcpy, None);
+    Ok(())
+}
+
+/// What a backup asks an open disk for.
+fn on_a_disk(pattern: &Pattern, memcpy: Duration, folder: &Path) -> Result<()> {
+    let bits = laid(pattern)?;
+    let dir = tempfile::tempdir_in(folder).expect("a folder to work in");
+    let path = dir.path().join("disk.qbm");
+    let length = BITS * Granularity::DEFAULT.bytes();
+    CreateOptions::new().size(length).create(&path)?;
+    let disk = Disk::open(&path)?;
+    let options = AddBitmap {
+        persistent: false,
+        ..AddBitmap::default()
+    };
+    disk.bitmap_add("b", options)?;
+    let mut content = BitmapContent::new(options.granularity, length)?;
+    let mut buffer = bytes();
+    bits.serialize(0, &mut buffer)?;
+    content.deserialize(0, &buffer)?;
+    disk.bitmap_replace("b", &content)?;
+    let mut runs = 0;
+    let time = median(
+        || Ok(()),
+        |()| {
+            let mut at = 0;
+            runs = 0;
+            while let Ok(Some(run)) = black_box(&disk).bitmap_next_dirty("b", at, u64::MAX) {
+                at = run.end();
+                runs += 1;
+            }
+        },
+    )?;
+    assert_eq!(runs, bits.runs(bits.all()).count() as u64);
+    row("next_dirty", pattern, &bits, time, memcpy, Some(runs));
+    disk.close()
+}
+
+/// A bitmap's file: written anew, and read.
+fn files(pattern: &Pattern, memcpy: Duration, folder: &Path) -> Result<()> {
+    let bits = laid(pattern)?;
+    let dir = tempfile::tempdir_in(folder).expect("a folder to work in");
+    let place = HostFolder::open(dir.path()).expect("it opens");
+    let mut number = 0;
+    let mut new_file = || {
+        number += 1;
+        let name = format!("{number}.bitmap");
+        let storage = place
+            .create(Role::Bitmap, Path::new(&name))
+            .expect("a bitmap file");
+        BitmapFile::new(storage, name.into(), BitmapPolicy::WriteThrough)
+    };
+    let time = median(
+        || Ok(new_file()),
+        |file| file.write_new(black_box(&bits)).expect("it is saved"),
+    )?;
+    let on = |work| format!("{work} ({})", folder.display());
+    row(&on("save"), pattern, &bits, time, memcpy, None);
+    let file = new_file();
+    file.write_new(&bits)?;
+    let time = median(
+        || Ok(()),
+        |()| {
+            black_box(file.load(BITS).expect("it is loaded"));
+        },
+    )?;
+    row(&on("load"), pattern, &bits, time, memcpy, None);
     Ok(())
 }
 

@@ -52,7 +52,7 @@ static void short_options(void)
     options.struct_size = sizeof options.struct_size;
     CHECK_OK(qbm_open("disk.qbm", &options, &disk));
     CHECK_OK(qbm_close(disk));
-    options.struct_size = offsetof(struct qbm_open_options, reserved);
+    options.struct_size = offsetof(struct qbm_open_options, bitmap_policy);
     options.flags = QBM_OPEN_RDONLY;
     CHECK_OK(qbm_open("disk.qbm", &options, &disk));
     CHECK_RESULT(-EROFS, qbm_discard(disk, 0, 1, 0));

@@ -65,8 +65,8 @@ static void open_(void)
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "path", qbm_open(NULL, NULL, &disk));
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "0x100", qbm_open("disk.qbm", &options, &disk));
     options = open_options(0);
-    options.reserved = 1;
-    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "reserved", qbm_open("disk.qbm", &options, &disk));
+    options.bitmap_policy = 2;
+    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "bitmap_policy 2", qbm_open("disk.qbm", &options, &disk));
     fails_to_open("absent.qbm", ENOENT, QBM_ERROR_FILE_NOT_FOUND, "No such file");
     fails_to_open("nowhere/disk.qbm", ENOENT, QBM_ERROR_FILE_NOT_FOUND, "nowhere");
 

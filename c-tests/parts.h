@@ -3,6 +3,7 @@
 #define PARTS_H
 
 #include <fcntl.h>
+#include <stddef.h>
 #include <sys/stat.h>
 
 #include "story.h"

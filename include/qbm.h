@@ -21,7 +21,7 @@
  *         fprintf(stderr, "%s\n", qbm_error_message());
  *
  * The disk is disk.qbm, a small JSON descriptor, and disk-data.img, a raw image. Then, in order: flags, types, and
- * the functions in sections (errors, life of a disk, bytes, facts).
+ * the functions in sections (errors, life of a disk, bytes, shape, facts, bitmaps).
  *
  * SPDX-License-Identifier: MIT OR Apache-2.0
  */
@@ -78,6 +78,9 @@
 /** In qbm_info.flags: the image is a block device and cannot be resized. */
 #define QBM_INFO_BLOCK_DEVICE 8u
 
+/** In qbm_info.flags: the disk was opened with QBM_BITMAP_POLICY_LAZY. */
+#define QBM_INFO_LAZY_BITMAPS 16u
+
 /** In qbm_extent.flags: stored somewhere, and to be read to be known. */
 #define QBM_BLOCK_DATA 1u
 
@@ -89,6 +92,81 @@
 
 /** In qbm_extent.flags: qbm_extent.offset says where the bytes are. */
 #define QBM_BLOCK_OFFSET_VALID 8u
+
+/** In qbm_bitmap_options.flags: no file; the bitmap ends with the open disk. */
+#define QBM_BITMAP_ADD_TRANSIENT 1u
+
+/** In qbm_bitmap_options.flags: writes do not set its bits until it is enabled. */
+#define QBM_BITMAP_ADD_DISABLED 2u
+
+/** In qbm_bitmap_facts.flags: writes set its bits. */
+#define QBM_BITMAP_RECORDING 1u
+
+/** In qbm_bitmap_facts.flags: it is frozen for a backup. */
+#define QBM_BITMAP_BUSY 2u
+
+/** In qbm_bitmap_facts.flags: it has a file and outlives the open disk. */
+#define QBM_BITMAP_PERSISTENT 4u
+
+/** In qbm_bitmap_facts.flags: it can no longer be trusted. */
+#define QBM_BITMAP_INCONSISTENT 8u
+
+/** In qbm_bitmap_facts.flags: qbm_bitmap_facts.count is known. */
+#define QBM_BITMAP_COUNT_VALID 16u
+
+/** In qbm_bitmap_facts.flags: qbm_bitmap_facts.start_length is known. */
+#define QBM_BITMAP_START_LENGTH_VALID 32u
+
+/** What an action of qbm_bitmap_transaction() does. */
+typedef enum qbm_action {
+    /** As qbm_bitmap_add(): options. */
+    QBM_ACTION_ADD = 1,
+    /** As qbm_bitmap_remove(). */
+    QBM_ACTION_REMOVE = 2,
+    /** As qbm_bitmap_clear(). */
+    QBM_ACTION_CLEAR = 3,
+    /** As qbm_bitmap_enable(). */
+    QBM_ACTION_ENABLE = 4,
+    /** As qbm_bitmap_disable(). */
+    QBM_ACTION_DISABLE = 5,
+    /** As qbm_bitmap_rename(): other is the new name. */
+    QBM_ACTION_RENAME = 6,
+    /** As qbm_bitmap_set_persistent(): value. */
+    QBM_ACTION_SET_PERSISTENT = 7,
+    /** As qbm_bitmap_set(): offset, len. */
+    QBM_ACTION_SET = 8,
+    /** As qbm_bitmap_reset(): offset, len. */
+    QBM_ACTION_RESET = 9,
+    /** As qbm_bitmap_merge(): other is the source, of other_disk if that is not NULL. */
+    QBM_ACTION_MERGE = 10,
+    /** As qbm_bitmap_freeze(). */
+    QBM_ACTION_FREEZE = 11,
+    /** As qbm_bitmap_thaw(): value is the outcome. */
+    QBM_ACTION_THAW = 12,
+    /** As qbm_bitmap_repair(). */
+    QBM_ACTION_REPAIR = 13,
+    /** As qbm_bitmap_deserialize(): bits. */
+    QBM_ACTION_DESERIALIZE = 14,
+} qbm_action;
+
+/** What a bitmap's bits mean. */
+typedef enum qbm_bitmap_kind {
+    /** Written since the bitmap's starting point. */
+    QBM_BITMAP_KIND_DIRTY = 1,
+    /** The disk's own, not the backing image's. No disk opens with one yet. */
+    QBM_BITMAP_KIND_ALLOCATION = 2,
+} qbm_bitmap_kind;
+
+/** When the bits that writes set get into the files of persistent bitmaps. */
+typedef enum qbm_bitmap_policy {
+    /** Before the write itself: the bits survive the end of the process. */
+    QBM_BITMAP_POLICY_WRITE_THROUGH = 0,
+    /**
+     * With qbm_bitmap_sync() and qbm_close(). A process that ends in another
+     * way leaves files that miss changes.
+     */
+    QBM_BITMAP_POLICY_LAZY = 1,
+} qbm_bitmap_policy;
 
 /**
  * What kind of failure qbm_error_code() tells of. The numbers never change their
@@ -161,6 +239,20 @@ typedef enum qbm_role {
     QBM_ROLE_BACKING = 6,
 } qbm_role;
 
+/**
+ * How the backup went that a frozen bitmap was for. None is zero, so that what
+ * was never set drops no bits.
+ */
+typedef enum qbm_thaw {
+    /** It succeeded: the frozen bits go; what was written since the freeze stays. */
+    QBM_THAW_COMMIT = 1,
+    /** It failed: the bitmap has the frozen bits and what was written since. */
+    QBM_THAW_ROLLBACK = 2,
+} qbm_thaw;
+
+/** Bits apart from any bitmap. Made by qbm_bits_new(), ended by qbm_bits_free(). */
+typedef struct qbm_bits qbm_bits;
+
 /** An open disk. Made by qbm_open(), ended by qbm_close(). */
 typedef struct qbm_disk qbm_disk;
 
@@ -228,8 +320,8 @@ typedef struct qbm_open_options {
     size_t struct_size;
     /** QBM_OPEN_...; a flag that is not known is -EINVAL. */
     uint32_t flags;
-    /** Zero. */
-    uint32_t reserved;
+    /** One of enum qbm_bitmap_policy; zero is write-through. */
+    uint32_t bitmap_policy;
     /** Opens the disk's files; NULL: the library does. */
     qbm_open_file open_file;
     /** The first argument of open_file. */
@@ -238,6 +330,11 @@ typedef struct qbm_open_options {
     qbm_notify notify;
     /** The first argument of notify. */
     void *notify_opaque;
+    /**
+     * The most memory that bitmaps may take, in bytes: opening the disk, and
+     * whatever would need more, is -ENOMEM. Zero: no limit.
+     */
+    uint64_t max_bitmap_memory;
 } qbm_open_options;
 
 /** Facts from qbm_get_info(). Sizes are in bytes; 0 is "unknown" or "no limit". */
@@ -299,6 +396,96 @@ typedef struct qbm_extent {
     /** Zero. */
     uint32_t reserved;
 } qbm_extent;
+
+/**
+ * What a new bitmap is to be. Set struct_size to sizeof(struct
+ * qbm_bitmap_options) and all that you do not use to zero.
+ */
+typedef struct qbm_bitmap_options {
+    /** sizeof(struct qbm_bitmap_options). */
+    size_t struct_size;
+    /** QBM_BITMAP_ADD_... Zero: persistent and recording. */
+    uint32_t flags;
+    /** Zero. */
+    uint32_t reserved;
+    /**
+     * The bytes that one bit stands for: a power of two from 512 to 2 GiB.
+     * Zero: 65536.
+     */
+    uint64_t granularity;
+} qbm_bitmap_options;
+
+/**
+ * Facts about a bitmap, from qbm_bitmap_info() and qbm_bitmap_list(). All of
+ * its strings are in one block of memory.
+ */
+typedef struct qbm_bitmap_facts {
+    /** sizeof(struct qbm_bitmap_facts). */
+    size_t struct_size;
+    /**
+     * What the caller frees with qbm_free() when done with the strings. NULL
+     * in a list, which is freed as a whole.
+     */
+    void *memory;
+    /** Its name. */
+    const char *name;
+    /** Its file as the descriptor names it; NULL of a transient one. */
+    const char *file;
+    /**
+     * The random id of its starting point, another after each: it tells
+     * whether the bitmap still starts where the last backup ended. NULL where
+     * the descriptor has none.
+     */
+    const char *epoch;
+    /**
+     * Of a frozen one: the id that it will have after QBM_THAW_COMMIT. Else
+     * NULL.
+     */
+    const char *next_epoch;
+    /** The bytes that one bit stands for. */
+    uint64_t granularity;
+    /**
+     * How many granules are dirty, with QBM_BITMAP_COUNT_VALID. A list does
+     * not load bits to count them.
+     */
+    uint64_t count;
+    /**
+     * The disk's length in bytes at the starting point, with
+     * QBM_BITMAP_START_LENGTH_VALID.
+     */
+    uint64_t start_length;
+    /** QBM_BITMAP_RECORDING, ... */
+    uint32_t flags;
+    /** One of enum qbm_bitmap_kind. */
+    uint32_t kind;
+} qbm_bitmap_facts;
+
+/**
+ * One action of qbm_bitmap_transaction(). Set disk, name, kind and what the
+ * kind uses, and all else to zero.
+ */
+typedef struct qbm_bitmap_action {
+    /** The disk that it is about. */
+    struct qbm_disk *disk;
+    /** The bitmap that it is about. */
+    const char *name;
+    /** One of enum qbm_action. */
+    uint32_t kind;
+    /** What QBM_ACTION_SET_PERSISTENT and _THAW use. */
+    int value;
+    /** What QBM_ACTION_SET and _RESET use. */
+    uint64_t offset;
+    /** What QBM_ACTION_SET and _RESET use. */
+    uint64_t len;
+    /** What QBM_ACTION_RENAME and _MERGE use. */
+    const char *other;
+    /** What QBM_ACTION_MERGE uses. */
+    struct qbm_disk *other_disk;
+    /** What QBM_ACTION_ADD uses. */
+    const struct qbm_bitmap_options *options;
+    /** What QBM_ACTION_DESERIALIZE uses. */
+    const struct qbm_bits *bits;
+} qbm_bitmap_action;
 
 #ifdef __cplusplus
 extern "C" {
@@ -375,17 +562,20 @@ int qbm_create(const char *path, const struct qbm_create_options *options);
  * Returns 0. -EINVAL: an option, or a descriptor or file that is not as it
  * must be; the message names the file, the key and the value. -ENOTSUP: a
  * format or feature that this library does not have. -ENOENT, -EACCES ...:
- * what the system said. -ENOMEM. Any thread.
+ * what the system said. -ENOMEM, also where the bitmaps that record take more
+ * than max_bitmap_memory. Any thread.
  */
 int qbm_open(const char *path, const struct qbm_open_options *options, struct qbm_disk **disk);
 
 /**
- * Flushes a disk, closes its files and frees it, whatever happens.
+ * Flushes a disk, saves its bitmaps, closes its files and frees it, whatever
+ * happens. A frozen bitmap is saved as if it had been rolled back.
  *
  * The last call on a disk: no other thread may be in one.
  *
  * Returns 0: all that was written is durable. Otherwise the first error that
- * was met, as a flush would have returned it; the disk is gone all the same.
+ * was met, as qbm_flush() or qbm_bitmap_sync() would have returned it; the
+ * disk is gone all the same.
  * In a child of the process that opened it: -ESTALE, and no file is touched.
  * NULL: -EINVAL.
  */
@@ -515,6 +705,389 @@ int qbm_block_status(struct qbm_disk *disk,
                      uint64_t len,
                      uint32_t flags,
                      struct qbm_extent *extent);
+
+/* ================================================================================================
+ * Bitmaps
+ *
+ * A dirty bitmap has a bit for each granule of the disk (64 KiB unless said
+ * otherwise): set where something was written since the bitmap's starting
+ * point. A backup copies what is set and nothing else. The rules are QEMU's.
+ *
+ * Flags of a bitmap, each independent of the others:
+ *
+ * - recording: writes set its bits. qbm_bitmap_enable() and _disable().
+ * - persistent: it is a file, named by the descriptor. Without it a bitmap is
+ *   transient and ends with the open disk, as does all that is added to a
+ *   disk that is open read-only.
+ * - busy: frozen for a backup, from qbm_bitmap_freeze() to _thaw(). Reading
+ *   shows the frozen bits, while new writes are recorded in a successor.
+ *   Everything else is -EBUSY (QBM_ERROR_BITMAP_BUSY), merging from it, too.
+ * - inconsistent: changes may be missing in it. It may only be removed, or
+ *   repaired by setting every bit. Everything else is -EUCLEAN
+ *   (QBM_ERROR_BITMAP_INCONSISTENT), but for qbm_bitmap_info() and _list().
+ *
+ * Bits are set before the write that they are for goes out; a write that then
+ * fails leaves them set. QBM_REQ_UNCHANGED writes set none. A resize keeps
+ * them; new granules are clean.
+ *
+ * Names are UTF-8, 1 to 1023 bytes. Offsets and lengths are bytes of the
+ * disk, any of them; a range that the text does not say to be cut must lie
+ * within the disk, else -EINVAL (QBM_ERROR_OUT_OF_RANGE).
+ *
+ * What changes a bitmap happens at one point between writes: it waits for
+ * those in flight, and later ones wait for it. It is durable when the call
+ * returns 0, and an error leaves all as it was. A starting point (add, clear,
+ * enable, freeze, thaw with QBM_THAW_COMMIT, reset, deserialize) flushes the
+ * disk first: a backup must not drop the bit of a write that a power cut can
+ * still take back.
+ *
+ * Bits that writes set are in the file before the write is, and survive the
+ * end of the process; they are durable after qbm_bitmap_sync() or
+ * qbm_close(). (With QBM_BITMAP_POLICY_LAZY they are only then in the file.)
+ * Recovery after a power cut is not there yet: the files may miss what was
+ * not synced.
+ *
+ * Any thread, any number of them at once. Errors of every call: -EINVAL, a
+ * NULL pointer, a name that is not UTF-8, a flag that is not known (flags are
+ * zero unless the text names some); -ENOENT (QBM_ERROR_BITMAP_NOT_FOUND), no
+ * bitmap has the name; -ENOMEM, also beyond max_bitmap_memory of
+ * qbm_open_options; -ESTALE in a forked child. Of every call that changes
+ * something also: -EROFS, a persistent bitmap of a disk that is open
+ * read-only, or a folder where no file can be made (see open_file; setting,
+ * merging, freezing and rolling back need none); -EIO, -ENOSPC ..., what the
+ * system said; -EIO (QBM_ERROR_FAILED) once the disk has failed.
+ * ================================================================================================ */
+
+/**
+ * Adds a bitmap, all clean. Its starting point is now.
+ *
+ * options: NULL is the defaults: 64 KiB, persistent, recording. Returns 0.
+ * -EEXIST (QBM_ERROR_BITMAP_EXISTS): the name is taken. -EINVAL: a name of 0
+ * or over 1023 bytes, a granularity. -ENOTSUP: there are 65535 already.
+ */
+int qbm_bitmap_add(struct qbm_disk *disk,
+                   const char *name,
+                   const struct qbm_bitmap_options *options);
+
+/**
+ * Removes a bitmap, whatever its bits say, and its file.
+ *
+ * Returns 0, or -EBUSY.
+ */
+int qbm_bitmap_remove(struct qbm_disk *disk, const char *name, uint32_t flags);
+
+/**
+ * Makes all granules clean: a new starting point.
+ *
+ * Returns 0, or -EBUSY, -EUCLEAN.
+ */
+int qbm_bitmap_clear(struct qbm_disk *disk, const char *name, uint32_t flags);
+
+/**
+ * Lets writes set its bits: a new starting point, as writes may have gone by
+ * unseen. Does nothing to a bitmap that records.
+ *
+ * Returns 0, or -EBUSY, -EUCLEAN.
+ */
+int qbm_bitmap_enable(struct qbm_disk *disk, const char *name, uint32_t flags);
+
+/**
+ * Lets writes no longer set its bits; those that are set stay.
+ *
+ * Returns 0, or -EBUSY, -EUCLEAN.
+ */
+int qbm_bitmap_disable(struct qbm_disk *disk, const char *name, uint32_t flags);
+
+/**
+ * Gives a bitmap another name. Its file keeps its own.
+ *
+ * Returns 0. -EEXIST (QBM_ERROR_BITMAP_EXISTS), -EBUSY, -EUCLEAN. -EINVAL: a
+ * new name of 0 or over 1023 bytes.
+ */
+int qbm_bitmap_rename(struct qbm_disk *disk,
+                      const char *name,
+                      const char *new_name,
+                      uint32_t flags);
+
+/**
+ * Gives a bitmap a file (persistent is not zero), or takes it away.
+ *
+ * Returns 0, also where it is so already. -EBUSY, -EUCLEAN. -EROFS: the disk
+ * is open read-only.
+ */
+int qbm_bitmap_set_persistent(struct qbm_disk *disk,
+                              const char *name,
+                              int persistent,
+                              uint32_t flags);
+
+/**
+ * Makes the bits of every write that completed before this call durable, in
+ * the file of a bitmap, or with name NULL in those of all. Writes go on
+ * meanwhile. There is nothing to do for transient bitmaps, nor on a disk that
+ * is open read-only.
+ *
+ * Returns 0, or what the system said; once syncing a file has failed, the
+ * disk has failed, as after a failed flush.
+ */
+int qbm_bitmap_sync(struct qbm_disk *disk, const char *name, uint32_t flags);
+
+/**
+ * Makes every granule dirty that has one of len bytes from offset on.
+ *
+ * Returns 0, or -EBUSY, -EUCLEAN, -EINVAL (QBM_ERROR_OUT_OF_RANGE).
+ */
+int qbm_bitmap_set(struct qbm_disk *disk,
+                   const char *name,
+                   uint64_t offset,
+                   uint64_t len,
+                   uint32_t flags);
+
+/**
+ * Makes every granule clean that lies wholly in len bytes from offset on; the
+ * last granule of the disk may be shorter. If any was dirty, this is a new
+ * starting point.
+ *
+ * Returns 0, or -EBUSY, -EUCLEAN, -EINVAL (QBM_ERROR_OUT_OF_RANGE).
+ */
+int qbm_bitmap_reset(struct qbm_disk *disk,
+                     const char *name,
+                     uint64_t offset,
+                     uint64_t len,
+                     uint32_t flags);
+
+/**
+ * Makes everything dirty in target that is dirty in source. The granularities
+ * may differ: no dirty byte is lost, clean ones may become dirty.
+ *
+ * source_disk: the disk that has source, as long as disk is; NULL: disk
+ * itself. It is not changed, and may be open read-only.
+ *
+ * Returns 0. -EBUSY, -EUCLEAN: of either. -EINVAL: disks of other lengths.
+ */
+int qbm_bitmap_merge(struct qbm_disk *disk,
+                     const char *target,
+                     struct qbm_disk *source_disk,
+                     const char *source,
+                     uint32_t flags);
+
+/**
+ * Hands the bits of a bitmap to a backup. From now on reading shows them as
+ * they are, and a successor records new writes, until qbm_bitmap_thaw().
+ *
+ * A disk that is closed, or a process that ends, meanwhile: as rolled back.
+ * Returns 0. -EBUSY: it is frozen already. -EUCLEAN.
+ */
+int qbm_bitmap_freeze(struct qbm_disk *disk, const char *name, uint32_t flags);
+
+/**
+ * Ends a freeze.
+ *
+ * outcome: one of enum qbm_thaw. QBM_THAW_COMMIT drops the frozen bits, so the
+ * backup must be durable by then, its name in its folder, too.
+ *
+ * Returns 0. -EINVAL: another outcome; QBM_ERROR_BITMAP_STATE: it is not
+ * frozen.
+ */
+int qbm_bitmap_thaw(struct qbm_disk *disk, const char *name, int outcome, uint32_t flags);
+
+/**
+ * Makes an inconsistent bitmap one to be trusted again, by making every
+ * granule dirty.
+ *
+ * Returns 0. -EINVAL (QBM_ERROR_BITMAP_STATE): it is not inconsistent.
+ */
+int qbm_bitmap_repair(struct qbm_disk *disk, const char *name, uint32_t flags);
+
+/* ================================================================================================
+ * Bitmaps: what they say
+ *
+ * These change nothing and wait for nobody: what other threads are just
+ * writing may or may not be seen. Of a frozen bitmap they show the frozen
+ * bits. -EUCLEAN (QBM_ERROR_BITMAP_INCONSISTENT): the bits of an inconsistent
+ * bitmap say nothing.
+ * ================================================================================================ */
+
+/**
+ * Whether the granule is dirty that the byte at offset lies in.
+ *
+ * *dirty: 1 or 0. Returns 0. -EINVAL (QBM_ERROR_OUT_OF_RANGE), -EUCLEAN.
+ */
+int qbm_bitmap_get(struct qbm_disk *disk, const char *name, uint64_t offset, int *dirty);
+
+/**
+ * How many granules are dirty.
+ *
+ * Returns 0, or -EUCLEAN.
+ */
+int qbm_bitmap_count(struct qbm_disk *disk, const char *name, uint64_t *count);
+
+/**
+ * The first run of dirty bytes among len bytes from offset on. Walk a bitmap
+ * by asking again behind what was answered.
+ *
+ * A len that goes beyond the disk's end is cut there (UINT64_MAX is "up to the
+ * end"), and so is the answer. *start, *length: the run, in bytes, not
+ * reaching out of the bytes that were asked for. Where none is dirty: *start
+ * is UINT64_MAX, *length is 0.
+ *
+ * Returns 0, also where none is dirty. -EINVAL (QBM_ERROR_OUT_OF_RANGE):
+ * offset is behind the disk's end. -EUCLEAN.
+ */
+int qbm_bitmap_next_dirty(struct qbm_disk *disk,
+                          const char *name,
+                          uint64_t offset,
+                          uint64_t len,
+                          uint64_t *start,
+                          uint64_t *length);
+
+/**
+ * The first clean byte among len bytes from offset on; len as for
+ * qbm_bitmap_next_dirty().
+ *
+ * *start: UINT64_MAX where none is clean. Returns 0, also then. -EINVAL
+ * (QBM_ERROR_OUT_OF_RANGE): offset is behind the disk's end. -EUCLEAN.
+ */
+int qbm_bitmap_next_zero(struct qbm_disk *disk,
+                         const char *name,
+                         uint64_t offset,
+                         uint64_t len,
+                         uint64_t *start);
+
+/* ================================================================================================
+ * Bitmaps: bits as bytes
+ *
+ * The serialized form of a bitmap is that of its file, of qcow2 and of QEMU's
+ * migration: little-endian 64-bit words, granule i in bit i % 8 of byte i / 8.
+ * It is taken out and put in by parts, whose offsets and lengths are bytes of
+ * that form and multiples of 8. The one for granules of g bytes on a disk of n
+ * bytes has as many words as it takes for n / g bits, rounded up.
+ *
+ * To put one in: qbm_bits_new(), qbm_bits_write() or _fill() for the parts in
+ * any order, qbm_bitmap_deserialize(), qbm_bits_free(). Nothing is seen of the
+ * parts until qbm_bitmap_deserialize(), which puts all in place at once.
+ * ================================================================================================ */
+
+/**
+ * The length of a bitmap's serialized form in bytes.
+ *
+ * Returns 0, or -EUCLEAN.
+ */
+int qbm_bitmap_serialized_length(struct qbm_disk *disk, const char *name, uint64_t *length);
+
+/**
+ * Copies len bytes of the serialized form from offset on into buf.
+ *
+ * Parts belong together only if the bitmap does not record meanwhile, or is
+ * frozen.
+ *
+ * Returns 0. -EINVAL: offset or len is no multiple of 8; the part is not
+ * within the form (QBM_ERROR_OUT_OF_RANGE). -EUCLEAN. What buf holds then is
+ * undefined.
+ */
+int qbm_bitmap_serialize(struct qbm_disk *disk,
+                         const char *name,
+                         uint64_t offset,
+                         void *buf,
+                         size_t len);
+
+/**
+ * Bits to be put in the place of a bitmap's: of its granularity and for the
+ * disk's length as they are now, all clean.
+ *
+ * *bits is set on success, and to NULL otherwise. They are memory of their own
+ * and outlive the disk; one thread at a time. Returns 0. -EBUSY, -EUCLEAN.
+ */
+int qbm_bits_new(struct qbm_disk *disk, const char *name, struct qbm_bits **bits);
+
+/**
+ * Takes the part of a serialized form that begins at offset, in place of what
+ * was there. Bits past the disk's end are ignored.
+ *
+ * Returns 0. -EINVAL: as qbm_bitmap_serialize(). -ENOMEM.
+ */
+int qbm_bits_write(struct qbm_bits *bits, uint64_t offset, const void *buf, size_t len);
+
+/**
+ * As qbm_bits_write() of len bytes that are all ones (dirty is not zero), or
+ * all zeros.
+ *
+ * Returns 0. -EINVAL: as qbm_bitmap_serialize(). -ENOMEM.
+ */
+int qbm_bits_fill(struct qbm_bits *bits, uint64_t offset, uint64_t len, int dirty);
+
+/**
+ * Puts bits in the place of a bitmap's, all at once: a new starting point. The
+ * bits stay the caller's, and can be used again.
+ *
+ * Returns 0. -EBUSY, -EUCLEAN. -EINVAL: the bits are for another granularity,
+ * or for a disk of another length.
+ */
+int qbm_bitmap_deserialize(struct qbm_disk *disk,
+                           const char *name,
+                           const struct qbm_bits *bits,
+                           uint32_t flags);
+
+/** Frees bits. NULL is fine. Any thread. */
+void qbm_bits_free(struct qbm_bits *bits);
+
+/* ================================================================================================
+ * Bitmaps: facts
+ * ================================================================================================ */
+
+/**
+ * Facts about one bitmap, with its count.
+ *
+ * *facts: its struct_size is set by the caller; as many fields as that covers
+ * are filled in; without room for memory there are no strings, and nothing is
+ * to be freed. Returns 0. -EINVAL, -ENOENT, -ENOMEM; then nothing is to be
+ * freed. Any thread.
+ */
+int qbm_bitmap_info(struct qbm_disk *disk, const char *name, struct qbm_bitmap_facts *facts);
+
+/**
+ * Facts about all bitmaps as they are at one moment: those of the descriptor
+ * in its order, then what was added since.
+ *
+ * facts_size: sizeof(struct qbm_bitmap_facts). *list: an array of *count
+ * elements of that size, which the caller frees with qbm_free(), strings and
+ * all; NULL where there are none. Returns 0. -EINVAL, -ENOMEM; then *list is
+ * NULL and *count 0. Any thread.
+ */
+int qbm_bitmap_list(struct qbm_disk *disk,
+                    size_t facts_size,
+                    struct qbm_bitmap_facts **list,
+                    size_t *count);
+
+/* ================================================================================================
+ * Bitmaps: transactions
+ * ================================================================================================ */
+
+/**
+ * Applies all of count actions, on one disk or several, or none: in their
+ * order, at one point between the writes to all of the disks.
+ *
+ * Each action does what the function of its name does, to what the actions
+ * before it have made. action_size: sizeof(struct qbm_bitmap_action). Several
+ * merges into one bitmap are several actions.
+ *
+ * A transaction on one disk is atomic in a crash. With several disks a crash
+ * leaves each of them old or new, but maybe not all the same; bits that one
+ * disk merges from another are durable there before any of the disks loses
+ * bits. Two transactions on the same disks, in whatever order, do not wait for
+ * each other for ever.
+ *
+ * Returns 0; all is durable then. Otherwise what the function of the action
+ * that failed returns, with the action named in the message, and nothing is
+ * changed. (If the system fails at one disk when another is changed already,
+ * that one is changed back; if even that fails, it has failed, and must be
+ * reopened.) -EINVAL: a kind that is not known, a field that the kind does not
+ * use. -ENOTSUP: disks that merge from each other in a circle, where one also
+ * loses bits.
+ */
+int qbm_bitmap_transaction(const struct qbm_bitmap_action *actions,
+                           size_t count,
+                           size_t action_size,
+                           uint32_t flags);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -14,20 +14,17 @@ mod mutation;
 #[cfg(test)]
 #[path = "../tests/common/skip.rs"]
 mod skip;
-#[cfg_attr(
-    not(any(test, fuzzing)),
-    expect(dead_code, unused_imports, reason = "the engine does not open state files yet")
-)]
 mod state;
 pub mod storage;
 mod sync;
 mod units;
 
 pub use bitmap::BitmapPolicy;
+pub use descriptor::Format;
 pub use disk::{
-    AddBitmap, BitmapAction, BitmapContent, BitmapInfo, BlockStatus, CreateOptions, Disk, Info, Layer,
-    MergeSource, Notice, NoticeCode, OpenOptions, Preallocation, StatusFlags, Thaw, TruncateFlags,
-    WriteFlags, bitmap_transaction,
+    AddBitmap, AddedBits, BitmapAction, BitmapContent, BitmapInfo, BlockStatus, CreateOptions, Disk, Info,
+    Layer, MergeSource, Notice, NoticeCode, OpenOptions, Preallocation, Recovery, StatusFlags, Thaw,
+    TruncateFlags, WriteFlags, bitmap_transaction,
 };
 pub use error::{Error, ErrorCode, Result};
 pub use units::{ByteRange, Granularity, GranuleIndex, GranuleRange, MAX_LENGTH};

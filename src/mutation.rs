@@ -1,4 +1,4 @@
-//! Faults that tests put into the code on purpose, to show that the models and the crash suites find them.
+//! Faults that tests put into the code on purpose, to show that the schedule explorer, or a crash test, finds them.
 //!
 //! Each stands for a protection that a reader might take for one too many. Where it is taken out, the code asks
 //! [`on`]; outside the tests the answer is a constant and the compiler drops the question.
@@ -25,49 +25,17 @@ pub(crate) enum Fault {
     WakeUnlocked,
     /// A write leaves the gate when its bits are recorded, and its data goes out later.
     DataOutsideGate,
+    /// Regions of the intent map are activated without a sync.
+    IntentUnsynced,
+    /// Who waited for a sync of the intent map counts as served by it, whenever it began.
+    RunningSyncJoined,
+    /// Regions are retired without waiting for pins.
+    RetiredUnderPin,
+    /// Regions are cleared without the bitmaps being synced.
+    ClearedUnsettled,
 }
 
-#[cfg(test)]
-mod switch {
-    use std::cell::Cell;
-
-    use super::Fault;
-
-    thread_local! {
-        // Tests that put one in run on one thread; the explorer runs all threads of a model on the one that started it.
-        static PRESENT: Cell<Option<Fault>> = const { Cell::new(None) };
-    }
-
-    /// Whether `fault` is in the code now.
-    pub(crate) fn on(fault: Fault) -> bool {
-        PRESENT.get() == Some(fault)
-    }
-
-    /// Runs `test` with `fault` in the code.
-    pub(crate) fn with<T>(fault: Fault, test: impl FnOnce() -> T) -> T {
-        PRESENT.set(Some(fault));
-        let result = test();
-        PRESENT.set(None);
-        result
-    }
-
-    /// Runs `explore`, which explores a model's schedules, with `fault` in the code: one of them must fail, with words
-    /// that have `expected` in them.
-    pub(crate) fn must_be_caught(fault: Fault, expected: &str, explore: impl FnOnce()) {
-        PRESENT.set(Some(fault));
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(explore));
-        PRESENT.set(None);
-        let Err(panic) = result else {
-            panic!("{fault:?} was not found");
-        };
-        let words = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or_default();
-        assert!(words.contains(expected), "{fault:?} failed otherwise: {words}");
-    }
-}
+pub(crate) use switch::*;
 
 #[cfg(not(test))]
 mod switch {
@@ -80,4 +48,45 @@ mod switch {
     }
 }
 
-pub(crate) use switch::*;
+#[cfg(test)]
+mod switch {
+    use std::cell::Cell;
+
+    use super::Fault;
+
+    thread_local! {
+        // The explorer runs all threads of a model on the one that started it; a crash test has only one.
+        static PRESENT: Cell<Option<Fault>> = const { Cell::new(None) };
+    }
+
+    /// Whether `fault` is in the code now.
+    pub(crate) fn on(fault: Fault) -> bool {
+        PRESENT.get() == Some(fault)
+    }
+
+    /// What `test` comes to with `fault` in the code of this thread.
+    pub(crate) fn with<T>(fault: Fault, test: impl FnOnce() -> T) -> T {
+        PRESENT.set(Some(fault));
+        let result = test();
+        PRESENT.set(None);
+        result
+    }
+
+    /// Runs `explore`, which explores a model's schedules, with `fault` in the code: one of them must fail, with words
+    /// that have `expected` in them.
+    #[cfg(shuttle)]
+    pub(crate) fn must_be_caught(fault: Fault, expected: &str, explore: impl FnOnce()) {
+        let result = with(fault, || {
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(explore))
+        });
+        let Err(panic) = result else {
+            panic!("{fault:?} was not found");
+        };
+        let words = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or_default();
+        assert!(words.contains(expected), "{fault:?} failed otherwise: {words}");
+    }
+}

@@ -197,6 +197,21 @@ impl BitmapFile {
         Ok(())
     }
 
+    /// Writes the pieces that `more` has bits in, each as `bits` and `more` together have it. The caller syncs.
+    ///
+    /// The file must hold no bit that neither has.
+    pub fn write_more(&self, bits: &Bits, more: &Bits) -> Result<()> {
+        let mut buffer = [0; PIECE_BYTES];
+        let mut at = 0;
+        while let Some(data) = more.next_data(at) {
+            for piece in data.start() / PIECE..data.end().div_ceil(PIECE) {
+                self.write_piece(bits, Some(more), piece, &mut buffer)?;
+            }
+            at = data.end();
+        }
+        Ok(())
+    }
+
     /// Writes all of `bits` into the file, which must be empty, leaving holes where no bit is set; and syncs.
     pub fn write_new(&self, bits: &Bits) -> Result<()> {
         self.storage

@@ -98,6 +98,16 @@ fn panicked(disk: &crate::Disk) -> c_int {
     fail(&internal_error())
 }
 
+/// Runs what a C function, inside of its `call`, does to several disks. A panic breaks all of them.
+pub(super) fn on_disks(disks: &[&crate::Disk], body: impl FnOnce() -> Result<()>) -> Result<()> {
+    sheltered(body).unwrap_or_else(|_| {
+        for disk in disks {
+            disk.break_down();
+        }
+        Err(internal_error())
+    })
+}
+
 /// Runs `body` and catches its panic, which is not printed.
 #[inline]
 fn sheltered<T>(body: impl FnOnce() -> T) -> std::thread::Result<T> {
@@ -159,12 +169,41 @@ pub(super) unsafe fn optional_text<'a>(text: *const c_char, argument: &str) -> R
     if text.is_null() {
         return Ok(None);
     }
-    // SAFETY: not NULL, and the rest is the caller's promise.
-    let text = unsafe { CStr::from_ptr(text) };
-    text.to_str().map(Some).map_err(|_| {
+    // SAFETY: the caller's promise is ours.
+    unsafe { self::text(text, argument) }.map(Some)
+}
+
+/// A string from C that must be UTF-8, such as a bitmap's name.
+///
+/// # Safety
+///
+/// As [`string`].
+pub(super) unsafe fn text<'a>(text: *const c_char, argument: &str) -> Result<&'a str> {
+    // SAFETY: the caller's promise is ours.
+    unsafe { string(text, argument) }?.to_str().map_err(|_| {
         Error::new(
             ErrorCode::InvalidArgument,
             format!("the argument {argument} is not UTF-8"),
         )
     })
+}
+
+/// Puts a value where C wants it.
+///
+/// # Safety
+///
+/// `to` is NULL or points to writable memory for a `T`.
+pub(super) unsafe fn put<T>(to: *mut T, value: T, argument: &str) -> Result<()> {
+    check_out(to, argument)?;
+    // SAFETY: not NULL, and the rest is the caller's promise.
+    unsafe { to.write(value) };
+    Ok(())
+}
+
+/// Fails where there is no place for a value, before any is looked for.
+pub(super) fn check_out<T>(to: *mut T, argument: &str) -> Result<()> {
+    if to.is_null() {
+        return Err(null(argument));
+    }
+    Ok(())
 }

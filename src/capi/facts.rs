@@ -7,9 +7,9 @@ use std::os::unix::ffi::OsStrExt;
 use super::boundary::on_disk;
 use super::life::unknown_flags;
 use super::qbm_disk;
-use super::structs::{self, Extensible};
-use crate::StatusFlags;
+use super::structs::{self, Extensible, Plain};
 use crate::error::{Error, ErrorCode, Result};
+use crate::{BitmapPolicy, StatusFlags};
 
 /// In qbm_info.flags: open for writing.
 pub const QBM_INFO_WRITABLE: u32 = 1;
@@ -19,6 +19,8 @@ pub const QBM_INFO_DIRECT: u32 = 2;
 pub const QBM_INFO_FAILED: u32 = 4;
 /// In qbm_info.flags: the image is a block device and cannot be resized.
 pub const QBM_INFO_BLOCK_DEVICE: u32 = 8;
+/// In qbm_info.flags: the disk was opened with QBM_BITMAP_POLICY_LAZY.
+pub const QBM_INFO_LAZY_BITMAPS: u32 = 16;
 
 /// In qbm_extent.flags: stored somewhere, and to be read to be known.
 pub const QBM_BLOCK_DATA: u32 = 1;
@@ -106,9 +108,15 @@ pub struct qbm_extent {
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, and integers and pointers after it.
+unsafe impl Plain for qbm_info {}
+// SAFETY: as above.
 unsafe impl Extensible for qbm_info {}
 // SAFETY: as above.
+unsafe impl Plain for qbm_layer {}
+// SAFETY: as above.
 unsafe impl Extensible for qbm_layer {}
+// SAFETY: as above.
+unsafe impl Plain for qbm_extent {}
 // SAFETY: as above.
 unsafe impl Extensible for qbm_extent {}
 
@@ -148,7 +156,8 @@ pub unsafe extern "C" fn qbm_get_info(disk: *mut qbm_disk, info: *mut qbm_info) 
             flags: flag(facts.writable, QBM_INFO_WRITABLE)
                 | flag(facts.direct, QBM_INFO_DIRECT)
                 | flag(facts.failed, QBM_INFO_FAILED)
-                | flag(limits.block_device, QBM_INFO_BLOCK_DEVICE),
+                | flag(limits.block_device, QBM_INFO_BLOCK_DEVICE)
+                | flag(facts.bitmap_policy == BitmapPolicy::Lazy, QBM_INFO_LAZY_BITMAPS),
             layers: facts.layers,
             memory_alignment: limits.memory_alignment,
             request_alignment: limits.request_alignment,

@@ -7,9 +7,9 @@ use std::path::Path;
 use super::boundary::{call, fail, null, optional_text, string};
 use super::files::{Callback, HandedFolder, OpenFile};
 use super::qbm_disk;
-use super::structs::{self, Extensible};
+use super::structs::{self, Extensible, Plain};
 use crate::error::{Error, ErrorCode, Result};
-use crate::{CreateOptions, Disk, Notice, OpenOptions, Preallocation};
+use crate::{BitmapPolicy, CreateOptions, Disk, Notice, OpenOptions, Preallocation};
 
 /// Of qbm_open(): nothing is written, to no file of the disk.
 pub const QBM_OPEN_RDONLY: u32 = 1;
@@ -97,8 +97,8 @@ pub struct qbm_open_options {
     pub struct_size: usize,
     /// QBM_OPEN_...; a flag that is not known is -EINVAL.
     pub flags: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// One of enum qbm_bitmap_policy; zero is write-through.
+    pub bitmap_policy: u32,
     /// Opens the disk's files; NULL: the library does.
     pub open_file: qbm_open_file,
     /// The first argument of open_file.
@@ -107,6 +107,9 @@ pub struct qbm_open_options {
     pub notify: qbm_notify,
     /// The first argument of notify.
     pub notify_opaque: *mut c_void,
+    /// The most memory that bitmaps may take, in bytes: opening the disk, and
+    /// whatever would need more, is -ENOMEM. Zero: no limit.
+    pub max_bitmap_memory: u64,
 }
 
 /// Options of qbm_create(). Set struct_size to sizeof(struct
@@ -137,7 +140,11 @@ pub struct qbm_create_options {
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, and integers, nullable pointers and nullable functions after it.
+unsafe impl Plain for qbm_open_options {}
+// SAFETY: as above.
 unsafe impl Extensible for qbm_open_options {}
+// SAFETY: as above.
+unsafe impl Plain for qbm_create_options {}
 // SAFETY: as above.
 unsafe impl Extensible for qbm_create_options {}
 
@@ -206,7 +213,8 @@ pub unsafe extern "C" fn qbm_create(path: *const c_char, options: *const qbm_cre
 /// Returns 0. -EINVAL: an option, or a descriptor or file that is not as it
 /// must be; the message names the file, the key and the value. -ENOTSUP: a
 /// format or feature that this library does not have. -ENOENT, -EACCES ...:
-/// what the system said. -ENOMEM. Any thread.
+/// what the system said. -ENOMEM, also where the bitmaps that record take more
+/// than max_bitmap_memory. Any thread.
 ///
 /// # Safety
 ///
@@ -231,15 +239,26 @@ pub unsafe extern "C" fn qbm_open(
         if options.flags & !known != 0 {
             return Err(unknown_flags(options.flags & !known));
         }
-        if options.reserved != 0 {
+        let policies = [BitmapPolicy::WriteThrough, BitmapPolicy::Lazy];
+        let Some(policy) = policies
+            .into_iter()
+            .find(|policy| *policy as u32 == options.bitmap_policy)
+        else {
             return Err(Error::new(
                 ErrorCode::InvalidArgument,
-                format!("options: reserved is {:#x}, not zero", options.reserved),
+                format!(
+                    "options: bitmap_policy {} is not one of QBM_BITMAP_POLICY_...",
+                    options.bitmap_policy
+                ),
             ));
-        }
+        };
         let mut open = OpenOptions::new()
+            .bitmap_policy(policy)
             .read_only(options.flags & QBM_OPEN_RDONLY != 0)
             .direct(options.flags & QBM_OPEN_DIRECT != 0);
+        if options.max_bitmap_memory != 0 {
+            open = open.max_bitmap_memory(options.max_bitmap_memory);
+        }
         if let Some(folder) = handed(options.open_file, options.open_file_opaque, path)? {
             open = open.folder(folder);
         }
@@ -259,12 +278,14 @@ pub unsafe extern "C" fn qbm_open(
     })
 }
 
-/// Flushes a disk, closes its files and frees it, whatever happens.
+/// Flushes a disk, saves its bitmaps, closes its files and frees it, whatever
+/// happens. A frozen bitmap is saved as if it had been rolled back.
 ///
 /// The last call on a disk: no other thread may be in one.
 ///
 /// Returns 0: all that was written is durable. Otherwise the first error that
-/// was met, as a flush would have returned it; the disk is gone all the same.
+/// was met, as qbm_flush() or qbm_bitmap_sync() would have returned it; the
+/// disk is gone all the same.
 /// In a child of the process that opened it: -ESTALE, and no file is touched.
 /// NULL: -EINVAL.
 ///

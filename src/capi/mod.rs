@@ -3,6 +3,7 @@
 //! All `unsafe` that foreign pointers need is in this module. Invariant: nothing unwinds into C, nothing is printed,
 //! and a handle whose engine panicked refuses all further use.
 
+mod bitmap_arguments;
 mod boundary;
 mod files;
 mod structs;
@@ -15,6 +16,16 @@ mod life;
 mod bytes;
 
 mod facts;
+
+mod bitmaps;
+
+mod bitmap_changes;
+
+mod bitmap_bits;
+
+mod bitmap_facts;
+
+mod bitmap_transaction;
 
 #[cfg(test)]
 mod tests;

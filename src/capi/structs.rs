@@ -8,13 +8,20 @@ use std::mem::size_of;
 use super::boundary::null;
 use crate::error::{Error, ErrorCode, Result};
 
-/// A struct of the C surface that begins with its size.
+/// A struct of the C surface.
 ///
 /// # Safety
 ///
-/// The type is `repr(C)`, begins with a `usize`, and all-zero bytes are a value of it, as is any other combination
-/// that C can store in its fields.
-pub(super) unsafe trait Extensible: Copy {}
+/// The type is `repr(C)`, and all-zero bytes are a value of it, as is any other combination that C can store in its
+/// fields.
+pub(super) unsafe trait Plain: Copy {}
+
+/// A struct that begins with its size.
+///
+/// # Safety
+///
+/// The first field is a `usize`.
+pub(super) unsafe trait Extensible: Plain {}
 
 /// What the caller set, with defaults (zeros) for what it does not know. NULL is all defaults.
 ///
@@ -22,13 +29,22 @@ pub(super) unsafe trait Extensible: Copy {}
 ///
 /// `from` is NULL or points to as many readable bytes as its first `size_t` says.
 pub(super) unsafe fn read<T: Extensible>(from: *const T, what: &str) -> Result<T> {
-    // SAFETY: all zeros is a value of an `Extensible`.
-    let mut value: T = unsafe { std::mem::zeroed() };
     if from.is_null() {
-        return Ok(value);
+        // SAFETY: all zeros is a value of a `Plain`.
+        return Ok(unsafe { std::mem::zeroed() });
     }
     // SAFETY: the struct begins with its size; the caller promised that much is there.
-    let size = unsafe { from.cast::<usize>().read_unaligned() };
+    unsafe { read_sized(from, from.cast::<usize>().read_unaligned(), what) }
+}
+
+/// The same of a struct without its size in front, such as an element of an array.
+///
+/// # Safety
+///
+/// `from` points to `size` readable bytes.
+pub(super) unsafe fn read_sized<T: Plain>(from: *const T, size: usize, what: &str) -> Result<T> {
+    // SAFETY: all zeros is a value of a `Plain`.
+    let mut value: T = unsafe { std::mem::zeroed() };
     check_size(size, what)?;
     let known = size.min(size_of::<T>());
     // SAFETY: `known` bytes are readable (the caller's promise) and fit into `value`.
@@ -75,7 +91,7 @@ pub(super) unsafe fn write<T: Extensible>(to: *mut T, value: &T, what: &str) -> 
     Ok(known)
 }
 
-fn check_size(size: usize, what: &str) -> Result<()> {
+pub(super) fn check_size(size: usize, what: &str) -> Result<()> {
     // A size beyond a page of fields is no size at all but memory that was never set.
     const MOST: usize = 4096;
     if (size_of::<usize>()..=MOST).contains(&size) {

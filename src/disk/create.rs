@@ -7,16 +7,21 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::open::Place;
+use super::overlay::Backing;
 use super::recovery::NewState;
+use crate::bitmap::{BitmapFile, BitmapPolicy, Bits};
 use crate::descriptor::names::{FileName, child_path, create_unique};
-use crate::descriptor::{Descriptor, Format, ImageEntry, save};
+use crate::descriptor::{BackingEntry, BitmapEntry, BitmapKind, Descriptor, Format, ImageEntry, save};
 use crate::error::{Error, ErrorCode, Result};
 use crate::state::RegionSize;
 use crate::storage::{Access, Folder, Role, Storage, SyncMode};
-use crate::units::{ByteRange, MAX_LENGTH};
+use crate::units::{ByteRange, Granularity, MAX_LENGTH};
 
 /// What is written into a new descriptor's `creator`.
 const CREATOR: &str = concat!("libqbm ", env!("CARGO_PKG_VERSION"));
+
+/// The name of the allocation bitmap in a new descriptor.
+const ALLOCATION: &str = "allocation";
 
 /// Whether a new image's space is reserved when it is made. The numbers are part of the C ABI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -37,6 +42,8 @@ pub struct CreateOptions {
     size: Option<u64>,
     image: Option<String>,
     preallocation: Preallocation,
+    backing: Option<BackingEntry>,
+    granularity: Option<Granularity>,
     folder: Option<Arc<dyn Folder>>,
     no_state: bool,
     region_bytes: Option<u64>,
@@ -87,6 +94,28 @@ impl CreateOptions {
         self
     }
 
+    /// What is not written to the new disk is read from the image `name`, which is a `format`: raw, or another QBM disk.
+    ///
+    /// The name goes into the descriptor as it is: a relative one is relative to the descriptor's folder. The format is
+    /// never guessed: in a raw image the guest could write what looks like another. Nothing in it is ever changed. The
+    /// new disk is as long as the backing unless a [`size`](Self::size) is given.
+    #[must_use]
+    pub fn backing(mut self, name: impl Into<String>, format: Format) -> Self {
+        self.backing = Some(BackingEntry {
+            file: name.into(),
+            format,
+        });
+        self
+    }
+
+    /// The unit in which the new disk takes things from its backing: 64 KiB unless it is given. Without a backing this
+    /// makes a disk that only knows which granules have been written; the others read as zeros.
+    #[must_use]
+    pub fn granularity(mut self, granularity: Granularity) -> Self {
+        self.granularity = Some(granularity);
+        self
+    }
+
     /// All files are made in, and opened from, `folder`.
     #[must_use]
     pub fn folder(mut self, folder: Arc<dyn Folder>) -> Self {
@@ -111,17 +140,65 @@ impl CreateOptions {
                 ),
             ));
         }
-        let place = Place::find(path, self.folder.as_ref())?;
+        let place = Place::find(path, self.folder.as_ref(), false)?;
         // Asked first, so that no image is made for a descriptor that cannot be.
         check_free(&place)?;
+        let is_overlay = self.backing.is_some() || self.granularity.is_some();
         match (&self.image, self.size) {
-            (Some(image), size) => self.adopt(&place, image, size),
-            (None, Some(size)) => self.create_image(&place, size),
-            (None, None) => Err(Error::new(
+            (Some(_), _) if is_overlay => Err(Error::new(
                 ErrorCode::InvalidArgument,
-                "neither a size nor an existing image was given",
+                "an allocation bitmap is for a new image: it would hide all that an existing one has",
             )),
+            (Some(image), size) => self.adopt(&place, image, size),
+            (None, size) if is_overlay => self.create_overlay(&place, size),
+            (None, Some(size)) => self.create_image(&place, size, |_, _| Ok(None)),
+            (None, None) => Err(no_size()),
         }
+    }
+
+    /// A new image with an allocation bitmap, over the backing if there is one.
+    fn create_overlay(&self, place: &Place, size: Option<u64>) -> Result<()> {
+        if self.preallocation != Preallocation::Off {
+            return Err(Error::new(
+                ErrorCode::InvalidArgument,
+                "preallocation is for a disk that has all of its bytes, and this one takes them as they are written",
+            ));
+        }
+        let granularity = self.granularity.unwrap_or_default();
+        let entry = |file: &str| BitmapEntry {
+            file: file.to_owned(),
+            kind: BitmapKind::Allocation {
+                backing: self.backing.clone(),
+            },
+            granularity,
+            recording: None,
+            epoch: None,
+            start_length: None,
+        };
+        let size = match Self::length_of_backing(place, entry(ALLOCATION))? {
+            Some(length) => size.unwrap_or(length),
+            None => size.ok_or_else(no_size)?,
+        };
+        self.create_image(place, size, |made, folder| {
+            let file = FileName::bitmap(&place.name, ALLOCATION);
+            let (name, storage) = create_unique(folder, Role::Bitmap, &file)?;
+            made.push(name.clone());
+            let path = place.shown.join(&name);
+            BitmapFile::new(storage, path, BitmapPolicy::WriteThrough)
+                .write_new(&Bits::new(granularity.granules_in(size))?)?;
+            Ok(Some(entry(&name)))
+        })
+    }
+
+    /// Opens the backing as the new disk would, so that nothing is made that cannot be opened.
+    fn length_of_backing(place: &Place, allocation: BitmapEntry) -> Result<Option<u64>> {
+        let mut draft = descriptor_for("draft")?;
+        draft.insert_bitmap(ALLOCATION, allocation)?;
+        let Some(backing) = Backing::of(&draft) else {
+            return Ok(None);
+        };
+        let chain = backing.try_out(place)?;
+        Ok(chain.layers.first().map(|layer| layer.length))
     }
 
     /// A descriptor for an image that exists.
@@ -145,30 +222,46 @@ impl CreateOptions {
                 format!("the image {} is {length} bytes long, not {size}", shown.display()),
             ));
         }
-        self.save_new(place, image, length)
+        self.save_new(place, descriptor_for(image)?, length)
     }
 
     /// A new image, and a descriptor for it. The descriptor comes last: a crash before it leaves no disk at all.
-    fn create_image(&self, place: &Place, size: u64) -> Result<()> {
+    ///
+    /// `allocation` makes the file of the allocation bitmap, if there is to be one, and notes its name.
+    fn create_image(
+        &self,
+        place: &Place,
+        size: u64,
+        allocation: impl FnOnce(&mut Vec<String>, &dyn Folder) -> Result<Option<BitmapEntry>>,
+    ) -> Result<()> {
         let folder = &*place.folder;
         folder
             .check_writable()
             .map_err(|e| Error::io("create files in", &place.shown, &e))?;
         let (name, storage) = create_unique(folder, Role::Image, &FileName::data(&place.name))?;
+        let mut files = vec![name.clone()];
         let made = self
             .fill(&*storage, size)
             .map_err(|e| Error::io(&format!("give {size} bytes to"), place.shown.join(&name), &e))
-            .and_then(|()| self.save_new(place, &name, size));
+            .and_then(|()| allocation(&mut files, folder))
+            .and_then(|entry| {
+                let mut descriptor = descriptor_for(&name)?;
+                if let Some(entry) = entry {
+                    descriptor.insert_bitmap(ALLOCATION, entry)?;
+                }
+                self.save_new(place, descriptor, size)
+            });
         if made.is_err() {
-            // The first failure is the one to tell.
-            let _ = folder.remove(Path::new(&name));
+            for name in &files {
+                // The first failure is the one to tell.
+                let _ = folder.remove(Path::new(name));
+            }
         }
         made
     }
 
     /// The descriptor, and before it the state file that it names.
-    fn save_new(&self, place: &Place, image: &str, length: u64) -> Result<()> {
-        let mut descriptor = descriptor_for(image)?;
+    fn save_new(&self, place: &Place, mut descriptor: Descriptor, length: u64) -> Result<()> {
         if self.no_state {
             return save::create_new(&*place.folder, &place.name, &descriptor);
         }
@@ -177,7 +270,9 @@ impl CreateOptions {
             Some(bytes) => RegionSize::new(bytes).ok_or_else(|| {
                 Error::new(
                     ErrorCode::InvalidArgument,
-                    format!("a region of {bytes} bytes is not possible: it must be a power of two from 512 on"),
+                    format!(
+                        "a region of {bytes} bytes is not possible: it must be a power of two from 512 on"
+                    ),
                 )
             })?,
         };
@@ -223,6 +318,14 @@ fn check_free(place: &Place) -> Result<()> {
             "it exists already, and is not overwritten",
         )),
     }
+}
+
+#[cold]
+fn no_size() -> Error {
+    Error::new(
+        ErrorCode::InvalidArgument,
+        "neither a size nor an existing image was given",
+    )
 }
 
 /// Zeros that are really written, so that the first guest write meets blocks that are initialised.

@@ -2,13 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+use super::bitmaps::Shape;
 use super::{Disk, Recovery};
+use crate::bitmap::BitmapPolicy;
 use crate::descriptor::Format;
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::Limits;
 
 /// Facts about an open disk, from [`Disk::info`]. Sizes are in bytes.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "facts, each by itself")]
 pub struct Info {
     /// The disk's length.
     pub length: u64,
@@ -26,8 +29,13 @@ pub struct Info {
     pub failed: bool,
     /// Whether a state file stands behind the bitmaps: without one, a power cut can lose bits.
     pub protected: bool,
+    /// How many regions of the disk a power cut would have counted as changed, if it came now, beyond what the bitmaps
+    /// say; see [`CreateOptions::region_bytes`](super::CreateOptions::region_bytes).
+    pub active_regions: u64,
     /// What recovery did when the disk was opened; `None` where it had been closed cleanly, or nothing is known.
     pub recovery: Option<Recovery>,
+    /// When the bits that writes set get into the bitmaps' files.
+    pub bitmap_policy: BitmapPolicy,
 }
 
 /// One image of the chain, from [`Disk::layer`].
@@ -37,6 +45,8 @@ pub struct Layer {
     pub path: PathBuf,
     /// What it is.
     pub format: Format,
+    /// The descriptor that names it; `None` of a backing image that has none.
+    pub descriptor: Option<PathBuf>,
     /// Its length in bytes.
     pub length: u64,
 }
@@ -54,30 +64,58 @@ impl Disk {
             length: self.length(),
             allocated,
             limits: image.storage.limits(),
-            layers: 1,
+            layers: 1 + Self::layers_below(&self.gate.enter()),
             writable: self.writable,
             direct: self.direct,
             failed: self.alive.has_failed(),
             protected: self.session.is_some(),
+            active_regions: self
+                .session
+                .as_ref()
+                .map_or(0, |session| session.intent().active()),
             recovery: self.recovery.clone(),
+            bitmap_policy: self.policy,
         })
     }
 
     /// Layer `index` of the disk: 0 is its own image, then the backing images from the nearest on.
     pub fn layer(&self, index: u32) -> Result<Layer> {
         self.alive.check()?;
-        if index != 0 {
-            return Err(Error::new(
-                ErrorCode::OutOfRange,
-                format!("there is no layer {index}: the disk has 1"),
-            ));
+        if index == 0 {
+            let structure = self.structure();
+            return Ok(Layer {
+                path: self.image.path.clone(),
+                format: structure.descriptor.image().format,
+                descriptor: Some(self.path.clone()),
+                length: self.length(),
+            });
         }
-        let structure = self.structure();
+        let shape = self.gate.enter();
+        let below = shape
+            .overlay
+            .as_ref()
+            .and_then(|overlay| overlay.chain().layers.get(index as usize - 1))
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorCode::OutOfRange,
+                    format!(
+                        "there is no layer {index}: the disk has {}",
+                        1 + Self::layers_below(&shape)
+                    ),
+                )
+            })?;
         Ok(Layer {
-            path: self.image.path.clone(),
-            format: structure.descriptor.image().format,
-            length: self.length(),
+            path: below.image.path.clone(),
+            format: below.format,
+            descriptor: below.descriptor.clone(),
+            length: below.length,
         })
+    }
+
+    fn layers_below(shape: &Shape) -> u32 {
+        let overlay = shape.overlay.as_ref();
+        // A chain is never that long.
+        overlay.map_or(0, |it| u32::try_from(it.chain().layers.len()).unwrap_or(u32::MAX))
     }
 
     /// The descriptor's file, as it was opened.

@@ -8,11 +8,11 @@
 mod alive;
 mod bitmaps;
 mod blocking;
-mod chain;
 mod create;
 mod gate;
 mod info;
 mod open;
+mod overlay;
 mod plan;
 mod recovery;
 mod resize;
@@ -92,6 +92,8 @@ pub struct Disk {
     alive: Alive,
     image: Child,
     length: AtomicU64,
+    /// Whether the disk has an allocation bitmap, which is in the gate.
+    layered: bool,
     path: PathBuf,
     writable: bool,
     direct: bool,
@@ -151,6 +153,9 @@ impl Disk {
     #[inline(always)]
     pub fn read_scatter(&self, into: Scatter<'_>, offset: u64) -> Result<()> {
         self.alive.check()?;
+        if self.layered {
+            return self.read_layers(into, offset);
+        }
         let range = self.range(offset, into.len() as u64)?;
         let plan = plan::read(&self.image, range);
         blocking::read(&plan, into)
@@ -199,7 +204,7 @@ impl Disk {
         if !self.writable {
             return Ok(());
         }
-        self.sync_image(SyncMode::Data)?;
+        self.sync_written()?;
         self.retire_cold()
     }
 
@@ -238,6 +243,9 @@ impl Disk {
         // Inside the gate: a resize waits outside, so the range stays within the disk for the whole request.
         let range = self.range(offset, len)?;
         let plan = plan::change(&shape, &self.image, change, range, flags);
+        if let Some(overlay) = &shape.overlay {
+            return self.change_layers(overlay, &plan);
+        }
         if let (Some(marks), true) = (&plan.marks, mutation::on(Fault::DataOutsideGate)) {
             marks.record()?;
             drop(shape);

@@ -6,21 +6,21 @@
 mod tests;
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use super::alive::Alive;
 use super::bitmaps::{Bitmap, Loading, Shape};
-use super::chain;
 use super::gate::Gate;
+use super::overlay::{self, Backing, Chain, Overlay};
 use super::recovery::{Recovering, StateAtOpen};
-use super::session::{RETIRE_INTERVAL, Session};
+use super::session::Session;
 use super::{Child, Disk, Structure};
 use crate::bitmap::{BitmapFile, BitmapPolicy};
 use crate::descriptor::names::child_path;
-use crate::descriptor::{BitmapKind, Descriptor, Format};
+use crate::descriptor::{Descriptor, Format};
 use crate::error::{Error, ErrorCode, Result};
 use crate::state::{Lock, Sharing};
 use crate::storage::{Access, FileIdentity, Folder, HostFolder, Role, Storage};
@@ -70,18 +70,24 @@ impl Notify {
 
 /// How to open a disk; then [`open`](OpenOptions::open) it.
 #[derive(Clone, Default)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of its own, that any of the others may stand beside"
+)]
 pub struct OpenOptions {
-    read_only: bool,
+    pub(super) read_only: bool,
     direct: bool,
+    no_backing: bool,
+    confined: bool,
     folder: Option<Arc<dyn Folder>>,
-    notify: Notify,
-    bitmap_policy: BitmapPolicy,
+    pub(super) notify: Notify,
+    pub(super) bitmap_policy: BitmapPolicy,
     max_bitmap_memory: Option<u64>,
-    no_state: bool,
-    no_lock: bool,
-    trust_image: bool,
-    cache_epoch: Option<Arc<str>>,
-    retire_interval: Option<Duration>,
+    pub(super) no_state: bool,
+    pub(super) no_lock: bool,
+    pub(super) trust_image: bool,
+    pub(super) cache_epoch: Option<Arc<str>>,
+    pub(super) retire_interval: Option<Duration>,
 }
 
 impl OpenOptions {
@@ -101,6 +107,23 @@ impl OpenOptions {
     #[must_use]
     pub fn direct(mut self, yes: bool) -> Self {
         self.direct = yes;
+        self
+    }
+
+    /// The backing image, and what is below it, is not opened. What would have to be read from there is an error then.
+    #[must_use]
+    pub fn no_backing(mut self, yes: bool) -> Self {
+        self.no_backing = yes;
+        self
+    }
+
+    /// Every file must lie beneath the descriptor's folder: absolute names, and `..` and links that lead out of it, are
+    /// refused, for the files of backing images too.
+    ///
+    /// With a [`folder`](Self::folder) of the caller's only the names are judged, as it is the folder that follows links.
+    #[must_use]
+    pub fn confined(mut self, yes: bool) -> Self {
+        self.confined = yes;
         self
     }
 
@@ -180,7 +203,7 @@ impl OpenOptions {
     }
 
     fn open_parts(&self, path: &Path) -> Result<Disk> {
-        let place = Place::find(path, self.folder.as_ref())?;
+        let place = Place::find(path, self.folder.as_ref(), self.confined)?;
         // Others may change the disk until it is locked: then what was read before the lock is read again.
         for _ in 0..ATTEMPTS {
             if let Some(disk) = self.attempt(path, &place)? {
@@ -200,9 +223,8 @@ impl OpenOptions {
             write: !self.read_only,
             direct: false,
         };
-        let (mut descriptor, identity) = place.read_descriptor()?;
-        chain::check(&place, &descriptor, identity)?;
-        let mut files = Files::new(&place, identity);
+        let mut files = Files::new(place, self.confined);
+        let mut descriptor = files.descriptor()?;
 
         let image = descriptor.image();
         if image.format != Format::Raw {
@@ -217,6 +239,7 @@ impl OpenOptions {
         let (image, image_path) = files.open(
             Role::Image,
             "QBM.image.file",
+            Path::new(""),
             &image.file,
             Access {
                 direct: self.direct,
@@ -228,42 +251,43 @@ impl OpenOptions {
         if !self.no_lock {
             locks.extend(self.lock(&state, &image, &image_path)?);
             // With a folder of the caller's there is one of each file, and the caller has to know what it hands in.
-            if self.folder.is_none() && place.read_descriptor()?.0 != descriptor {
+            if self.folder.is_none() && Files::new(place, self.confined).descriptor()? != descriptor {
                 return Ok(None);
             }
         }
         let child = Child::new(image, image_path);
-        let length = child.storage.length().map_err(|e| child.failed("measure", &e))?;
-        check_length(length, &child.path)?;
+        let length = overlay::measured(&child)?;
+        let loading = Loading::new(self.max_bitmap_memory);
         let mut bitmaps = Vec::with_capacity(descriptor.bitmaps().len());
+        let mut allocation = None;
         for (name, entry) in descriptor.bitmaps() {
             let key = format!("QBM.bitmaps[{name:?}].file");
-            let (storage, path) = files.open(Role::Bitmap, &key, &entry.file, access)?;
+            let (storage, path) = files.open(Role::Bitmap, &key, Path::new(""), &entry.file, access)?;
             let file = BitmapFile::new(storage, path, self.bitmap_policy);
             file.check_size(entry.granularity.granules_in(length))
                 .map_err(|e| e.context(&key))?;
-            if matches!(entry.kind, BitmapKind::Allocation { .. }) {
-                return Err(Error::new(
-                    ErrorCode::NotSupported,
-                    format!("QBM.bitmaps[{name:?}].type: overlays cannot be opened by this version"),
-                ));
+            if entry.kind.is_allocation() {
+                allocation = Some((name, entry.granularity, file));
+            } else {
+                bitmaps.push(Bitmap::from_entry(name, entry, file));
             }
-            bitmaps.push(Bitmap::from_entry(name, entry, file));
         }
-        let loading = Loading::new(self.max_bitmap_memory);
+        let overlay = match allocation {
+            Some((name, granularity, file)) => {
+                let chain = self.chain(&mut files, &descriptor, &loading)?;
+                let overlay =
+                    Overlay::load(name, granularity, file, length, chain, &loading, !self.read_only)
+                        .map_err(|e| e.context(format_args!("QBM.bitmaps[{name:?}].file")))?;
+                Some(Arc::new(overlay))
+            }
+            None => None,
+        };
         let recovered = Recovering {
+            options: self,
             place,
             image: &child,
             length,
             loading: &loading,
-            notify: &self.notify,
-            writable: !self.read_only,
-            policy: self.bitmap_policy,
-            cache_epoch: self.cache_epoch.as_deref(),
-            trust_image: self.trust_image,
-            retire_interval: self.retire_interval.unwrap_or(RETIRE_INTERVAL),
-            add_state: !self.no_state,
-            lock: !self.no_lock,
         }
         .run(state, &mut descriptor, &mut bitmaps)?;
         locks.extend(recovered.lock);
@@ -278,7 +302,8 @@ impl OpenOptions {
             path: path.to_owned(),
             writable: !self.read_only,
             direct: self.direct,
-            gate: Gate::new(Shape::new(bitmaps, intent, !self.read_only)),
+            layered: overlay.is_some(),
+            gate: Gate::new(Shape::new(bitmaps, overlay, intent, !self.read_only)),
             structure: Mutex::new(Structure { descriptor }),
             place: place.clone(),
             policy: self.bitmap_policy,
@@ -288,6 +313,18 @@ impl OpenOptions {
             recovery: recovered.recovery,
             locks,
         }))
+    }
+
+    /// What lies below the disk's own image.
+    fn chain(&self, files: &mut Files<'_>, descriptor: &Descriptor, loading: &Loading) -> Result<Chain> {
+        let backing = Backing::of(descriptor);
+        if self.no_backing {
+            return Ok(Chain {
+                layers: Vec::new(),
+                unopened: backing.is_some(),
+            });
+        }
+        Chain::open(files, backing, loading)
     }
 
     /// Locks the disk against those who would disturb it.
@@ -318,45 +355,41 @@ pub(super) struct Place {
     pub(super) name: PathBuf,
     /// The folder as messages call it.
     pub(super) shown: PathBuf,
+    /// The folder is the caller's, and only it knows what a name leads to.
+    handed_in: bool,
 }
 
 impl Place {
-    pub(super) fn find(path: &Path, folder: Option<&Arc<dyn Folder>>) -> Result<Self> {
+    /// With `confined`, the folder opens nothing that lies outside of it.
+    pub(super) fn find(path: &Path, folder: Option<&Arc<dyn Folder>>, confined: bool) -> Result<Self> {
         // A link is followed first: the children lie beside the file that it leads to, and it is that file which
         // the next save replaces. With a folder from the caller there is no path to follow.
         let followed = match folder {
-            None if path.is_symlink() => {
-                std::fs::canonicalize(path).map_err(|e| Error::io("follow the link", path, &e))?
-            }
+            None if path.is_symlink() => follow(path)?,
             _ => path.to_owned(),
         };
         let Some(name) = followed.file_name() else {
             return Err(Error::new(ErrorCode::InvalidArgument, "it does not name a file"));
         };
         let shown = followed.parent().unwrap_or(Path::new("")).to_owned();
-        let folder = match folder {
-            Some(folder) => folder.clone(),
-            None => Arc::new(HostFolder::open(&shown).map_err(|e| Error::io("open the folder", &shown, &e))?),
+        let handed_in = folder.is_some();
+        let folder = if let Some(folder) = folder {
+            folder.clone()
+        } else {
+            let folder = HostFolder::open(&shown).map_err(|e| Error::io("open the folder", &shown, &e))?;
+            Arc::new(if confined { folder.confined() } else { folder })
         };
         Ok(Self {
             folder,
             name: name.into(),
             shown,
+            handed_in,
         })
-    }
-
-    /// The descriptor, and which file it is. Opened once: a caller that hands files in may have one of each only.
-    pub(super) fn read_descriptor(&self) -> Result<(Descriptor, Option<FileIdentity>)> {
-        let storage = self
-            .folder
-            .open(Role::Descriptor, &self.name, Access::default())
-            .map_err(|e| Error::system(&e))?;
-        Ok((Descriptor::read(&*storage)?, storage.identity()))
     }
 }
 
 /// Offsets beyond this do not fit the system's calls.
-fn check_length(length: u64, path: &Path) -> Result<()> {
+pub(super) fn check_length(length: u64, path: &Path) -> Result<()> {
     if length <= MAX_LENGTH {
         return Ok(());
     }
@@ -369,21 +402,30 @@ fn check_length(length: u64, path: &Path) -> Result<()> {
     ))
 }
 
-/// The files of one disk as they are opened: no two may be the same file.
-struct Files<'p> {
+fn follow(link: &Path) -> Result<PathBuf> {
+    std::fs::canonicalize(link).map_err(|e| Error::io("follow the link", link, &e))
+}
+
+/// The files of one disk, its backing images' too, as they are opened: each once, and no two may be the same file.
+pub(super) struct Files<'p> {
     place: &'p Place,
-    seen: HashMap<FileIdentity, String>,
+    confined: bool,
+    seen: HashMap<FileIdentity, Seen>,
+}
+
+/// What a file has been opened as.
+struct Seen {
+    /// In words.
+    what: String,
+    descriptor: bool,
 }
 
 impl<'p> Files<'p> {
-    /// `descriptor` is the descriptor's own file, where anything tells.
-    fn new(place: &'p Place, descriptor: Option<FileIdentity>) -> Self {
+    pub(super) fn new(place: &'p Place, confined: bool) -> Self {
         Self {
             place,
-            seen: descriptor
-                .map(|identity| (identity, "the descriptor".to_owned()))
-                .into_iter()
-                .collect(),
+            confined,
+            seen: HashMap::new(),
         }
     }
 
@@ -392,7 +434,7 @@ impl<'p> Files<'p> {
         let Some(entry) = descriptor.state() else {
             return Ok(StateAtOpen::None);
         };
-        match self.open(Role::State, "QBM.state.file", &entry.file, access) {
+        match self.open(Role::State, "QBM.state.file", Path::new(""), &entry.file, access) {
             Ok((storage, path)) => Ok(StateAtOpen::There { storage, path }),
             Err(error) if error.code() == ErrorCode::FileNotFound => {
                 Ok(StateAtOpen::Missing(error.message().to_owned()))
@@ -401,28 +443,155 @@ impl<'p> Files<'p> {
         }
     }
 
-    fn open(
-        &mut self,
-        role: Role,
-        key: &str,
-        name: &str,
-        access: Access,
-    ) -> Result<(Arc<dyn Storage>, PathBuf)> {
-        let name = child_path(name).map_err(|e| e.context(format_args!("{key}: {name:?}")))?;
-        let path = self.place.shown.join(name);
+    /// The disk's own descriptor. A caller that hands files in may have one of each only, so this is asked once.
+    fn descriptor(&mut self) -> Result<Descriptor> {
         let storage = self
             .place
             .folder
-            .open(role, name, access)
-            .map_err(|e| Error::io("open", &path, &e).context(key))?;
-        if let Some(identity) = storage.identity()
-            && let Some(other) = self.seen.insert(identity, key.to_owned())
-        {
-            return Err(Error::new(
-                ErrorCode::FileInvalid,
-                format!("{key}: {} is the same file as {other}", path.display()),
-            ));
+            .open(Role::Descriptor, &self.place.name, Access::default())
+            .map_err(|e| Error::system(&e))?;
+        if let Some(identity) = storage.identity() {
+            let what = "the descriptor".to_owned();
+            self.seen.insert(
+                identity,
+                Seen {
+                    what,
+                    descriptor: true,
+                },
+            );
+        }
+        Descriptor::read(&*storage)
+    }
+
+    /// Opens a child that the descriptor in the folder `base` (as the disk's folder sees it) names under `key`.
+    pub(super) fn open(
+        &mut self,
+        role: Role,
+        key: &str,
+        base: &Path,
+        name: &str,
+        access: Access,
+    ) -> Result<(Arc<dyn Storage>, PathBuf)> {
+        let path = base.join(child_path(name).map_err(|e| e.context(format_args!("{key}: {name:?}")))?);
+        let storage = self.storage(role, key, &path, access)?;
+        let path = self.shown(&path);
+        if let Some(identity) = storage.identity() {
+            let what = if base.as_os_str().is_empty() {
+                key.to_owned()
+            } else {
+                format!("{key} of the descriptor in {}", self.shown(base).display())
+            };
+            let seen = Seen {
+                what,
+                descriptor: false,
+            };
+            if let Some(other) = self.seen.insert(identity, seen) {
+                return Err(Error::new(
+                    ErrorCode::FileInvalid,
+                    format!("{key}: {} is the same file as {}", path.display(), other.what),
+                ));
+            }
         }
         Ok((storage, path))
     }
+
+    /// Reads the descriptor of a backing image, which the descriptor in the folder `base` names under `key`. Says what
+    /// path leads to it from the disk's folder.
+    pub(super) fn backing_descriptor(
+        &mut self,
+        key: &str,
+        base: &Path,
+        name: &str,
+    ) -> Result<(Descriptor, PathBuf)> {
+        let path = base.join(child_path(name).map_err(|e| e.context(format_args!("{key}: {name:?}")))?);
+        let path = self.followed(path).map_err(|e| e.context(key))?;
+        let storage = self.storage(Role::Backing, key, &path, Access::default())?;
+        let shown = self.shown(&path);
+        if let Some(identity) = storage.identity() {
+            let what = format!("the descriptor {}", shown.display());
+            if let Some(other) = self.seen.insert(
+                identity,
+                Seen {
+                    what,
+                    descriptor: true,
+                },
+            ) {
+                let words = if other.descriptor {
+                    format!("the backing chain leads back to {}", shown.display())
+                } else {
+                    format!("{key}: {} is the same file as {}", shown.display(), other.what)
+                };
+                return Err(Error::new(ErrorCode::FileInvalid, words));
+            }
+        }
+        let descriptor = Descriptor::read(&*storage).map_err(|e| e.context(shown.display()))?;
+        Ok((descriptor, path))
+    }
+
+    /// Where a descriptor lies if `path` is a link to it: what it names is relative to that place.
+    fn followed(&self, path: PathBuf) -> Result<PathBuf> {
+        let whole = self.shown(&path);
+        if self.place.handed_in || !whole.is_symlink() {
+            return Ok(path);
+        }
+        let followed = follow(&whole)?;
+        if !self.confined {
+            return Ok(followed);
+        }
+        let here = if self.place.shown.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            &self.place.shown
+        };
+        let beneath = followed.strip_prefix(follow(here)?).map(Path::to_owned);
+        beneath.map_err(|_| outside(&whole))
+    }
+
+    fn storage(&self, role: Role, key: &str, path: &Path, access: Access) -> Result<Arc<dyn Storage>> {
+        let shown = self.shown(path);
+        if self.confined && leads_out(path) {
+            return Err(outside(&shown).context(key));
+        }
+        self.place
+            .folder
+            .open(role, path, access)
+            .map_err(|e| match e.raw_os_error() {
+                Some(libc::EXDEV) if self.confined => outside(&shown),
+                _ => Error::io("open", &shown, &e),
+            })
+            .map_err(|e| e.context(key))
+    }
+
+    /// What messages call the file `path` of the disk's folder.
+    pub(super) fn shown(&self, path: &Path) -> PathBuf {
+        self.place.shown.join(path)
+    }
+}
+
+/// Whether a name alone tells that it leads out of its folder.
+fn leads_out(path: &Path) -> bool {
+    let mut depth = 0u64;
+    !path.components().all(|part| match part {
+        Component::Normal(_) => {
+            depth += 1;
+            true
+        }
+        Component::CurDir => true,
+        Component::ParentDir => {
+            let within = depth > 0;
+            depth = depth.saturating_sub(1);
+            within
+        }
+        Component::RootDir | Component::Prefix(_) => false,
+    })
+}
+
+fn outside(path: &Path) -> Error {
+    Error::new(
+        ErrorCode::PermissionDenied,
+        format!(
+            "{} is not beneath the descriptor's folder, to which the disk is confined",
+            path.display()
+        ),
+    )
 }

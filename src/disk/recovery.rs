@@ -6,14 +6,13 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::bitmaps::recover::{self, Suspects};
 use super::bitmaps::{Bitmap, Loading};
-use super::open::{Notify, Place};
-use super::session::{Recovery, Session};
+use super::open::{OpenOptions, Place};
+use super::session::{RETIRE_INTERVAL, Recovery, Session};
 use super::{Child, NoticeCode};
-use crate::bitmap::{BitmapFile, BitmapPolicy};
+use crate::bitmap::BitmapFile;
 use crate::descriptor::names::{FileName, create_unique};
 use crate::descriptor::save::{self, SaveError};
 use crate::descriptor::{Descriptor, StateEntry};
@@ -38,20 +37,11 @@ pub(super) enum StateAtOpen {
 
 /// A disk that is being opened, as far as the state file matters.
 pub(super) struct Recovering<'o> {
+    pub(super) options: &'o OpenOptions,
     pub(super) place: &'o Place,
     pub(super) image: &'o Child,
     pub(super) length: u64,
     pub(super) loading: &'o Loading,
-    pub(super) notify: &'o Notify,
-    pub(super) writable: bool,
-    pub(super) policy: BitmapPolicy,
-    pub(super) cache_epoch: Option<&'o str>,
-    pub(super) trust_image: bool,
-    pub(super) retire_interval: Duration,
-    /// Whether a disk that has no state file gets one.
-    pub(super) add_state: bool,
-    /// Whether a state file that is made now is locked.
-    pub(super) lock: bool,
 }
 
 /// What comes of it.
@@ -86,12 +76,12 @@ impl Recovering<'_> {
                 Ok(found) => self.go_on(found, storage, path, bitmaps),
                 Err(unusable) => {
                     let recovery = self.distrust_all(bitmaps, unusable.to_string())?;
-                    let session = if self.writable {
+                    let session = if self.options.read_only {
+                        None
+                    } else {
                         let evidence = self.evidence(&*storage, bitmaps)?.ok();
                         let file = StateFile::create(storage, path, self.new_header(descriptor))?;
                         Some(self.session(file, RegionSet::new(), evidence)?)
-                    } else {
-                        None
                     };
                     Ok(Recovered {
                         session,
@@ -123,17 +113,20 @@ impl Recovering<'_> {
                 };
             }
             Verdict::Exact => recovery = Some(Recovery::exact()),
-            Verdict::Widen { ranges, why } => {
+            Verdict::Widen { ranges, mut why } => {
+                if found.damaged_pieces() > 0 {
+                    why.push_str(", and a part of the state file's map is damaged");
+                }
                 recovery = Some(self.widen(bitmaps, Suspects::Recording, &ranges, why)?);
             }
         }
         let distrusted = match &foreign {
-            Some(_) if !self.trust_image => recover::distrust(bitmaps),
+            Some(_) if !self.options.trust_image => recover::distrust(bitmaps),
             _ => Vec::new(),
         };
         self.load(bitmaps)?;
         let mut session = None;
-        if self.writable {
+        if !self.options.read_only {
             if recovery.is_some() {
                 recover::rewrite(bitmaps, Suspects::Recording)?;
             }
@@ -162,7 +155,7 @@ impl Recovering<'_> {
     fn distrust_all(&self, bitmaps: &[Bitmap], why: String) -> Result<Recovery> {
         let whole = [ByteRange::between(0, self.length)];
         let recovery = self.widen(bitmaps, Suspects::All, &whole, why)?;
-        if self.writable {
+        if !self.options.read_only {
             recover::rewrite(bitmaps, Suspects::All)?;
         }
         Ok(recovery)
@@ -177,7 +170,7 @@ impl Recovering<'_> {
     ) -> Result<Recovery> {
         let added = recover::widen(bitmaps, suspects, ranges, self.loading, self.length)?;
         for it in &added {
-            self.notify.send(
+            self.options.notify.send(
                 NoticeCode::BitmapWidened,
                 &format!(
                     "the disk was not closed, and {why}: {} bytes more count as changed in bitmap {:?}",
@@ -193,7 +186,7 @@ impl Recovering<'_> {
 
     fn tell_of_foreign_writes(&self, why: &str, distrusted: &[String]) {
         for bitmap in distrusted {
-            self.notify.send(
+            self.options.notify.send(
                 NoticeCode::BitmapInconsistent,
                 &format!(
                     "{} was written to behind the bitmaps' back ({why}): bitmap {bitmap:?} is inconsistent, and can only \
@@ -205,7 +198,7 @@ impl Recovering<'_> {
     }
 
     fn load(&self, bitmaps: &[Bitmap]) -> Result<()> {
-        if self.writable {
+        if !self.options.read_only {
             self.loading.recording(bitmaps, self.length)?;
         }
         Ok(())
@@ -213,7 +206,7 @@ impl Recovering<'_> {
 
     /// What vouches for the page cache; the outer failure is an epoch that is none.
     fn evidence(&self, state: &dyn Storage, bitmaps: &[Bitmap]) -> Result<Result<Evidence, NoEvidence>> {
-        if let Some(epoch) = self.cache_epoch {
+        if let Some(epoch) = &self.options.cache_epoch {
             return Evidence::of_epoch(epoch).map(Ok);
         }
         let files = bitmaps.iter().filter_map(Bitmap::file);
@@ -225,8 +218,8 @@ impl Recovering<'_> {
             file,
             active,
             self.length,
-            self.retire_interval,
-            self.policy,
+            self.options.retire_interval.unwrap_or(RETIRE_INTERVAL),
+            self.options.bitmap_policy,
             evidence,
         )
     }
@@ -237,14 +230,14 @@ impl Recovering<'_> {
 
     /// Gives a disk that is open for writing a state file, where that can be.
     fn add(&self, descriptor: &mut Descriptor, bitmaps: &[Bitmap]) -> Result<Recovered> {
-        if !self.writable || !self.add_state {
+        if self.options.read_only || self.options.no_state {
             return Ok(Recovered::default());
         }
         let made = match self.make(descriptor) {
             Ok(made) => made,
             Err(SaveError::Unsure(error)) => return Err(error),
             Err(SaveError::Unchanged(error)) => {
-                self.notify.send(
+                self.options.notify.send(
                     NoticeCode::Unprotected,
                     &format!("the disk has no state file and can be given none, so that a power cut can lose bits: {error}"),
                 );
@@ -252,7 +245,7 @@ impl Recovering<'_> {
             }
         };
         let lock = match &made.storage {
-            storage if self.lock => Lock::state(storage, made.file.path(), Sharing::Write)?,
+            storage if !self.options.no_lock => Lock::state(storage, made.file.path(), Sharing::Write)?,
             _ => None,
         };
         let evidence = self.evidence(&*made.storage, bitmaps)?.ok();

@@ -47,6 +47,7 @@ impl Disk {
             return Ok(());
         }
         let mut resized = Resized::new(&shape, &self.loading, old, length)?;
+        let overlay = self.resized_layers(&shape, old, length)?;
         if length > old {
             resized.grow_files()?;
             resized.sync_files().inspect_err(|e| self.fail(e))?;
@@ -70,8 +71,11 @@ impl Disk {
         // Not before the cut is durable: a power cut that takes it back must find files that are long enough.
         if length < old && synced.is_ok() {
             resized.shrink_files();
+            if let Some(overlay) = &overlay {
+                overlay.shrink_file();
+            }
         }
-        *shape = resized.into_shape(&shape);
+        *shape = resized.into_shape(&shape, overlay);
         synced
     }
 }

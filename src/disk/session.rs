@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::Child;
 use crate::bitmap::BitmapPolicy;
 use crate::error::Result;
-use crate::state::{Evidence, IntentMap, MarkId, Marks, RegionSet, Stamp, StateFile};
+use crate::state::{Evidence, IntentMap, MarkId, RegionSet, Stamp, StateFile};
 use crate::sync::{Mutex, PoisonError};
 
 /// Between two looks for regions that have become cold, unless the opener says otherwise.
@@ -100,13 +100,9 @@ impl Session {
 
     /// Puts the marks of inconsistent bitmaps into the file, durably; and forgets those of bitmaps that are no more.
     pub(super) fn mark(&self, inconsistent: &[MarkId]) -> Result<()> {
-        let mut marks = Marks::default();
-        for id in inconsistent {
-            marks.insert(*id)?;
-        }
         self.file.update(|header| {
-            header.marks = marks;
-            Ok(())
+            header.marks.retain(|id| inconsistent.contains(&id));
+            inconsistent.iter().try_for_each(|id| header.marks.insert(*id))
         })?;
         self.owes.store(true, Ordering::Release);
         Ok(())

@@ -1,6 +1,7 @@
 //! What is where: data, zeros, holes.
 
 use super::Disk;
+use super::overlay::status_in;
 use crate::error::{Error, ErrorCode, Result};
 
 bitflags::bitflags! {
@@ -45,23 +46,15 @@ impl Disk {
                 "the status of no bytes was asked for",
             ));
         }
-        let range = self.range(offset, len)?;
-        let extent = self
-            .image
-            .storage
-            .extent(range)
-            .map_err(|e| self.image.failed("find the data in", &e))?;
-        let kind = if extent.data {
-            StatusFlags::DATA
-        } else {
-            StatusFlags::ZERO
-        };
-        Ok(BlockStatus {
-            length: extent.len,
-            flags: kind | StatusFlags::ALLOCATED | StatusFlags::OFFSET_VALID,
-            depth: 0,
-            layer: 0,
-            offset,
-        })
+        if self.layered {
+            let shape = self.gate.enter();
+            let range = self.range(offset, len)?;
+            if let Some(overlay) = &shape.overlay {
+                return self.status_of_layers(overlay, range);
+            }
+        }
+        let mut status = status_in(&self.image, self.range(offset, len)?, 0)?;
+        status.flags |= StatusFlags::ALLOCATED;
+        Ok(status)
     }
 }

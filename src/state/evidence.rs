@@ -257,7 +257,10 @@ impl Evidence {
     }
 }
 
-#[allow(clippy::cast_possible_truncation, reason = "bounded by MAX_WITNESSES and MAX_EPOCH")]
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "bounded by MAX_WITNESSES and MAX_EPOCH"
+)]
 const fn small(count: usize) -> u32 {
     count as u32
 }
@@ -305,7 +308,11 @@ fn witness(sources: &Sources, fd: BorrowedFd<'_>) -> Result<Witness, NoEvidence>
         BTRFS => folder_of_btrfs(sources, fd)?,
         // Kernels before 5.13 give 0.
         TMPFS if found.id != 0 => 0,
-        TMPFS => return Err(NoEvidence("this kernel does not tell one tmpfs from another".to_owned())),
+        TMPFS => {
+            return Err(NoEvidence(
+                "this kernel does not tell one tmpfs from another".to_owned(),
+            ));
+        }
         magic => {
             return Err(NoEvidence(format!(
                 "the file system is of a kind (magic number {magic:#x}) that does not tell whether it was mounted again"
@@ -326,9 +333,11 @@ fn folder_of_device(sources: &Sources, kind: &str, fd: BorrowedFd<'_>) -> Result
         .and_then(|fd| std::fs::File::from(fd).metadata())
         .map(|metadata| metadata.dev())
         .map_err(|e| not_told(Path::new("the device of a file"), &e))?;
-    let link = sources
-        .sys
-        .join(format!("dev/block/{}:{}", libc::major(device), libc::minor(device)));
+    let link = sources.sys.join(format!(
+        "dev/block/{}:{}",
+        libc::major(device),
+        libc::minor(device)
+    ));
     let target = std::fs::read_link(&link).map_err(|e| not_told(&link, &e))?;
     let name = target
         .file_name()

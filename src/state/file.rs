@@ -24,6 +24,11 @@ const MAP: usize = 2 * SLOT;
 /// The whole file; what is behind it is not looked at.
 pub(crate) const LENGTH: usize = MAP + MAP_PIECES * PIECE;
 
+/// The generation of a new file's header.
+const FIRST: u64 = 1;
+/// In the slots of a file that is being made.
+const UNDONE: &[u8] = b"a state file that is not finished";
+
 /// What a state file says, as it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
@@ -78,7 +83,9 @@ impl Found {
         let (generation, header) = newest.ok_or("neither header slot holds a header")?;
         let mut active = RegionSet::new();
         let pieces = map.chunks_exact(PIECE).take(MAP_PIECES).enumerate();
-        let damaged_pieces = pieces.filter(|(piece, bytes)| !active.decode(*piece, bytes)).count();
+        let damaged_pieces = pieces
+            .filter(|(piece, bytes)| !active.decode(*piece, bytes))
+            .count();
         Ok(Self {
             generation,
             header: *header,
@@ -108,25 +115,42 @@ impl StateFile {
     /// Makes `storage` a state file with this header and no active region, whatever is in it. It is durable on return,
     /// its name is not.
     ///
-    /// Everything is written, so that later updates need no space. Between the two syncs the file is no valid state file:
-    /// a crash leaves the old content, nothing valid, or the new one.
+    /// Everything is written, so that later updates need no space. First both slots are made invalid, durably: an older
+    /// header must not come to light when the newer one goes, nor an old header stand beside the new map. So a crash
+    /// leaves the old content, nothing valid, or the new.
     pub(crate) fn create(storage: Arc<dyn Storage>, path: PathBuf, header: Header) -> Result<Self> {
         let failed = |action: &str, error: std::io::Error| Error::io(action, &path, &error);
+        let write = |bytes: &[u8], at: usize| {
+            write_slice(&*storage, bytes, at as u64).map_err(|e| failed("write", e))
+        };
+        let sync = |mode| storage.sync(mode).map_err(|e| failed("sync", e));
+        let mut bytes = vec![0; MAP];
+        for slot in bytes.chunks_exact_mut(SLOT) {
+            slot[..UNDONE.len()].copy_from_slice(UNDONE);
+        }
+        if storage.length().map_err(|e| failed("measure", e))? > 0 {
+            // Only what makes each slot damaged: one that looked torn would let the other one count.
+            for slot in [0, SLOT] {
+                write(&bytes[slot..slot + PIECE], slot)?;
+            }
+            sync(SyncMode::Data)?;
+        }
         match storage.allocate(ByteRange::between(0, LENGTH as u64)) {
-            Err(e) if e.raw_os_error() != Some(libc::EOPNOTSUPP) => return Err(failed("reserve space for", e)),
+            Err(e) if e.raw_os_error() != Some(libc::EOPNOTSUPP) => {
+                return Err(failed("reserve space for", e));
+            }
             _ => {}
         }
         let empty = RegionSet::new();
-        let mut bytes = vec![0; MAP];
         (0..MAP_PIECES).for_each(|piece| bytes.extend(empty.encode(piece)));
-        write_slice(&*storage, &bytes, 0).map_err(|e| failed("write", e))?;
-        storage.sync(SyncMode::All).map_err(|e| failed("sync", e))?;
-        let file = Self::with(storage, path, 0, header.clone());
-        file.update(|it| {
-            *it = header;
-            Ok(())
-        })?;
-        Ok(file)
+        write(&bytes, 0)?;
+        sync(SyncMode::All)?;
+        let mut slots = vec![0; MAP];
+        let encoded = header.encode(FIRST);
+        slots[slot_of(FIRST)..][..encoded.len()].copy_from_slice(&encoded);
+        write(&slots, 0)?;
+        sync(SyncMode::Data)?;
+        Ok(Self::with(storage, path, FIRST, header))
     }
 
     /// Reads a state file, and changes nothing.
@@ -140,9 +164,8 @@ impl StateFile {
         let length = usize::try_from(length).map_or(LENGTH, |length| length.min(LENGTH));
         let mut bytes = vec![0; length];
         read_slice(storage, &mut bytes, 0).map_err(|e| failed("read", e))?;
-        Ok(Found::parse(&bytes).map_err(|why| {
-            Unusable(format!("{} is no valid state file: {why}", path.display()))
-        }))
+        Ok(Found::parse(&bytes)
+            .map_err(|why| Unusable(format!("{} is no valid state file: {why}", path.display()))))
     }
 
     /// Goes on with the state that was found, for writing.
@@ -154,13 +177,19 @@ impl StateFile {
     /// The regions that come with it are the ones for [`IntentMap::new`](super::IntentMap::new): none after a clean
     /// close, whatever the map still shows.
     pub(crate) fn adopt(storage: Arc<dyn Storage>, path: PathBuf, found: Found) -> Result<(Self, RegionSet)> {
-        let active = if found.header.clean { RegionSet::new() } else { found.active };
+        let active = if found.header.clean {
+            RegionSet::new()
+        } else {
+            found.active
+        };
         let file = Self::with(storage, path, found.generation, found.header);
         file.write(
             &file.current().header.encode(found.generation),
             slot_of(found.generation),
         )?;
-        let map: Vec<_> = (0..MAP_PIECES).map(|piece| (piece, active.encode(piece))).collect();
+        let map: Vec<_> = (0..MAP_PIECES)
+            .map(|piece| (piece, active.encode(piece)))
+            .collect();
         file.write_map(&map)?;
         file.sync()?;
         Ok((file, active))
@@ -288,13 +317,15 @@ impl StateFile {
 
 impl std::fmt::Debug for StateFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StateFile").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("StateFile")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
     }
 }
 
 /// Where the slot of a generation begins.
 const fn slot_of(generation: u64) -> usize {
-    if generation % 2 == 0 { 0 } else { SLOT }
+    if generation.is_multiple_of(2) { 0 } else { SLOT }
 }
 
 #[cfg(any(test, fuzzing))]

@@ -61,7 +61,9 @@ impl Marks {
         if self.0.len() == MAX_MARKS {
             return Err(Error::new(
                 ErrorCode::NotSupported,
-                format!("{MAX_MARKS} bitmaps are inconsistent, and the state file has room for no more; remove some"),
+                format!(
+                    "{MAX_MARKS} bitmaps are inconsistent, and the state file has room for no more; remove some"
+                ),
             ));
         }
         self.0.insert(place, id);
@@ -73,6 +75,7 @@ impl Marks {
         self.0.retain(|id| known(*id));
     }
 
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -138,7 +141,10 @@ impl Header {
         put(&mut bytes, 40, &self.region.bytes().to_le_bytes());
         Stamp::encode(self.stamp.as_ref(), &mut bytes[48..72]);
         Evidence::encode(self.evidence.as_ref(), &mut bytes[72..PIECE]);
-        for (piece, marks) in bytes[PIECE..].chunks_exact_mut(PIECE).zip(marks.chunks(MARKS_PER_PIECE)) {
+        for (piece, marks) in bytes[PIECE..]
+            .chunks_exact_mut(PIECE)
+            .zip(marks.chunks(MARKS_PER_PIECE))
+        {
             for (at, mark) in piece[HEAD..].chunks_exact_mut(8).zip(marks) {
                 at.copy_from_slice(&mark.0.to_le_bytes());
             }
@@ -198,7 +204,11 @@ impl Header {
         }
         let header = Self {
             clean: flags & CLEAN != 0,
-            policy: if flags & LAZY == 0 { BitmapPolicy::WriteThrough } else { BitmapPolicy::Lazy },
+            policy: if flags & LAZY == 0 {
+                BitmapPolicy::WriteThrough
+            } else {
+                BitmapPolicy::Lazy
+            },
             failure_noted: flags & FAILURE != 0,
             region,
             stamp,
@@ -240,7 +250,11 @@ fn unseal(piece: &[u8], index: usize) -> Result<Option<u64>, String> {
     }
     match u32::from_le_bytes(get(piece, 12)) {
         VERSION => {}
-        version => return Err(format!("it has version {version}, and this library knows {VERSION}")),
+        version => {
+            return Err(format!(
+                "it has version {version}, and this library knows {VERSION}"
+            ));
+        }
     }
     let named = u32::from_le_bytes(get(piece, 24));
     if named != number(index) {

@@ -18,6 +18,7 @@ use super::file::StateFile;
 use super::map::{MAX_REGIONS, RegionSet};
 use super::region::RegionSize;
 use crate::error::{Error, ErrorCode, Result};
+use crate::mutation::{self, Fault};
 use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use crate::units::ByteRange;
 
@@ -61,6 +62,7 @@ struct State {
 
 /// Holds regions active. A thread that has one must not ask for another, nor retire regions: each would wait for the
 /// other.
+#[derive(Debug)]
 #[must_use = "the regions are held only as long as this lives"]
 pub(crate) struct Pin<'m> {
     map: &'m IntentMap,
@@ -121,7 +123,10 @@ impl IntentMap {
             if regions.end > state.count {
                 return Err(Error::new(
                     ErrorCode::OutOfRange,
-                    format!("{bytes} do not all lie in the {} regions of the intent map", state.count),
+                    format!(
+                        "{bytes} do not all lie in the {} regions of the intent map",
+                        state.count
+                    ),
                 ));
             }
             if !regions.clone().any(|region| state.retiring.contains(region)) {
@@ -144,7 +149,7 @@ impl IntentMap {
                 // That write may have begun before our bits were set. Then it does not make them durable, and we write
                 // them ourselves, with those of all who came meanwhile.
                 state = self.wait(state);
-                if mutation::is(mutation::Fault::JoinRunningSync) {
+                if mutation::on(Fault::RunningSyncJoined) {
                     return Ok(());
                 }
             } else {
@@ -182,7 +187,12 @@ impl IntentMap {
                     state.durable.add_piece(*piece, bytes);
                 }
             }
-            (Ok(()), Durably::Later) => {}
+            // What somebody else set meanwhile is written, but that it is durable takes another write with a sync.
+            (Ok(()), Durably::Later) => {
+                let unsure = |piece: &usize| !state.durable.has_piece(*piece, &state.wanted);
+                let unsure: Vec<_> = pieces.iter().map(|(piece, _)| *piece).filter(unsure).collect();
+                state.dirty.extend(unsure);
+            }
             (Err(_), _) => state.dirty.extend(pieces.iter().map(|(piece, _)| *piece)),
         }
         self.changed.notify_all();
@@ -190,7 +200,7 @@ impl IntentMap {
     }
 
     fn sync(&self) -> Result<()> {
-        if mutation::is(mutation::Fault::SkipIntentSync) {
+        if mutation::on(Fault::IntentUnsynced) {
             return Ok(());
         }
         self.file.sync()
@@ -227,9 +237,9 @@ impl IntentMap {
         if cold.is_empty() {
             return Ok(0);
         }
-        cold.iter().for_each(|region| {
-            state.retiring.insert(*region);
-        });
+        for region in cold {
+            state.retiring.insert(region);
+        }
         state.retirement = true;
         self.retire(state, settle, || Ok(()))
     }
@@ -288,7 +298,7 @@ impl IntentMap {
         state.retirement = true;
         // All that there are, not only the active ones: none may become active meanwhile.
         state.retiring.fill();
-        while state.held > 0 && !mutation::is(mutation::Fault::RetireUnderPin) {
+        while state.held > 0 && !mutation::on(Fault::RetiredUnderPin) {
             state = self.wait(state);
         }
         state
@@ -311,7 +321,7 @@ impl IntentMap {
         if leaving.is_empty() {
             return then().map(|()| 0);
         }
-        if !mutation::is(mutation::Fault::ClearBeforeSettle) {
+        if !mutation::on(Fault::ClearedUnsettled) {
             settle()?;
         }
 
@@ -367,14 +377,19 @@ impl State {
     /// The pins of regions that are the disk's; others have none.
     fn pins_of(&mut self, regions: Range<u64>) -> &mut [u32] {
         let at = |region| usize::try_from(region).unwrap_or(usize::MAX);
-        self.pins.get_mut(at(regions.start)..at(regions.end)).unwrap_or_default()
+        self.pins
+            .get_mut(at(regions.start)..at(regions.end))
+            .unwrap_or_default()
     }
 
     /// Puts `regions` into the map, and where one is new as many behind them as there are active in front, up to
     /// [`LOOK_AHEAD`]: a stream that goes on finds its next regions active, and a write at random adds none.
     fn want(&mut self, regions: Range<u64>) {
         let before = |steps: &u64| {
-            regions.start.checked_sub(*steps).is_some_and(|region| self.wanted.contains(region))
+            regions
+                .start
+                .checked_sub(*steps)
+                .is_some_and(|region| self.wanted.contains(region))
         };
         let stream = (1..=LOOK_AHEAD).take_while(before).count() as u64;
         let mut any_new = false;
@@ -435,57 +450,9 @@ fn grow(pins: &mut Vec<u32>, count: u64) -> Result<()> {
 
 impl std::fmt::Debug for IntentMap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("IntentMap").field("file", &self.file).finish_non_exhaustive()
-    }
-}
-
-/// Faults that the tests must find.
-#[cfg(test)]
-mod mutation {
-    use std::cell::Cell;
-
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub(super) enum Fault {
-        /// Regions are activated without a sync.
-        SkipIntentSync,
-        /// Who waited for a sync counts as served by it, whenever it began.
-        JoinRunningSync,
-        /// A retirement does not wait for pins.
-        RetireUnderPin,
-        /// The regions are cleared without the bitmaps being synced.
-        ClearBeforeSettle,
-    }
-
-    thread_local! {
-        // Tests that put one in run on one thread; so do the explorer's models.
-        static FAULT: Cell<Option<Fault>> = const { Cell::new(None) };
-    }
-
-    pub(super) fn is(fault: Fault) -> bool {
-        FAULT.get() == Some(fault)
-    }
-
-    /// Runs `test` with the fault in.
-    pub(super) fn with<T>(fault: Fault, test: impl FnOnce() -> T) -> T {
-        FAULT.set(Some(fault));
-        let result = test();
-        FAULT.set(None);
-        result
-    }
-}
-
-#[cfg(not(test))]
-mod mutation {
-    pub(super) enum Fault {
-        SkipIntentSync,
-        JoinRunningSync,
-        RetireUnderPin,
-        ClearBeforeSettle,
-    }
-
-    /// None, outside the tests.
-    pub(super) const fn is(_: Fault) -> bool {
-        false
+        f.debug_struct("IntentMap")
+            .field("file", &self.file)
+            .finish_non_exhaustive()
     }
 }
 

@@ -134,7 +134,10 @@ fn lock_image(fd: BorrowedFd<'_>, path: &Path, sharing: Sharing) -> Result<()> {
     for (permission, words) in PERMISSIONS {
         let mut conflicts = Vec::new();
         if sharing.does().contains(&permission) {
-            conflicts.push((byte(REFUSED, permission), format!("allows nobody else who {words}")));
+            conflicts.push((
+                byte(REFUSED, permission),
+                format!("allows nobody else who {words}"),
+            ));
         }
         if Sharing::REFUSES.contains(&permission) {
             conflicts.push((byte(DONE, permission), words.to_owned()));
@@ -166,8 +169,9 @@ fn refused(
 }
 
 fn unlockable(path: &Path, error: &io::Error) -> Error {
-    Error::io("lock", path, error)
-        .context("the file system does not do the locks that keep two users apart (an open without locks is possible)")
+    Error::io("lock", path, error).context(
+        "the file system does not do the locks that keep two users apart (an open without locks is possible)",
+    )
 }
 
 fn conflict(
@@ -180,11 +184,17 @@ fn conflict(
 ) -> Error {
     let who = match pid {
         Some(pid) => named(pid),
-        None => holders(fd, bytes).unwrap_or_else(|| "another process, or another handle of this one,".to_owned()),
+        None => {
+            holders(fd, bytes).unwrap_or_else(|| "another process, or another handle of this one,".to_owned())
+        }
     };
     Error::new(
         ErrorCode::Locked,
-        format!("cannot lock {} for {}: {who} {why}", path.display(), sharing.words()),
+        format!(
+            "cannot lock {} for {}: {who} {why}",
+            path.display(),
+            sharing.words()
+        ),
     )
 }
 
@@ -198,7 +208,11 @@ fn named(pid: i32) -> String {
 /// Who has a lock of an open file description on this byte. The kernel keeps no process for such a lock, but shows it to
 /// whoever may look at the open files of the process.
 fn holders(fd: BorrowedFd<'_>, bytes: Bytes) -> Option<String> {
-    let ours = identity(&std::fs::File::from(fd.try_clone_to_owned().ok()?).metadata().ok()?);
+    let ours = identity(
+        &std::fs::File::from(fd.try_clone_to_owned().ok()?)
+            .metadata()
+            .ok()?,
+    );
     let mut found = Vec::new();
     for process in std::fs::read_dir("/proc").ok()?.flatten() {
         let Some(pid) = process.file_name().to_str().and_then(|it| it.parse::<i32>().ok()) else {
@@ -211,7 +225,11 @@ fn holders(fd: BorrowedFd<'_>, bytes: Bytes) -> Option<String> {
     let own = i32::try_from(std::process::id()).ok();
     let mut said = String::new();
     for pid in found {
-        let who = if Some(pid) == own { "another handle of this process".to_owned() } else { named(pid) };
+        let who = if Some(pid) == own {
+            "another handle of this process".to_owned()
+        } else {
+            named(pid)
+        };
         // Writing to a string cannot fail.
         let _ = write!(said, "{}{who}", if said.is_empty() { "" } else { " or " });
     }
@@ -247,7 +265,11 @@ fn covers(line: &str, bytes: Bytes) -> bool {
     let ["lock:", _, "OFDLCK", .., first, last] = words[..] else {
         return false;
     };
-    let end = if bytes.len == 0 { i64::MAX } else { bytes.start + bytes.len };
+    let end = if bytes.len == 0 {
+        i64::MAX
+    } else {
+        bytes.start + bytes.len
+    };
     let last = if last == "EOF" { Ok(i64::MAX) } else { last.parse() };
     matches!((first.parse::<i64>(), last), (Ok(first), Ok(last)) if first < end && last >= bytes.start)
 }

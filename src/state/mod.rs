@@ -22,17 +22,17 @@ mod sys;
 mod verdict;
 
 pub(crate) use evidence::{Evidence, NoEvidence};
-pub(crate) use file::{Found, StateFile, Unusable};
+pub(crate) use file::{Found, StateFile};
 pub(crate) use header::{Header, MarkId, Marks};
-pub(crate) use map::RegionSet;
-pub(crate) use intent::{IntentMap, Pin};
+pub(crate) use intent::IntentMap;
 pub(crate) use locks::{Lock, Sharing};
+pub(crate) use map::RegionSet;
 pub(crate) use region::RegionSize;
 pub(crate) use stamp::Stamp;
 pub(crate) use verdict::Verdict;
 
 /// Any bytes as a state file: read without a panic, and what is valid survives being written again. For the fuzzer.
-#[cfg(any(test, fuzzing))]
+#[cfg(fuzzing)]
 pub(crate) fn survives_rewriting(bytes: &[u8]) {
     file::oracle::survives_rewriting(bytes);
 }

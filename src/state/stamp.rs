@@ -45,7 +45,9 @@ impl Stamp {
     /// Not `fdatasync`, because a time that a power cut takes back would look like a foreign write. The wait (a tick of
     /// the kernel, 1 to 10 ms) because a foreign write within the tick of our own last one would get the same time.
     pub(crate) fn take(image: &dyn Storage, path: &Path) -> Result<Self> {
-        image.sync(SyncMode::All).map_err(|e| Error::io("sync", path, &e))?;
+        image
+            .sync(SyncMode::All)
+            .map_err(|e| Error::io("sync", path, &e))?;
         let stamp = Self::of(image, path)?;
         if let Some(modified) = stamp.modified {
             outwait(modified).map_err(|e| Error::io("ask the clock that stamps", path, &e))?;
@@ -140,8 +142,8 @@ fn outwait(modified: Moment) -> io::Result<()> {
             unit => (modified.seconds..modified.seconds.saturating_add(unit)).contains(&seconds),
         };
         // A finer clock than the coarse one may have stamped the file: it is behind by a tick then.
-        let behind = now < (modified.seconds, i64::from(modified.nanoseconds))
-            && modified.seconds - seconds <= 1;
+        let behind =
+            now < (modified.seconds, i64::from(modified.nanoseconds)) && modified.seconds - seconds <= 1;
         if !same && !behind {
             return Ok(());
         }
@@ -157,7 +159,8 @@ pub(super) mod tests {
     use std::io::Write;
     use std::time::SystemTime;
 
-    use super::*;
+    use super::{Duration, Moment, Path, Storage};
+    use crate::state::Stamp;
     use crate::storage::simulated::SimDisk;
     use crate::storage::{Access, FileStorage, Folder, Role};
 
@@ -165,10 +168,7 @@ pub(super) mod tests {
     pub(in crate::state) fn some(size: u64, modified: Option<(i64, u32)>) -> Stamp {
         Stamp {
             size,
-            modified: modified.map(|(seconds, nanoseconds)| Moment {
-                seconds,
-                nanoseconds,
-            }),
+            modified: modified.map(|(seconds, nanoseconds)| Moment { seconds, nanoseconds }),
         }
     }
 
@@ -176,7 +176,14 @@ pub(super) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.img");
         std::fs::write(&path, b"content").unwrap();
-        let storage = FileStorage::open(&path, Access { write: true, direct: false }).unwrap();
+        let storage = FileStorage::open(
+            &path,
+            Access {
+                write: true,
+                direct: false,
+            },
+        )
+        .unwrap();
         (dir, path, storage)
     }
 
@@ -191,7 +198,11 @@ pub(super) mod tests {
             assert_eq!(kept.difference(&Stamp::of(&storage, &path).unwrap()), None);
             foreign.write_all(b"x").unwrap();
             let now = Stamp::of(&storage, &path).unwrap();
-            assert!(kept.difference(&now).unwrap().starts_with("it was last changed at "));
+            assert!(
+                kept.difference(&now)
+                    .unwrap()
+                    .starts_with("it was last changed at ")
+            );
         }
     }
 

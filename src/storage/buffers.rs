@@ -73,6 +73,11 @@ impl<'a> Gather<'a> {
         self.len == 0
     }
 
+    /// Appends the pieces of all its bytes to `out`, to be part of a longer list.
+    pub fn append_to(&self, out: &mut Vec<libc::iovec>) {
+        out.extend_from_slice(self.vecs);
+    }
+
     /// Copies the bytes from `skip` on into `out`, as many as it holds.
     ///
     /// # Panics
@@ -140,6 +145,50 @@ impl<'a> Scatter<'a> {
     /// Whether there is no byte in it.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// The `len` bytes from `skip` on as a list of their own, whose pieces are kept in `room`.
+    ///
+    /// # Panics
+    ///
+    /// Where the list has fewer bytes than that: the caller planned wrongly.
+    pub fn part<'b>(&self, mut skip: usize, mut len: usize, room: &'b mut Vec<libc::iovec>) -> Scatter<'b>
+    where
+        'a: 'b,
+    {
+        assert!(skip <= self.len && len <= self.len - skip);
+        let whole = len;
+        room.clear();
+        for vec in self.vecs {
+            if len == 0 {
+                break;
+            }
+            if skip >= vec.iov_len {
+                skip -= vec.iov_len;
+                continue;
+            }
+            let n = (vec.iov_len - skip).min(len);
+            room.push(libc::iovec {
+                // Within the piece, so this does not wrap.
+                iov_base: vec.iov_base.wrapping_byte_add(skip),
+                iov_len: n,
+            });
+            len -= n;
+            skip = 0;
+        }
+        Scatter {
+            vecs: room,
+            len: whole,
+            memory: PhantomData,
+        }
+    }
+
+    /// Fills all of the memory with zeros.
+    pub fn zero(&self) {
+        for vec in self.vecs {
+            // SAFETY: `new` promised that the piece is writable.
+            unsafe { std::ptr::write_bytes(vec.iov_base.cast::<u8>(), 0, vec.iov_len) };
+        }
     }
 
     /// Copies `bytes` into the memory from `skip` on.

@@ -63,6 +63,20 @@ impl FileStorage {
         Self::from_fd(fd, access)
     }
 
+    /// Opens a file that exists, by a name that must not lead out of `dir`.
+    pub(super) fn open_beneath(dir: BorrowedFd<'_>, name: &CStr, access: Access) -> io::Result<Self> {
+        let place = sys::open_beneath(dir, name, O_PATH)?;
+        refuse_other_kinds(sys::with_file(place.as_fd(), File::metadata)?.mode())?;
+        let rights = if access.write { O_RDWR } else { O_RDONLY };
+        let around = if access.direct { O_DIRECT } else { 0 };
+        let flags = rights | around | O_NONBLOCK | O_NOCTTY;
+        let fd = sys::open_beneath(dir, name, flags).map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) if access.direct => no_direct(),
+            _ => error,
+        })?;
+        Self::from_fd(fd, access)
+    }
+
     /// Takes an open file. It should be an open file description of its own: its flags are changed, and locks on it
     /// count for all who share it.
     ///

@@ -31,6 +31,8 @@ pub struct HostFolder {
     path: PathBuf,
     /// Whether the descriptor can do more than look names up. If not, the folder cannot be synced.
     readable: bool,
+    /// Whether files outside of it are refused.
+    confined: bool,
 }
 
 impl HostFolder {
@@ -58,7 +60,20 @@ impl HostFolder {
         }
         sys::set_close_on_exec(dir.as_fd())?;
         let readable = sys::status_flags(dir.as_fd())? & O_PATH == 0;
-        Ok(Self { dir, path, readable })
+        Ok(Self {
+            dir,
+            path,
+            readable,
+            confined: false,
+        })
+    }
+
+    /// The same folder, in which [`Folder::open`] opens nothing that a root, a `..` or a link leads to outside of it:
+    /// that is `EXDEV`. On kernels before Linux 5.6, which cannot tell, every open is `ENOSYS`.
+    #[must_use]
+    pub fn confined(mut self) -> Self {
+        self.confined = true;
+        self
     }
 
     /// What messages call the folder.
@@ -90,7 +105,12 @@ impl AsFd for HostFolder {
 
 impl Folder for HostFolder {
     fn open(&self, _role: Role, name: &Path, access: Access) -> io::Result<Arc<dyn Storage>> {
-        let file = FileStorage::open_at(self.dir.as_fd(), &terminated(name)?, access)?;
+        let name = terminated(name)?;
+        let file = if self.confined {
+            FileStorage::open_beneath(self.dir.as_fd(), &name, access)?
+        } else {
+            FileStorage::open_at(self.dir.as_fd(), &name, access)?
+        };
         Ok(Arc::new(file))
     }
 

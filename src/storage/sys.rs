@@ -125,6 +125,30 @@ pub fn open_at(dir: BorrowedFd<'_>, name: &CStr, flags: c_int, mode: c_uint) -> 
     })
 }
 
+/// Opens `name`, which must not lead out of `dir` by any link, `..` or root: that is `EXDEV`.
+pub fn open_beneath(dir: BorrowedFd<'_>, name: &CStr, flags: c_int) -> io::Result<OwnedFd> {
+    // SAFETY: all zeros is a valid `open_how`.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = u64::from((flags | libc::O_CLOEXEC).cast_unsigned());
+    how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_MAGICLINKS;
+    retry(|| {
+        // SAFETY: `name` is a terminated string, and `how` a struct of the size given; both outlive the call.
+        let fd = unsafe {
+            libc::syscall(
+                libc::SYS_openat2,
+                dir.as_raw_fd(),
+                name.as_ptr(),
+                &raw const how,
+                size_of::<libc::open_how>(),
+            )
+        };
+        let fd = c_int::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
+        check_int(fd)?;
+        // SAFETY: the call has just made this descriptor, and nobody else knows it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    })
+}
+
 /// The file mode (type and permissions) of `name`, following links.
 pub fn mode_at(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<u32> {
     let mut stat = MaybeUninit::<libc::stat64>::uninit();

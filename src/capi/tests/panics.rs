@@ -4,10 +4,13 @@ use std::ffi::{CStr, c_int};
 use std::io;
 use std::path::Path;
 use std::process::Command;
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
+use crate::capi::bitmap_changes::{qbm_bitmap_freeze, qbm_bitmap_merge};
+use crate::capi::bitmap_transaction::{qbm_action, qbm_bitmap_action, qbm_bitmap_transaction};
+use crate::capi::bitmaps::qbm_bitmap_add;
 use crate::capi::boundary::call;
 use crate::capi::bytes::{qbm_discard, qbm_flush, qbm_pread, qbm_pwrite, qbm_truncate, qbm_write_zeroes};
 use crate::capi::errors::{qbm_error_code, qbm_error_message};
@@ -179,7 +182,7 @@ fn failed(result: c_int, part: &str) {
 
 type Call = fn(*mut qbm_disk) -> c_int;
 
-const CALLS: [Call; 7] = [
+const CALLS: [Call; 10] = [
     |disk| unsafe { qbm_pread(disk, [0u8; 8].as_mut_ptr().cast(), 8, 0) },
     |disk| unsafe { qbm_pwrite(disk, [0u8; 8].as_ptr().cast(), 8, 0, 0) },
     |disk| unsafe { qbm_write_zeroes(disk, 0, 8, 0) },
@@ -191,10 +194,25 @@ const CALLS: [Call; 7] = [
         info.struct_size = size_of::<qbm_info>();
         unsafe { qbm_get_info(disk, &raw mut info) }
     },
+    |disk| unsafe { qbm_bitmap_add(disk, c"b".as_ptr(), null()) },
+    |disk| transaction(disk, disk),
+    |disk| unsafe { qbm_bitmap_freeze(disk, c"b".as_ptr(), 0) },
 ];
 
+/// Adds a bitmap to both disks at once.
+fn transaction(one: *mut qbm_disk, two: *mut qbm_disk) -> c_int {
+    let actions = [one, two].map(|disk| {
+        let mut action: qbm_bitmap_action = unsafe { std::mem::zeroed() };
+        (action.disk, action.name) = (disk, c"b".as_ptr());
+        action.kind = qbm_action::QBM_ACTION_ADD as u32;
+        action
+    });
+    unsafe { qbm_bitmap_transaction(actions.as_ptr(), 2, size_of::<qbm_bitmap_action>(), 0) }
+}
+
 /// Calls that would meet no panic of the image, and must be refused once another has.
-const REFUSED: [Call; 2] = [
+const REFUSED: [Call; 3] = [
+    |disk| unsafe { qbm_bitmap_merge(disk, c"b".as_ptr(), disk, c"b".as_ptr(), 0) },
     |disk| {
         let mut layer: qbm_layer = unsafe { std::mem::zeroed() };
         layer.struct_size = size_of::<qbm_layer>();
@@ -219,6 +237,16 @@ fn a_panic_breaks_the_disk_and_close_frees_it() {
         failed(unsafe { qbm_close(subject.disk) }, "refuses further use");
         assert!(subject.image.upgrade().is_none(), "close did not free the image");
         assert_eq!(subject.notices.load(Ordering::Relaxed), 1);
+    }
+}
+
+#[test]
+fn a_panic_in_a_transaction_breaks_all_of_its_disks() {
+    let (one, two) = (open(), open());
+    failed(transaction(one.disk, two.disk), "internal error");
+    for subject in [one, two] {
+        assert_eq!(subject.notices.load(Ordering::Relaxed), 1);
+        failed(unsafe { qbm_close(subject.disk) }, "refuses further use");
     }
 }
 
@@ -252,7 +280,7 @@ fn nothing_is_printed() {
         .unwrap();
     assert!(output.status.success());
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.contains("3 passed"), "{said}");
+    assert!(said.contains("4 passed"), "{said}");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
 

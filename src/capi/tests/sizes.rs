@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::ptr::{null, null_mut};
 
 use crate::ErrorCode;
-use crate::capi::structs::{self, Extensible};
+use crate::capi::structs::{self, Extensible, Plain};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C)]
@@ -16,6 +16,7 @@ struct Known {
     pointer: *const c_void,
 }
 
+unsafe impl Plain for Known {}
 unsafe impl Extensible for Known {}
 
 const SIZE: usize = size_of::<Known>();

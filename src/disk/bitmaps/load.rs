@@ -7,11 +7,14 @@ use std::sync::Arc;
 use super::Bitmap;
 use crate::bitmap::Bits;
 use crate::error::{Error, ErrorCode, Result};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, PoisonError};
 
 /// The limit on memory, and the lock of those who load.
 pub(in crate::disk) struct Loading {
     limit: Option<u64>,
+    /// What the allocation bits take, which are in memory for as long as the disk is open.
+    allocation: AtomicU64,
     /// Two readers of one bitmap load it once, and no two together pass the limit.
     one_at_a_time: Mutex<()>,
 }
@@ -21,6 +24,7 @@ impl Loading {
     pub(in crate::disk) fn new(limit: Option<u64>) -> Self {
         Self {
             limit,
+            allocation: AtomicU64::new(0),
             one_at_a_time: Mutex::new(()),
         }
     }
@@ -52,6 +56,21 @@ impl Loading {
         Ok(bitmap.bits.get_or_init(|| Arc::new(bits)))
     }
 
+    /// Loads `granules` allocation bits, if there is room for them; it is counted from now on.
+    pub(in crate::disk) fn reserved(
+        &self,
+        granules: u64,
+        load: impl FnOnce() -> Result<Bits>,
+    ) -> Result<Bits> {
+        let before = self.allocation.load(Ordering::Relaxed);
+        // Asked with the least that the bits can take, before any of it is taken.
+        self.check(granules / 8)?;
+        let bits = load()?;
+        self.check(bits.memory())?;
+        self.allocation.store(before + bits.memory(), Ordering::Relaxed);
+        Ok(bits)
+    }
+
     /// Loads what writes will be recorded in.
     pub(in crate::disk) fn recording(&self, all: &[Bitmap], length: u64) -> Result<()> {
         all.iter()
@@ -65,6 +84,7 @@ impl Loading {
     }
 
     fn check(&self, bytes: u64) -> Result<()> {
+        let bytes = bytes.saturating_add(self.allocation.load(Ordering::Relaxed));
         match self.limit {
             Some(limit) if bytes > limit => Err(Error::new(
                 ErrorCode::NoMemory,

@@ -35,6 +35,7 @@ pub use several::bitmap_transaction;
 
 use crate::bitmap::{BitmapFile, Bits};
 use crate::descriptor::BitmapEntry;
+use crate::disk::overlay::Overlay;
 use crate::error::{Error, ErrorCode, Result};
 use crate::state::IntentMap;
 use crate::units::Granularity;
@@ -46,12 +47,19 @@ pub(super) struct Shape {
     recorders: Vec<Recorder>,
     /// What a bitmap's file is to be vouched for by before it is written; `None` where the disk has no state file.
     intent: Option<Arc<IntentMap>>,
+    /// What is below the image, and which granules it has itself; `None` where it has all.
+    pub(super) overlay: Option<Arc<Overlay>>,
 }
 
 impl Shape {
     /// The shape of a disk with these bitmaps. The bits of those that record must be loaded where the disk is
     /// `writable`.
-    pub(super) fn new(bitmaps: Vec<Bitmap>, intent: Option<Arc<IntentMap>>, writable: bool) -> Self {
+    pub(super) fn new(
+        bitmaps: Vec<Bitmap>,
+        overlay: Option<Arc<Overlay>>,
+        intent: Option<Arc<IntentMap>>,
+        writable: bool,
+    ) -> Self {
         let recorders = if writable {
             bitmaps.iter().filter_map(Recorder::of).collect()
         } else {
@@ -61,7 +69,13 @@ impl Shape {
             bitmaps,
             recorders,
             intent,
+            overlay,
         }
+    }
+
+    /// The same disk with other dirty bitmaps.
+    fn with(&self, bitmaps: Vec<Bitmap>, writable: bool) -> Self {
+        Self::new(bitmaps, self.overlay.clone(), self.intent.clone(), writable)
     }
 
     fn find(&self, name: &str) -> Result<&Bitmap> {

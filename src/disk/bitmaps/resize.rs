@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use super::{Bitmap, Loading, Shape, Start};
 use crate::bitmap::{BitmapFile, Bits};
 use crate::descriptor::Descriptor;
+use crate::disk::overlay::Overlay;
 use crate::error::{Error, Result};
 use crate::units::{ByteRange, Granularity};
 
@@ -93,9 +94,9 @@ impl Resized {
         Ok(changed)
     }
 
-    /// The disk's new shape.
-    pub(in crate::disk) fn into_shape(self, old: &Shape) -> Shape {
-        Shape::new(self.bitmaps, old.intent.clone(), true)
+    /// The disk's new shape, over these layers.
+    pub(in crate::disk) fn into_shape(self, old: &Shape, overlay: Option<Arc<Overlay>>) -> Shape {
+        Shape::new(self.bitmaps, overlay, old.intent.clone(), true)
     }
 }
 

@@ -6,10 +6,11 @@
 
 use super::stage::{Source, Stage};
 use super::transaction::Part;
-use super::{BitmapAction, MergeSource};
-use crate::disk::Disk;
+use super::{BitmapAction, MergeSource, Shape};
+use crate::disk::gate::Closed;
+use crate::disk::{Disk, Structure};
 use crate::error::{Error, ErrorCode, Result};
-use crate::storage::SyncMode;
+use crate::sync::MutexGuard;
 
 /// Applies all of `actions`, each to its disk and in their order, or none, at one point between the writes to all of
 /// the disks. Durable on return.
@@ -46,12 +47,12 @@ impl Party<'_> {
         }
     }
 
-    /// A starting point needs what was written before to be durable.
-    fn flush(&self) -> Result<()> {
-        if self.starts {
-            self.disk.sync_image(SyncMode::Data)
-        } else {
-            Ok(())
+    /// A starting point needs what was written before to be durable. `shape` is there when the gate is closed.
+    fn flush(&self, shape: Option<&Shape>) -> Result<()> {
+        match shape {
+            _ if !self.starts => Ok(()),
+            Some(shape) => self.disk.sync_shape(shape),
+            None => self.disk.sync_written(),
         }
     }
 }
@@ -61,11 +62,22 @@ pub(super) fn at_one_point(actions: &Actions<'_>) -> Result<()> {
     let order = saving_order(&parties, actions)?;
     parties.iter().try_for_each(Party::check)?;
     let mut structures: Vec<_> = parties.iter().map(|party| party.disk.structure()).collect();
+    let explain = |error: Error| match actions {
+        [(_, action)] => action.explain(error),
+        _ => error,
+    };
     // Twice, so that writers wait only for what was written since.
-    parties.iter().try_for_each(Party::flush)?;
+    parties
+        .iter()
+        .try_for_each(|party| party.flush(None))
+        .map_err(explain)?;
     let mut shapes: Vec<_> = parties.iter().map(|party| party.disk.gate.close()).collect();
     parties.iter().try_for_each(Party::check)?;
-    parties.iter().try_for_each(Party::flush)?;
+    parties
+        .iter()
+        .zip(&shapes)
+        .try_for_each(|(party, shape)| party.flush(Some(shape)))
+        .map_err(explain)?;
 
     let mut stages: Vec<_> = parties
         .iter()
@@ -78,50 +90,58 @@ pub(super) fn at_one_point(actions: &Actions<'_>) -> Result<()> {
             .map_err(|error| on_disk(&parties, disk, action.explain(error)))?;
     }
 
-    if let [(disk, action @ (BitmapAction::Set { .. } | BitmapAction::Merge { .. }))] = actions {
+    if let [(disk, BitmapAction::Set { .. } | BitmapAction::Merge { .. })] = actions {
         let at = index(&parties, disk);
-        let added = disk.commit_added(&mut shapes[at], &stages[at]);
-        if added.map_err(|error| action.explain(error))? {
+        if disk.commit_added(&mut shapes[at], &stages[at]).map_err(explain)? {
             return Ok(());
         }
     }
+    let order: Vec<_> = order.into_iter().filter(|at| parties[*at].acts).collect();
+    commit(&parties, &order, &mut structures, &mut shapes, &mut stages)
+        .map_err(|(at, error)| explain(on_disk(&parties, parties[at].disk, error)))
+}
 
-    let explained = |disk: &Disk, error: Error| match actions {
-        [(_, action)] => action.explain(error),
-        _ => on_disk(&parties, disk, error),
-    };
-    let acting = || order.iter().copied().filter(|at| parties[*at].acts);
-    for at in acting() {
-        stages[at]
-            .check_memory()
-            .map_err(|error| explained(parties[at].disk, error))?;
+/// Makes what was tried out true, on the disks in `order`. Tells with an error at which disk it was.
+fn commit(
+    parties: &[Party<'_>],
+    order: &[usize],
+    structures: &mut [MutexGuard<'_, Structure>],
+    shapes: &mut [Closed<'_, Shape>],
+    stages: &mut [Stage<'_>],
+) -> Result<(), (usize, Error)> {
+    for at in order {
+        stages[*at].check_memory().map_err(|error| (*at, error))?;
     }
-    let mut parts: Vec<(usize, Part<'_>)> = Vec::with_capacity(parties.len());
-    for at in acting() {
-        match Part::prepare(parties[at].disk, &mut stages[at]) {
-            Ok(part) => parts.push((at, part)),
+    let mut parts: Vec<(usize, Part<'_>)> = Vec::with_capacity(order.len());
+    for at in order {
+        match Part::prepare(parties[*at].disk, &mut stages[*at]) {
+            Ok(part) => parts.push((*at, part)),
             Err(error) => {
-                for (_, part) in &parts {
-                    part.abandon();
-                }
-                return Err(explained(parties[at].disk, error));
+                abandon(&parts);
+                return Err((*at, error));
             }
         }
     }
     for saved in 0..parts.len() {
         let (at, part) = &parts[saved];
         if let Err(error) = part.save(&structures[*at]) {
-            parts[saved + 1..].iter().for_each(|(_, part)| part.abandon());
+            abandon(&parts[saved + 1..]);
             for (at, part) in &parts[..saved] {
                 part.take_back(&structures[*at]);
             }
-            return Err(explained(part.disk(), error));
+            return Err((*at, error));
         }
     }
     for (at, part) in parts {
         part.finish(&mut structures[at], &mut shapes[at]);
     }
     Ok(())
+}
+
+fn abandon(parts: &[(usize, Part<'_>)]) {
+    for (_, part) in parts {
+        part.abandon();
+    }
 }
 
 /// The disks of `actions`, each once, by their addresses. Nobody can move a disk while a transaction borrows it, so all

@@ -125,25 +125,7 @@ impl<'d> Stage<'d> {
             BitmapAction::Set { name, offset, len } => self.set(name, *offset, *len),
             BitmapAction::Reset { name, offset, len } => self.reset(name, *offset, *len),
             BitmapAction::Merge { target, .. } => self.merge(target, sources),
-            BitmapAction::Replace { name, content } => {
-                let index = self.find(name)?;
-                self.bitmaps[index].bitmap.check_free("replaced")?;
-                self.check_same_length(content.length)?;
-                let granularity = self.bitmaps[index].bitmap.granularity;
-                if content.granularity != granularity {
-                    return Err(Error::new(
-                        ErrorCode::InvalidArgument,
-                        format!(
-                            "the content has a granularity of {} bytes, the bitmap one of {}",
-                            content.granularity.bytes(),
-                            granularity.bytes()
-                        ),
-                    ));
-                }
-                let bits = self.blank(granularity)?;
-                bits.merge_from(&content.bits);
-                self.restart(index, bits)
-            }
+            BitmapAction::Replace { name, content } => self.replace(name, content),
             BitmapAction::Freeze { name } => self.freeze(name),
             BitmapAction::Thaw { name, outcome } => self.thaw(name, *outcome),
             BitmapAction::Repair { name } => self.repair(name),
@@ -303,8 +285,27 @@ impl<'d> Stage<'d> {
         Ok(())
     }
 
+    fn replace(&mut self, name: &str, content: &BitmapContent) -> Result<()> {
+        let index = self.changeable(name, "replaced")?;
+        self.check_same_length(content.length)?;
+        let granularity = self.bitmaps[index].bitmap.granularity;
+        if content.granularity != granularity {
+            return Err(Error::new(
+                ErrorCode::InvalidArgument,
+                format!(
+                    "the content has a granularity of {} bytes, the bitmap one of {}",
+                    content.granularity.bytes(),
+                    granularity.bytes()
+                ),
+            ));
+        }
+        let bits = self.blank(granularity)?;
+        bits.merge_from(&content.bits);
+        self.restart(index, bits)
+    }
+
     fn freeze(&mut self, name: &str) -> Result<()> {
-        let index = self.changeable(name, "frozen again")?;
+        let index = self.changeable(name, "frozen")?;
         self.load(index)?;
         let frozen = Frozen {
             successor: Arc::new(self.blank(self.bitmaps[index].bitmap.granularity)?),
@@ -387,13 +388,17 @@ impl<'d> Stage<'d> {
         if let Some(reason) = Descriptor::refusal_of_bitmap_name(name) {
             return Err(Error::new(ErrorCode::InvalidArgument, reason));
         }
-        match self.find(name) {
-            Ok(_) => Err(Error::new(
+        let is_allocation = self
+            .descriptor
+            .allocation()
+            .is_some_and(|(allocation, _)| allocation == name);
+        if is_allocation || self.find(name).is_ok() {
+            return Err(Error::new(
                 ErrorCode::BitmapExists,
                 format!("there is a bitmap {name:?} already"),
-            )),
-            Err(_) => Ok(()),
+            ));
         }
+        Ok(())
     }
 
     fn check_same_length(&self, length: u64) -> Result<()> {

@@ -11,7 +11,7 @@ mod states;
 
 use std::sync::Arc;
 
-use super::{AddBitmap, Bitmap, BitmapAction, MergeSource, Shape, Thaw};
+use super::{AddBitmap, Bitmap, BitmapAction, MergeSource, Thaw};
 use crate::bitmap::BitmapPolicy;
 use crate::disk::{CreateOptions, Disk, OpenOptions, TruncateFlags, WriteFlags};
 use crate::error::{Error, ErrorCode, Result};
@@ -105,12 +105,14 @@ fn is_write_to(call: &Call, name: &str) -> bool {
     call.kind() == CallKind::Write && call.names().any(|it| it.to_string_lossy() == name)
 }
 
-/// Marks a bitmap as recovery would.
-fn make_inconsistent(disk: &Disk, name: &str) {
-    let mut shape = disk.gate.close();
-    let mut bitmaps: Vec<Bitmap> = shape.bitmaps.clone();
-    for bitmap in &mut bitmaps {
-        bitmap.inconsistent |= &*bitmap.name == name;
+impl Disk {
+    /// Marks a bitmap as recovery would.
+    pub(crate) fn make_inconsistent(&self, name: &str) {
+        let mut shape = self.gate.close();
+        let mut bitmaps: Vec<Bitmap> = shape.bitmaps.clone();
+        for bitmap in &mut bitmaps {
+            bitmap.inconsistent |= &*bitmap.name == name;
+        }
+        *shape = shape.with(bitmaps, true);
     }
-    *shape = Shape::new(bitmaps, shape.intent.clone(), true);
 }

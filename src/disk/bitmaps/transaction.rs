@@ -55,7 +55,7 @@ impl Disk {
             kept.file.add_in_place(old, new)?;
             kept.file.sync().inspect_err(|e| self.fail(e))?;
         }
-        *shape = Shape::new(stage.all(), shape.intent.clone(), self.writable);
+        *shape = shape.with(stage.all(), self.writable);
         Ok(true)
     }
 
@@ -156,10 +156,6 @@ impl<'d> Part<'d> {
         }
     }
 
-    pub(super) fn disk(&self) -> &'d Disk {
-        self.disk
-    }
-
     /// Puts the new descriptor in the place of the old one: the point at which all takes effect. Where the old one
     /// stands, the new files are gone afterwards.
     pub(super) fn save(&self, structure: &Structure) -> Result<()> {
@@ -195,7 +191,7 @@ impl<'d> Part<'d> {
     pub(super) fn finish(self, structure: &mut Structure, shape: &mut Shape) {
         let retired = files_of(&structure.descriptor, &self.descriptor);
         structure.descriptor = self.descriptor;
-        *shape = Shape::new(self.bitmaps, shape.intent.clone(), self.disk.writable);
+        *shape = shape.with(self.bitmaps, self.disk.writable);
         self.disk.remove_files(&retired);
     }
 }

@@ -1,10 +1,12 @@
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::skip::skipped;
 use crate::storage::simulated::SimDisk;
 use crate::storage::{Access, FileStorage, Folder, Role};
 
@@ -48,7 +50,11 @@ const ASK: &str = "QBM_TEST_EVIDENCE_OF";
 fn ask_in(program: &mut Command, path: &Path) -> Option<String> {
     let output = program
         .arg(std::env::current_exe().unwrap())
-        .args(["state::evidence::tests::prints_evidence_for_another_test", "--exact", "--nocapture"])
+        .args([
+            "state::evidence::tests::prints_evidence_for_another_test",
+            "--exact",
+            "--nocapture",
+        ])
         .env(ASK, path)
         .output()
         .ok()?;
@@ -73,14 +79,14 @@ fn another_mount_namespace_matches() {
     new_file(&path);
     let here = gather(&path);
     if let Err(why) = &here {
-        eprintln!("SKIPPED: no evidence on this file system: {why}");
+        skipped(format_args!("no evidence on this file system: {why}"));
         return;
     }
     let mut unshare = Command::new("unshare");
     unshare.args(["--mount", "--propagation", "private"]);
     match ask_in(&mut unshare, &path) {
         Some(there) => assert_eq!(there, format!("{here:?}")),
-        None => eprintln!("SKIPPED: `unshare --mount` is not permitted here"),
+        None => skipped("`unshare --mount` is not permitted here"),
     }
 }
 
@@ -88,7 +94,7 @@ fn another_mount_namespace_matches() {
 fn mounted<T>(arguments: &[&str], source: &Path, at: &Path, test: impl FnOnce(&Path) -> T) -> Option<T> {
     let run = Command::new("mount").args(arguments).arg(source).arg(at).output();
     if !run.as_ref().is_ok_and(|output| output.status.success()) {
-        eprintln!("SKIPPED: cannot mount here: {run:?}");
+        skipped(format_args!("cannot mount here: {run:?}"));
         return None;
     }
     let result = test(at);
@@ -109,10 +115,13 @@ fn the_next_mount_does_not_match() {
         let dir = tempfile::tempdir().unwrap();
         let (image, at) = (dir.path().join("fs.img"), dir.path().join("m"));
         fs::create_dir(&at).unwrap();
-        fs::File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
+        fs::File::create(&image)
+            .unwrap()
+            .set_len(megabytes << 20)
+            .unwrap();
         let made = Command::new(make[0]).args(&make[1..]).arg(&image).output();
         if !made.as_ref().is_ok_and(|output| output.status.success()) {
-            eprintln!("SKIPPED: {kind}: cannot make one: {made:?}");
+            skipped(format_args!("{kind}: cannot make one: {made:?}"));
             continue;
         }
         let path = at.join("s");
@@ -146,7 +155,7 @@ fn the_next_tmpfs_does_not_match() {
         });
         match gathered {
             Some(Ok(evidence)) => seen.push(evidence),
-            Some(Err(why)) => return eprintln!("SKIPPED: {why}"),
+            Some(Err(why)) => return skipped(why),
             None => return,
         }
     }
@@ -167,14 +176,17 @@ fn a_copied_state_file_does_not_match() {
     new_file(&path);
     fs::copy(&path, &copy).unwrap();
     let (Ok(then), Ok(now)) = (gather(&path), gather(&copy)) else {
-        return eprintln!("SKIPPED: no evidence on this file system");
+        return skipped("no evidence on this file system");
     };
     assert_eq!(
         then.difference(&now).as_deref(),
         Some("the state file is a copy of the one that was used")
     );
     fs::rename(&path, dir.path().join("renamed")).unwrap();
-    assert_eq!(then.difference(&gather(&dir.path().join("renamed")).unwrap()), None);
+    assert_eq!(
+        then.difference(&gather(&dir.path().join("renamed")).unwrap()),
+        None
+    );
 }
 
 #[test]
@@ -194,7 +206,7 @@ fn where_the_kernel_does_not_tell_there_is_none() {
         fs::write(&boot_id, text).unwrap();
         assert!(said(&no_proc).ends_with("holds no boot id"), "{text:?}");
     }
-    fs::write(&boot_id, "239b0e59-a5e0-4fa6-a612-36fad0701417\n").unwrap();
+    fs::write(&boot_id, "6f1c29d4-0b7e-4c38-9a55-d2e8f1047b63\n").unwrap();
     if let (Ok(real), Ok(other)) = (gather(&Sources::default()), gather(&no_proc)) {
         assert_eq!(
             real.difference(&other).as_deref(),
@@ -224,8 +236,9 @@ fn where_the_kernel_does_not_tell_there_is_none() {
 fn other_file_systems_have_none() {
     // procfs stands for every kind that is not in the list.
     let proc = fs::File::open("/proc/self/status").unwrap();
-    use std::os::fd::AsFd;
-    let why = witness(&Sources::default(), proc.as_fd()).unwrap_err().to_string();
+    let why = witness(&Sources::default(), proc.as_fd())
+        .unwrap_err()
+        .to_string();
     assert_eq!(
         why,
         "the file system is of a kind (magic number 0x9fa0) that does not tell whether it was mounted again"
@@ -274,6 +287,11 @@ fn a_supervisor_s_epoch_stands_alone() {
     new_file(&dir.path().join("s"));
     if let Ok(kernel) = gather(&dir.path().join("s")) {
         assert!(kernel.difference(&of("a")).unwrap().ends_with("opened with one"));
-        assert!(of("a").difference(&kernel).unwrap().ends_with("opened without one"));
+        assert!(
+            of("a")
+                .difference(&kernel)
+                .unwrap()
+                .ends_with("opened without one")
+        );
     }
 }

@@ -50,9 +50,13 @@ fn check(bytes: &[u8]) {
     for length in [0, 1, 1 << 30, MAX_LENGTH] {
         match found.verdict(&nothing, length) {
             Verdict::Clean => assert!(found.header.clean),
-            Verdict::Exact => panic!("exact without evidence"),
+            Verdict::Exact => unreachable!("exact without evidence"),
             Verdict::Widen { ranges, .. } => {
-                assert!(ranges.iter().all(|range| !range.is_empty() && range.end() <= length));
+                assert!(
+                    ranges
+                        .iter()
+                        .all(|range| !range.is_empty() && range.end() <= length)
+                );
                 assert!(ranges.windows(2).all(|two| two[0].end() <= two[1].start()));
                 assert!(length == 0 || found.active != RegionSet::new() || ranges.len() <= 1);
             }

@@ -11,7 +11,11 @@ fn any_header() -> impl Strategy<Value = Header> {
         |([clean, lazy, failure_noted], shift, stamp, evidence, marks)| {
             let mut header = Header::new(RegionSize::new(1 << shift).unwrap());
             header.clean = clean;
-            header.policy = if lazy { BitmapPolicy::Lazy } else { BitmapPolicy::WriteThrough };
+            header.policy = if lazy {
+                BitmapPolicy::Lazy
+            } else {
+                BitmapPolicy::WriteThrough
+            };
             header.failure_noted = failure_noted;
             header.stamp = stamp.map(|(size, modified)| stamp::tests::some(size, modified));
             header.evidence = evidence;
@@ -90,20 +94,47 @@ fn damage_is_told_in_words() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(said(&|slot| slot[0] = b'X', true), "it does not begin with QBMSTATE");
-    assert_eq!(said(&|slot| slot[50] = 1, false), "the checksum of piece 0 is wrong");
-    assert_eq!(said(&|slot| slot[12] = 9, true), "it has version 9, and this library knows 1");
-    assert_eq!(said(&|slot| slot[16] = 3, true), "its generation 3 belongs to the other slot");
-    assert_eq!(said(&|slot| slot[24] = 1, true), "piece 0 says that it is piece 1");
+    assert_eq!(
+        said(&|slot| slot[0] = b'X', true),
+        "it does not begin with QBMSTATE"
+    );
+    assert_eq!(
+        said(&|slot| slot[50] = 1, false),
+        "the checksum of piece 0 is wrong"
+    );
+    assert_eq!(
+        said(&|slot| slot[12] = 9, true),
+        "it has version 9, and this library knows 1"
+    );
+    assert_eq!(
+        said(&|slot| slot[16] = 3, true),
+        "its generation 3 belongs to the other slot"
+    );
+    assert_eq!(
+        said(&|slot| slot[24] = 1, true),
+        "piece 0 says that it is piece 1"
+    );
     assert_eq!(said(&|slot| slot[32] = 16, true), "its flags 0x10 are not known");
-    assert_eq!(said(&|slot| slot[37] = 2, true), "it has 512 marks, more than fit");
-    assert_eq!(said(&|slot| slot[40] = 1, true), "its region size 67108865 is not possible");
+    assert_eq!(
+        said(&|slot| slot[37] = 2, true),
+        "it has 512 marks, more than fit"
+    );
+    assert_eq!(
+        said(&|slot| slot[40] = 1, true),
+        "its region size 67108865 is not possible"
+    );
     assert_eq!(
         said(&|slot| slot[48] = 3, true),
         "its stamp of the image is of the unknown kind 3"
     );
-    assert_eq!(said(&|slot| slot[72] = 3, true), "its evidence is of the unknown kind 3");
-    assert_eq!(said(&|slot| slot[72] = 1, true), "its evidence has the impossible count 0");
+    assert_eq!(
+        said(&|slot| slot[72] = 3, true),
+        "its evidence is of the unknown kind 3"
+    );
+    assert_eq!(
+        said(&|slot| slot[72] = 1, true),
+        "its evidence has the impossible count 0"
+    );
     assert_eq!(Header::decode(&[0; SLOT], 0), Slot::Empty);
     assert!(matches!(Header::decode(&[0; 100], 0), Slot::Damaged(_)));
 }

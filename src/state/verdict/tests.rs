@@ -1,9 +1,10 @@
 use std::path::Path;
 
-use super::*;
-use crate::state::{Header, IntentMap, RegionSize, StateFile};
+use crate::bitmap::BitmapPolicy;
+use crate::state::{Evidence, Found, Header, IntentMap, NoEvidence, RegionSize, StateFile, Verdict};
 use crate::storage::simulated::SimDisk;
 use crate::storage::{Folder, Role};
+use crate::units::ByteRange;
 
 const MIB: u64 = 1 << 20;
 const LENGTH: u64 = 1000 * MIB;
@@ -26,7 +27,10 @@ fn found(prepare: impl FnOnce(&StateFile)) -> Found {
         std::time::Duration::ZERO,
     )
     .unwrap();
-    for range in [ByteRange::between(0, 65 * MIB), ByteRange::between(LENGTH - 1, LENGTH)] {
+    for range in [
+        ByteRange::between(0, 65 * MIB),
+        ByteRange::between(LENGTH - 1, LENGTH),
+    ] {
         drop(map.pin(range).unwrap());
     }
     StateFile::inspect(&*storage, Path::new("s")).unwrap().unwrap()
@@ -52,7 +56,10 @@ fn only_evidence_under_write_through_without_a_failure_is_exact() {
     let now = Ok(epoch("e"));
     let begun = |policy, evidence| found(|file| file.begin(policy, evidence).unwrap());
 
-    assert_eq!(begun(through, Some(epoch("e"))).verdict(&now, LENGTH), Verdict::Exact);
+    assert_eq!(
+        begun(through, Some(epoch("e"))).verdict(&now, LENGTH),
+        Verdict::Exact
+    );
     assert_eq!(found(|_| ()).verdict(&now, LENGTH), Verdict::Clean);
 
     let why = |found: &Found, now: &Result<Evidence, NoEvidence>| widened(found.verdict(now, LENGTH));

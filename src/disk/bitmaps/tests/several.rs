@@ -288,10 +288,10 @@ fn a_write_in_flight_at_one_disk_holds_the_point_of_all() {
     let [(sim_one, one), (_sim_two, two)] = two();
     let (stopped, reached) = channel::<()>();
     let (release, go) = channel::<()>();
-    let once = Mutex::new(Some((stopped, go)));
+    let hold = Mutex::new(Some((stopped, go)));
     sim_one.on_call(move |call| {
         if is_write_to(call, IMAGE)
-            && let Some((stopped, go)) = once.lock().unwrap().take()
+            && let Some((stopped, go)) = hold.lock().unwrap().take()
         {
             stopped.send(()).unwrap();
             go.recv().unwrap();
@@ -350,10 +350,10 @@ fn opposite_orders_do_not_wait_for_each_other() {
     let ((sim, low), (_sim, high)) = if in_order { (&a, &b) } else { (&b, &a) };
     let (stopped, reached) = channel::<()>();
     let (release, go) = channel::<()>();
-    let once = Mutex::new(Some((stopped, go)));
+    let hold = Mutex::new(Some((stopped, go)));
     sim.on_call(move |call| {
         if call.kind() == CallKind::SetLength
-            && let Some((stopped, go)) = once.lock().unwrap().take()
+            && let Some((stopped, go)) = hold.lock().unwrap().take()
         {
             stopped.send(()).unwrap();
             go.recv().unwrap();

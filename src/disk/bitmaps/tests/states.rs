@@ -89,8 +89,8 @@ fn an_inconsistent_bitmap_is_only_removed_or_repaired() {
     for name in ["b", "gone", "other"] {
         disk.bitmap_add(name, persistent()).unwrap();
     }
-    make_inconsistent(&disk, "b");
-    make_inconsistent(&disk, "gone");
+    disk.make_inconsistent("b");
+    disk.make_inconsistent("gone");
     write(&disk, 0, 1).unwrap();
     let acts: [Act<'_>; 13] = [
         &|| disk.bitmap_clear("b"),
@@ -146,7 +146,9 @@ fn what_is_added_to_a_read_only_disk_is_transient() {
     disk.bitmap_freeze("t").unwrap();
     disk.bitmap_thaw("t", Thaw::Commit).unwrap();
     disk.bitmap_rename("t", "u").unwrap();
-    let acts: [Act<'_>; 7] = [
+    let blank = disk.bitmap_blank("b").unwrap();
+    let acts: [Act<'_>; 8] = [
+        &|| disk.bitmap_replace("b", &blank),
         &|| disk.bitmap_remove("b"),
         &|| disk.bitmap_clear("b"),
         &|| disk.bitmap_disable("b"),

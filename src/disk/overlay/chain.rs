@@ -1,0 +1,124 @@
+//! The images below a disk: what is read where its own allocation bits are clear.
+//!
+//! May call `bitmap` and `storage`. Invariant: nothing here is ever written to, so that what a chain says of a range
+//! stays true for as long as the disk is open.
+
+use std::path::PathBuf;
+
+use crate::bitmap::Bits;
+use crate::descriptor::Format;
+use crate::disk::Child;
+use crate::units::{ByteRange, Granularity, GranuleIndex};
+
+/// One image below the disk.
+#[derive(Debug)]
+pub(in crate::disk) struct Layer {
+    pub(in crate::disk) image: Child,
+    /// What the image is.
+    pub(in crate::disk) format: Format,
+    /// In bytes. What lies behind it reads as zeros, whatever the layers below have there.
+    pub(in crate::disk) length: u64,
+    /// The descriptor that names the image, if one does.
+    pub(in crate::disk) descriptor: Option<PathBuf>,
+    /// Which granules are in the image; `None` where all are, and so nothing below is ever read.
+    pub(super) allocated: Option<Allocated>,
+}
+
+/// Which granules an image has.
+#[derive(Debug)]
+pub(super) struct Allocated {
+    pub(super) granularity: Granularity,
+    pub(super) bits: Bits,
+}
+
+impl Allocated {
+    /// Whether the byte at `at` is in the image, and where that ends to be so, at most `end`.
+    pub(super) fn run(&self, at: u64, end: u64) -> (bool, u64) {
+        let granules = self.granularity.touched_by(ByteRange::between(at, end));
+        let set = self.bits.get(granules.start);
+        let change = if set {
+            self.bits.next_clear(granules)
+        } else {
+            self.bits.next_set(granules)
+        };
+        // A bit that was set between the two looks ends no run before the end of its own granule: a reader that took
+        // a part of a granule from before and the rest from after would see what never was.
+        let first_end = GranuleIndex(granules.start.0 + 1);
+        let stop = change.map_or(end, |granule| self.granularity.start_of(granule.max(first_end)));
+        (set, stop.min(end))
+    }
+}
+
+/// Where a run of bytes is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::disk) enum Source {
+    /// In the disk's own image.
+    Own,
+    /// In the image of the layer with this index, at the same offset.
+    Layer(usize),
+    /// Nowhere: it reads as zeros. So says the layer that has so many images above it: it has no backing, or the
+    /// backing ends before here.
+    Zeros {
+        /// How many images lie above that layer; 0 is the disk itself.
+        depth: usize,
+    },
+    /// In a backing image that was not opened.
+    Unopened,
+}
+
+/// A run of bytes that are at one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::disk) struct Run {
+    pub(in crate::disk) source: Source,
+    pub(in crate::disk) range: ByteRange,
+}
+
+/// All images below a disk, from the nearest on.
+#[derive(Debug, Default)]
+pub(in crate::disk) struct Chain {
+    pub(in crate::disk) layers: Vec<Layer>,
+    /// The disk has a backing image, and it was not opened.
+    pub(in crate::disk) unopened: bool,
+}
+
+impl Chain {
+    /// Where the first bytes of `range` are, for which no layer above has bits.
+    pub(super) fn find(&self, range: ByteRange) -> Run {
+        let (at, mut end) = (range.start(), range.end());
+        for (index, layer) in self.layers.iter().enumerate() {
+            if at >= layer.length {
+                return run(Source::Zeros { depth: index }, at, end);
+            }
+            end = end.min(layer.length);
+            let Some(allocated) = &layer.allocated else {
+                return run(Source::Layer(index), at, end);
+            };
+            let (has, stop) = allocated.run(at, end);
+            end = stop;
+            if has {
+                return run(Source::Layer(index), at, end);
+            }
+        }
+        if self.unopened {
+            return run(Source::Unopened, at, end);
+        }
+        let depth = self.layers.len();
+        run(Source::Zeros { depth }, at, end)
+    }
+
+    /// Where the bytes that a granule without a bit could show end: behind that it reads as zeros.
+    pub(super) fn length(&self) -> u64 {
+        match self.layers.first() {
+            Some(layer) => layer.length,
+            None if self.unopened => u64::MAX,
+            None => 0,
+        }
+    }
+}
+
+fn run(source: Source, start: u64, end: u64) -> Run {
+    Run {
+        source,
+        range: ByteRange::between(start, end),
+    }
+}

@@ -1,0 +1,143 @@
+//! Taking everything out of an overlay, so that it shows its backing again.
+//!
+//! Invariant (M1, DESIGN trap 6): the bits go all at once, by a new file and the descriptor's rename; the image's space
+//! is freed when that is durable.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::Overlay;
+use super::chain::Allocated;
+use super::durable::Durability;
+use crate::bitmap::{BitmapFile, BitmapPolicy, Bits};
+use crate::descriptor::names::{FileName, child_path, create_unique};
+use crate::descriptor::save::SaveError;
+use crate::disk::bitmaps::Marks;
+use crate::disk::{Disk, Structure, bitmaps::Shape};
+use crate::error::{Error, ErrorCode, Result};
+use crate::storage::{Role, Zeroing};
+use crate::units::ByteRange;
+
+impl Disk {
+    /// Takes every granule out of the disk's own image: it shows its backing again, or zeros where it has none.
+    /// Durable on return.
+    ///
+    /// What is taken out is dirty in every bitmap that records. Waits for the requests in flight. An error leaves all
+    /// as it was, but for dirty bits, unless it says that a power cut may bring the old descriptor back.
+    pub fn make_empty(&self) -> Result<()> {
+        self.check_for_change()?;
+        self.check_writable()?;
+        let mut structure = self.structure();
+        let mut shape = self.gate.close();
+        self.check_for_change()?;
+        let Some(overlay) = shape.overlay.clone() else {
+            return Err(Error::new(
+                ErrorCode::NotSupported,
+                format!(
+                    "cannot empty {}: it has no allocation bitmap, so all of it is its own",
+                    self.path.display()
+                ),
+            ));
+        };
+        self.mark_taken_out(&shape, &overlay)?;
+        self.clear_allocation(&mut structure, &mut shape, &overlay)?;
+        self.free_image();
+        Ok(())
+    }
+
+    /// Every byte that the image has may read otherwise soon, and the bits that say so must be durable by then (D1).
+    fn mark_taken_out(&self, shape: &Shape, overlay: &Overlay) -> Result<()> {
+        let own = &overlay.own;
+        for run in own.bits.runs(own.bits.all()) {
+            let bytes = own.granularity.bytes_of(run, self.length());
+            if let Some(marks) = Marks::needed(shape, bytes) {
+                marks.record()?;
+            }
+        }
+        self.settle_all(shape)
+    }
+
+    /// Puts a bitmap without any bit in the place of the allocation bitmap.
+    fn clear_allocation(
+        &self,
+        structure: &mut Structure,
+        shape: &mut Shape,
+        overlay: &Overlay,
+    ) -> Result<()> {
+        let folder = &*self.place.folder;
+        folder
+            .check_writable()
+            .map_err(|e| Error::io("create files in", &self.place.shown, &e))?;
+        let file_name = FileName::bitmap(&self.place.name, &overlay.name);
+        let (name, storage) = create_unique(folder, Role::Bitmap, &file_name)?;
+        let remove = |name: &str| {
+            // One that stays does no harm, and a check finds it.
+            if let Ok(path) = child_path(name) {
+                let _ = folder.remove(path);
+            }
+        };
+        let bits = Bits::new(overlay.own.bits.len())?;
+        let path = self.place.shown.join(Path::new(&name));
+        let file = Arc::new(BitmapFile::new(storage, path, BitmapPolicy::WriteThrough));
+        let prepared = file
+            .write_new(&bits)
+            .and_then(|()| {
+                folder
+                    .sync()
+                    .map_err(|e| Error::io("sync the folder", &self.place.shown, &e))
+            })
+            .and_then(|()| renamed(structure, &overlay.name, &name))
+            .and_then(|it| Ok((it, Durability::of_synced(file, &bits)?)));
+        let ((descriptor, old), durability) = prepared.inspect_err(|_| remove(&name))?;
+        if let Err(error) = self.save(&descriptor) {
+            if matches!(error, SaveError::Unchanged(_)) {
+                remove(&name);
+            }
+            return Err(error.into());
+        }
+        structure.descriptor = descriptor;
+        shape.overlay = Some(Arc::new(Overlay {
+            name: Arc::clone(&overlay.name),
+            own: Allocated {
+                granularity: overlay.own.granularity,
+                bits,
+            },
+            claims: super::Claims::default(),
+            durability,
+            chain: Arc::clone(&overlay.chain),
+        }));
+        remove(&old);
+        Ok(())
+    }
+
+    /// Gives the image's space back where that is quickly done; nobody reads it any more.
+    fn free_image(&self) {
+        let how = Zeroing {
+            may_unmap: true,
+            no_fallback: true,
+        };
+        // What is not given back is only space: bytes of granules without a bit are never shown.
+        let _ = self
+            .image
+            .storage
+            .write_zeroes(ByteRange::between(0, self.length()), how);
+    }
+}
+
+/// The descriptor with `file` as the file of `bitmap`, and the file that it had.
+fn renamed(
+    structure: &Structure,
+    bitmap: &str,
+    file: &str,
+) -> Result<(crate::descriptor::Descriptor, String)> {
+    let mut descriptor = structure.descriptor.clone();
+    let Some(mut entry) = descriptor.bitmap(bitmap).cloned() else {
+        return Err(Error::new(
+            ErrorCode::BitmapNotFound,
+            format!("there is no bitmap {bitmap:?} in the descriptor"),
+        ));
+    };
+    let old = std::mem::replace(&mut entry.file, file.to_owned());
+    descriptor.update_bitmap(bitmap, entry)?;
+    Ok((descriptor, old))
+}

@@ -1,0 +1,95 @@
+//! Copy-on-write: a disk that keeps an allocation bitmap, and the images below it.
+//!
+//! A set bit says that the granule is in the disk's own image, a clear one that it is in the backing, or reads as
+//! zeros where there is none. May call `bitmap`, `descriptor`, `storage` and the disk's `blocking` executor; whoever
+//! calls is inside the disk's gate. Invariant (A1): a bit is set after the whole granule is in the image, never cleared
+//! while the gate is open, and gets into the bitmap's file only after the granule's bytes are durable.
+
+mod chain;
+mod claim;
+mod durable;
+mod empty;
+mod faults;
+mod open;
+mod read;
+mod resize;
+mod rounds;
+mod status;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+pub(super) use chain::{Chain, Run, Source};
+pub(super) use open::{Backing, measured};
+pub(super) use status::status_in;
+
+use crate::bitmap::BitmapFile;
+use crate::disk::bitmaps::Loading;
+use crate::error::Result;
+use crate::sync::atomic::{Ordering, fence};
+use crate::units::{ByteRange, Granularity};
+use chain::Allocated;
+use claim::Claims;
+use durable::Durability;
+
+/// The allocation bits of an open disk, and what is below them.
+#[derive(Debug)]
+pub(super) struct Overlay {
+    /// The bitmap's name in the descriptor.
+    name: Arc<str>,
+    /// What reads and writes go by.
+    own: Allocated,
+    claims: Claims,
+    durability: Durability,
+    chain: Arc<Chain>,
+}
+
+impl Overlay {
+    /// The bits in `file`, of a disk of `length` bytes.
+    pub(super) fn load(
+        name: &str,
+        granularity: Granularity,
+        file: BitmapFile,
+        length: u64,
+        chain: Chain,
+        loading: &Loading,
+        writable: bool,
+    ) -> Result<Self> {
+        let granules = granularity.granules_in(length);
+        let bits = loading.reserved(granules, || file.load(granules))?;
+        Ok(Self {
+            name: name.into(),
+            durability: Durability::new(Arc::new(file), &bits, writable)?,
+            own: Allocated { granularity, bits },
+            claims: Claims::default(),
+            chain: Arc::new(chain),
+        })
+    }
+
+    /// The images below.
+    pub(super) fn chain(&self) -> &Chain {
+        &self.chain
+    }
+
+    /// Where the first bytes of `range` are.
+    pub(super) fn find(&self, range: ByteRange) -> Run {
+        let (own, end) = self.own.run(range.start(), range.end());
+        // Whoever saw a bit must see the bytes that its setter wrote before.
+        fence(Ordering::Acquire);
+        let range = ByteRange::between(range.start(), end);
+        if own {
+            let source = Source::Own;
+            return Run { source, range };
+        }
+        self.chain.find(range)
+    }
+
+    /// Whether all of `range` is in the disk's own image, as that of most requests is after a while: one load tells.
+    #[inline]
+    fn owns(&self, range: ByteRange) -> bool {
+        self.own.bits.all_set(self.own.granularity.touched_by(range))
+    }
+}

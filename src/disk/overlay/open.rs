@@ -1,0 +1,171 @@
+//! Opening the images below a disk.
+//!
+//! Invariant: every file is opened once, read-only, through the disk's own folder (so that a caller who hands files in
+//! is asked for each), in the format that a descriptor names; and the walk ends: no file is used twice, and there are
+//! no more images than the limit.
+
+use std::path::{Path, PathBuf};
+
+use super::chain::{Allocated, Chain, Layer};
+use crate::bitmap::{BitmapFile, BitmapPolicy};
+use crate::descriptor::{BackingEntry, BitmapKind, Descriptor, Format};
+use crate::disk::Child;
+use crate::disk::bitmaps::Loading;
+use crate::disk::open::{Files, Place, check_length};
+use crate::error::{Error, ErrorCode, Result};
+use crate::storage::{Access, Role};
+
+/// The most images below a disk.
+const MAX_DEPTH: usize = 256;
+
+impl Chain {
+    /// Opens `backing`, which the disk whose files these are names, and all below it.
+    pub(in crate::disk) fn open(
+        files: &mut Files<'_>,
+        backing: Option<Backing>,
+        loading: &Loading,
+    ) -> Result<Self> {
+        let mut layers = Vec::new();
+        let mut next = backing;
+        // Where the descriptor lies that names the next one, seen from the disk's folder; and what messages call it.
+        let (mut base, mut named_by) = (PathBuf::new(), None::<PathBuf>);
+        while let Some(backing) = next.take() {
+            if layers.len() == MAX_DEPTH {
+                return Err(Error::new(
+                    ErrorCode::NotSupported,
+                    format!("the backing chain is deeper than {MAX_DEPTH} images"),
+                ));
+            }
+            let explain = |e: Error| match &named_by {
+                Some(path) => e.context(path.display()),
+                None => e,
+            };
+            let layer = match backing.entry.format {
+                Format::Raw => raw(files, &base, &backing).map_err(explain)?,
+                Format::Qbm => {
+                    let key = format!("{}.file", backing.key);
+                    let (descriptor, path) = files
+                        .backing_descriptor(&key, &base, &backing.entry.file)
+                        .map_err(explain)?;
+                    path.parent().unwrap_or(Path::new("")).clone_into(&mut base);
+                    let shown = files.shown(&path);
+                    next = Backing::of(&descriptor);
+                    let layer = described(files, &base, &descriptor, &shown, loading)
+                        .map_err(|e| e.context(shown.display()))?;
+                    named_by = Some(shown);
+                    layer
+                }
+                other => {
+                    return Err(explain(Error::new(
+                        ErrorCode::NotSupported,
+                        format!(
+                            "{}.format: {other} images cannot be opened as a backing by this version; raw and qbm can",
+                            backing.key
+                        ),
+                    )));
+                }
+            };
+            layers.push(layer);
+        }
+        Ok(Self {
+            layers,
+            unopened: false,
+        })
+    }
+}
+
+/// A backing image, as a descriptor names it.
+#[derive(Clone, Debug)]
+pub(in crate::disk) struct Backing {
+    /// Its key there.
+    key: String,
+    entry: BackingEntry,
+}
+
+impl Backing {
+    /// What `descriptor` has below its image.
+    pub(in crate::disk) fn of(descriptor: &Descriptor) -> Option<Self> {
+        let (name, bitmap) = descriptor.allocation()?;
+        let BitmapKind::Allocation { backing: Some(entry) } = &bitmap.kind else {
+            return None;
+        };
+        Some(Self {
+            key: format!("QBM.bitmaps[{name:?}].backing"),
+            entry: entry.clone(),
+        })
+    }
+
+    /// Opens the image, and all below it, for a disk that is not made yet in `place`.
+    pub(in crate::disk) fn try_out(self, place: &Place) -> Result<Chain> {
+        Chain::open(&mut Files::new(place, false), Some(self), &Loading::new(None))
+    }
+}
+
+fn raw(files: &mut Files<'_>, base: &Path, backing: &Backing) -> Result<Layer> {
+    let key = format!("{}.file", backing.key);
+    let (image, path) = files.open(Role::Backing, &key, base, &backing.entry.file, Access::default())?;
+    let image = Child::new(image, path);
+    Ok(Layer {
+        length: measured(&image)?,
+        image,
+        format: Format::Raw,
+        descriptor: None,
+        allocated: None,
+    })
+}
+
+/// The layer of a descriptor that lies in `base`.
+fn described(
+    files: &mut Files<'_>,
+    base: &Path,
+    descriptor: &Descriptor,
+    shown: &Path,
+    loading: &Loading,
+) -> Result<Layer> {
+    let entry = descriptor.image();
+    if entry.format != Format::Raw {
+        return Err(Error::new(
+            ErrorCode::NotSupported,
+            format!(
+                "QBM.image.format: {} images cannot be opened by this version; raw can",
+                entry.format
+            ),
+        ));
+    }
+    let (image, path) = files.open(
+        Role::Backing,
+        "QBM.image.file",
+        base,
+        &entry.file,
+        Access::default(),
+    )?;
+    let image = Child::new(image, path);
+    let length = measured(&image)?;
+    let mut allocated = None;
+    if let Some((name, entry)) = descriptor.allocation() {
+        let key = format!("QBM.bitmaps[{name:?}].file");
+        let (file, path) = files.open(Role::Backing, &key, base, &entry.file, Access::default())?;
+        let file = BitmapFile::new(file, path, BitmapPolicy::WriteThrough);
+        let granules = entry.granularity.granules_in(length);
+        allocated = Some(Allocated {
+            granularity: entry.granularity,
+            bits: loading
+                .reserved(granules, || file.load(granules))
+                .map_err(|e| e.context(&key))?,
+        });
+    }
+    Ok(Layer {
+        image,
+        format: entry.format,
+        length,
+        descriptor: Some(shown.to_owned()),
+        allocated,
+    })
+}
+
+/// The length of an image, which must be one that a disk can have.
+pub(in crate::disk) fn measured(image: &Child) -> Result<u64> {
+    let length = image.storage.length().map_err(|e| image.failed("measure", &e))?;
+    check_length(length, &image.path)?;
+    Ok(length)
+}

@@ -1,0 +1,69 @@
+//! Many callers, one flush: those that arrive while one runs share the next.
+//!
+//! Invariant (A2): a call returns success only after a round that began behind the call's own beginning succeeded.
+//! One that was already running vouches for nothing that came later.
+
+use super::faults::{Fault, injected};
+use crate::error::Result;
+use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+#[derive(Debug, Default)]
+pub(super) struct Rounds {
+    state: Mutex<State>,
+    ended: Condvar,
+}
+
+/// Rounds are numbered from 1.
+#[derive(Debug, Default)]
+struct State {
+    begun: u64,
+    /// The last that succeeded.
+    succeeded: u64,
+    running: bool,
+}
+
+impl Rounds {
+    /// Returns when a round that had not begun yet has succeeded: one that another caller runs, or `round` here.
+    ///
+    /// Where another's fails, this caller runs its own, and so gets an error of its own.
+    pub(super) fn join(&self, round: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut state = self.state();
+        let mine = if injected(Fault::JoinsRunningFlush) && state.running {
+            state.begun
+        } else {
+            state.begun + 1
+        };
+        loop {
+            if state.succeeded >= mine {
+                return Ok(());
+            }
+            if !state.running {
+                break;
+            }
+            state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.begun += 1;
+        state.running = true;
+        let number = state.begun;
+        drop(state);
+        let running = Running(self);
+        round()?;
+        self.state().succeeded = number;
+        drop(running);
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A round at work. Dropping it, after whatever end, lets the next begin.
+struct Running<'r>(&'r Rounds);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.state().running = false;
+        self.0.ended.notify_all();
+    }
+}

@@ -1,0 +1,58 @@
+//! What is where on a disk that has layers.
+
+use super::{Overlay, Source};
+use crate::disk::status::{BlockStatus, StatusFlags};
+use crate::disk::{Child, Disk};
+use crate::error::Result;
+use crate::units::ByteRange;
+
+impl Disk {
+    /// [`Disk::block_status`] of a disk that has layers.
+    pub(in crate::disk) fn status_of_layers(
+        &self,
+        overlay: &Overlay,
+        range: ByteRange,
+    ) -> Result<BlockStatus> {
+        let run = overlay.find(range);
+        match run.source {
+            Source::Own => status_in(&self.image, run.range, 0).map(|mut status| {
+                status.flags |= StatusFlags::ALLOCATED;
+                status
+            }),
+            Source::Layer(index) => status_in(&overlay.chain.layers[index].image, run.range, index + 1),
+            Source::Zeros { depth } => Ok(nowhere(run.range, StatusFlags::ZERO, depth)),
+            Source::Unopened => Ok(nowhere(run.range, StatusFlags::empty(), 0)),
+        }
+    }
+}
+
+/// What an image has in `range`.
+pub(in crate::disk) fn status_in(image: &Child, range: ByteRange, depth: usize) -> Result<BlockStatus> {
+    let extent = image
+        .storage
+        .extent(range)
+        .map_err(|e| image.failed("find the data in", &e))?;
+    let kind = if extent.data {
+        StatusFlags::DATA
+    } else {
+        StatusFlags::ZERO
+    };
+    Ok(BlockStatus {
+        length: extent.len,
+        offset: range.start(),
+        ..nowhere(range, kind | StatusFlags::OFFSET_VALID, depth)
+    })
+}
+
+/// Bytes that have no place in a file. So says the layer at `depth`.
+fn nowhere(range: ByteRange, flags: StatusFlags, depth: usize) -> BlockStatus {
+    // A chain is never that long.
+    let depth = u32::try_from(depth).unwrap_or(u32::MAX);
+    BlockStatus {
+        length: range.len(),
+        flags,
+        depth,
+        layer: depth,
+        offset: 0,
+    }
+}
