@@ -107,13 +107,14 @@ static void what_is_asked_for(int folder)
     qbm_disk *disk = NULL;
     broker = broker_of(folder);
     CHECK_OK(open_by(&broker, "made/up/disk.qbm", 0, &disk));
-    CHECK(broker.count == 3);
+    CHECK(broker.count == 4);
     check_request(&broker, QBM_ROLE_DESCRIPTOR, "made/up/disk.qbm", O_RDONLY | O_CLOEXEC);
     check_request(&broker, QBM_ROLE_FOLDER, "made/up", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     check_request(&broker, QBM_ROLE_IMAGE, "made/up/disk-data.img", O_RDWR | O_CLOEXEC);
+    check_request(&broker, QBM_ROLE_STATE, "made/up/disk.state", O_RDWR | O_CLOEXEC);
     round_trip(disk);
     CHECK_OK(qbm_close(disk));
-    CHECK(broker.count == 3); /* nothing is asked for after the open */
+    CHECK(broker.count == 4); /* nothing is asked for after the open */
 
     broker = broker_of(folder);
     CHECK_OK(open_by(&broker, "disk.qbm", QBM_OPEN_RDONLY, &disk));

@@ -39,6 +39,27 @@
 /** Of qbm_open(): the image is accessed around the page cache (O_DIRECT). */
 #define QBM_OPEN_DIRECT 2u
 
+/**
+ * Of qbm_open(): no lock is taken or minded. Only for reading what nobody
+ * changes, or where something else keeps others out.
+ */
+#define QBM_OPEN_NO_LOCK 8u
+
+/**
+ * Of qbm_open(): the bitmaps stay valid though the image was written to by
+ * others since it was closed; the caller knows what was written.
+ */
+#define QBM_OPEN_TRUST_IMAGE 32u
+
+/**
+ * Of qbm_open(): a disk that has no state file is given none. Its bitmaps
+ * survive SIGKILL, but a power cut can cost them bits unnoticed.
+ */
+#define QBM_OPEN_NO_STATE 128u
+
+/** Of qbm_create(): the disk gets no state file; see QBM_OPEN_NO_STATE. */
+#define QBM_CREATE_NO_STATE 1u
+
 /** Of qbm_create(): a new image is one hole. */
 #define QBM_PREALLOCATION_OFF 0u
 
@@ -80,6 +101,18 @@
 
 /** In qbm_info.flags: the disk was opened with QBM_BITMAP_POLICY_LAZY. */
 #define QBM_INFO_LAZY_BITMAPS 16u
+
+/**
+ * In qbm_info.flags: a state file stands behind the bitmaps, so that a power
+ * cut costs them no bit.
+ */
+#define QBM_INFO_PROTECTED 32u
+
+/**
+ * In qbm_info.flags: the disk had not been closed, and was recovered when it
+ * was opened.
+ */
+#define QBM_INFO_RECOVERED 64u
 
 /** In qbm_extent.flags: stored somewhere, and to be read to be known. */
 #define QBM_BLOCK_DATA 1u
@@ -221,6 +254,15 @@ typedef enum qbm_error {
 typedef enum qbm_notice {
     /** The disk failed: writes and flushes report errors until it is reopened. */
     QBM_NOTICE_FAILED = 1,
+    /**
+     * The disk had not been closed, and recovery made more dirty in a bitmap than is known to have changed. Sent by
+     * qbm_open(), once for each such bitmap.
+     */
+    QBM_NOTICE_BITMAP_WIDENED = 2,
+    /** A bitmap can no longer be trusted, and may only be removed or repaired: others wrote to the image. */
+    QBM_NOTICE_BITMAP_INCONSISTENT = 3,
+    /** The disk has no state file and could be given none: a power cut can cost its bitmaps bits. */
+    QBM_NOTICE_UNPROTECTED = 4,
 } qbm_notice;
 
 /** What a file is to the disk, for open_file. */
@@ -277,7 +319,7 @@ typedef int (*qbm_open_file)(void *opaque, int role, const char *path, int flags
 typedef struct qbm_create_options {
     /** sizeof(struct qbm_create_options). */
     size_t struct_size;
-    /** Zero; no flags are defined yet. */
+    /** QBM_CREATE_...; a flag that is not known is -EINVAL. */
     uint32_t flags;
     /** QBM_PREALLOCATION_..., for a new image. */
     uint32_t preallocation;
@@ -300,6 +342,13 @@ typedef struct qbm_create_options {
     qbm_open_file open_file;
     /** The first argument of open_file. */
     void *open_file_opaque;
+    /**
+     * How many bytes of the disk one bit of the state file's intent map
+     * stands for: a power of two from 512 on. Smaller means less to copy
+     * again after a power cut, and more syncs before it. Zero: 64 MiB, or
+     * more where the disk is larger than 31.5 TiB.
+     */
+    uint64_t region_bytes;
 } qbm_create_options;
 
 /**
@@ -335,6 +384,18 @@ typedef struct qbm_open_options {
      * whatever would need more, is -ENOMEM. Zero: no limit.
      */
     uint64_t max_bitmap_memory;
+    /**
+     * A string of 1 to 256 bytes that stays the same for as long as no page
+     * cache was lost (a supervisor's word), in place of what the library
+     * finds out itself. Another one than the last opener's counts as a power
+     * cut. NULL: the library finds out.
+     */
+    const char *cache_epoch;
+    /**
+     * How often, at most, qbm_flush() looks for regions that are not written
+     * to any more, in milliseconds. Zero: 10 seconds.
+     */
+    uint64_t retire_interval_ms;
 } qbm_open_options;
 
 /** Facts from qbm_get_info(). Sizes are in bytes; 0 is "unknown" or "no limit". */
@@ -365,6 +426,16 @@ typedef struct qbm_info {
     uint32_t optimal_transfer;
     /** Discards at multiples of this give space back. */
     uint32_t discard_alignment;
+    /**
+     * How many regions of the intent map a power cut would have counted as
+     * changed, if it came now.
+     */
+    uint64_t active_regions;
+    /**
+     * The bytes that recovery made dirty when the disk was opened, because
+     * they may have changed unseen: the most of any bitmap.
+     */
+    uint64_t recovered_bytes;
 } qbm_info;
 
 /** A layer, from qbm_chain_info(). */
@@ -559,9 +630,16 @@ int qbm_create(const char *path, const struct qbm_create_options *options);
  * options: NULL is the defaults: for reading and writing, through the page
  * cache. *disk is set on success, and to NULL otherwise.
  *
+ * A disk that was not closed is recovered: after the end of its process the
+ * bitmaps are exact, after a power cut they have what they must, and the
+ * regions that were being written to besides; qbm_get_info() and notices tell.
+ * A disk that is opened for writing and has no state file is given one.
+ *
  * Returns 0. -EINVAL: an option, or a descriptor or file that is not as it
  * must be; the message names the file, the key and the value. -ENOTSUP: a
- * format or feature that this library does not have. -ENOENT, -EACCES ...:
+ * format or feature that this library does not have. -EBUSY
+ * (QBM_ERROR_LOCKED): another process, QEMU's programs among them, or another
+ * handle, uses the disk in a way that excludes this one. -ENOENT, -EACCES ...:
  * what the system said. -ENOMEM, also where the bitmaps that record take more
  * than max_bitmap_memory. Any thread.
  */

@@ -21,6 +21,12 @@ pub const QBM_INFO_FAILED: u32 = 4;
 pub const QBM_INFO_BLOCK_DEVICE: u32 = 8;
 /// In qbm_info.flags: the disk was opened with QBM_BITMAP_POLICY_LAZY.
 pub const QBM_INFO_LAZY_BITMAPS: u32 = 16;
+/// In qbm_info.flags: a state file stands behind the bitmaps, so that a power
+/// cut costs them no bit.
+pub const QBM_INFO_PROTECTED: u32 = 32;
+/// In qbm_info.flags: the disk had not been closed, and was recovered when it
+/// was opened.
+pub const QBM_INFO_RECOVERED: u32 = 64;
 
 /// In qbm_extent.flags: stored somewhere, and to be read to be known.
 pub const QBM_BLOCK_DATA: u32 = 1;
@@ -69,6 +75,12 @@ pub struct qbm_info {
     pub optimal_transfer: u32,
     /// Discards at multiples of this give space back.
     pub discard_alignment: u32,
+    /// How many regions of the intent map a power cut would have counted as
+    /// changed, if it came now.
+    pub active_regions: u64,
+    /// The bytes that recovery made dirty when the disk was opened, because
+    /// they may have changed unseen: the most of any bitmap.
+    pub recovered_bytes: u64,
 }
 
 /// A layer, from qbm_chain_info().
@@ -157,7 +169,9 @@ pub unsafe extern "C" fn qbm_get_info(disk: *mut qbm_disk, info: *mut qbm_info) 
                 | flag(facts.direct, QBM_INFO_DIRECT)
                 | flag(facts.failed, QBM_INFO_FAILED)
                 | flag(limits.block_device, QBM_INFO_BLOCK_DEVICE)
-                | flag(facts.bitmap_policy == BitmapPolicy::Lazy, QBM_INFO_LAZY_BITMAPS),
+                | flag(facts.bitmap_policy == BitmapPolicy::Lazy, QBM_INFO_LAZY_BITMAPS)
+                | flag(facts.protected, QBM_INFO_PROTECTED)
+                | flag(facts.recovery.is_some(), QBM_INFO_RECOVERED),
             layers: facts.layers,
             memory_alignment: limits.memory_alignment,
             request_alignment: limits.request_alignment,
@@ -165,6 +179,10 @@ pub unsafe extern "C" fn qbm_get_info(disk: *mut qbm_disk, info: *mut qbm_info) 
             physical_block: limits.physical_block,
             optimal_transfer: limits.optimal_transfer,
             discard_alignment: limits.discard_alignment,
+            active_regions: facts.active_regions,
+            recovered_bytes: facts.recovery.as_ref().map_or(0, |recovery| {
+                recovery.added.iter().map(|it| it.bytes).max().unwrap_or(0)
+            }),
         };
         // SAFETY: the caller's promise: a struct as long as its first field says.
         unsafe { structs::write(info, &value, "info") }.map(drop)

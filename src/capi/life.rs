@@ -3,6 +3,7 @@
 use std::ffi::{CString, OsStr, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use super::boundary::{call, fail, null, optional_text, string};
 use super::files::{Callback, HandedFolder, OpenFile};
@@ -15,6 +16,18 @@ use crate::{BitmapPolicy, CreateOptions, Disk, Notice, OpenOptions, Preallocatio
 pub const QBM_OPEN_RDONLY: u32 = 1;
 /// Of qbm_open(): the image is accessed around the page cache (O_DIRECT).
 pub const QBM_OPEN_DIRECT: u32 = 2;
+/// Of qbm_open(): no lock is taken or minded. Only for reading what nobody
+/// changes, or where something else keeps others out.
+pub const QBM_OPEN_NO_LOCK: u32 = 8;
+/// Of qbm_open(): the bitmaps stay valid though the image was written to by
+/// others since it was closed; the caller knows what was written.
+pub const QBM_OPEN_TRUST_IMAGE: u32 = 32;
+/// Of qbm_open(): a disk that has no state file is given none. Its bitmaps
+/// survive SIGKILL, but a power cut can cost them bits unnoticed.
+pub const QBM_OPEN_NO_STATE: u32 = 128;
+
+/// Of qbm_create(): the disk gets no state file; see QBM_OPEN_NO_STATE.
+pub const QBM_CREATE_NO_STATE: u32 = 1;
 
 /// Of qbm_create(): a new image is one hole.
 pub const QBM_PREALLOCATION_OFF: u32 = 0;
@@ -49,6 +62,13 @@ pub enum qbm_role {
 pub enum qbm_notice {
     /// The disk failed: writes and flushes report errors until it is reopened.
     QBM_NOTICE_FAILED = 1,
+    /// The disk had not been closed, and recovery made more dirty in a bitmap than is known to have changed. Sent by
+    /// qbm_open(), once for each such bitmap.
+    QBM_NOTICE_BITMAP_WIDENED = 2,
+    /// A bitmap can no longer be trusted, and may only be removed or repaired: others wrote to the image.
+    QBM_NOTICE_BITMAP_INCONSISTENT = 3,
+    /// The disk has no state file and could be given none: a power cut can cost its bitmaps bits.
+    QBM_NOTICE_UNPROTECTED = 4,
 }
 
 const _: () = {
@@ -61,6 +81,9 @@ const _: () = {
     assert!(qbm_role::QBM_ROLE_STATE as i32 == Role::State as i32);
     assert!(qbm_role::QBM_ROLE_BACKING as i32 == Role::Backing as i32);
     assert!(qbm_notice::QBM_NOTICE_FAILED as i32 == NoticeCode::Failed as i32);
+    assert!(qbm_notice::QBM_NOTICE_BITMAP_WIDENED as i32 == NoticeCode::BitmapWidened as i32);
+    assert!(qbm_notice::QBM_NOTICE_BITMAP_INCONSISTENT as i32 == NoticeCode::BitmapInconsistent as i32);
+    assert!(qbm_notice::QBM_NOTICE_UNPROTECTED as i32 == NoticeCode::Unprotected as i32);
 };
 
 /// Opens a file for the library, instead of open(2).
@@ -110,6 +133,14 @@ pub struct qbm_open_options {
     /// The most memory that bitmaps may take, in bytes: opening the disk, and
     /// whatever would need more, is -ENOMEM. Zero: no limit.
     pub max_bitmap_memory: u64,
+    /// A string of 1 to 256 bytes that stays the same for as long as no page
+    /// cache was lost (a supervisor's word), in place of what the library
+    /// finds out itself. Another one than the last opener's counts as a power
+    /// cut. NULL: the library finds out.
+    pub cache_epoch: *const c_char,
+    /// How often, at most, qbm_flush() looks for regions that are not written
+    /// to any more, in milliseconds. Zero: 10 seconds.
+    pub retire_interval_ms: u64,
 }
 
 /// Options of qbm_create(). Set struct_size to sizeof(struct
@@ -120,7 +151,7 @@ pub struct qbm_open_options {
 pub struct qbm_create_options {
     /// sizeof(struct qbm_create_options).
     pub struct_size: usize,
-    /// Zero; no flags are defined yet.
+    /// QBM_CREATE_...; a flag that is not known is -EINVAL.
     pub flags: u32,
     /// QBM_PREALLOCATION_..., for a new image.
     pub preallocation: u32,
@@ -137,6 +168,11 @@ pub struct qbm_create_options {
     pub open_file: qbm_open_file,
     /// The first argument of open_file.
     pub open_file_opaque: *mut c_void,
+    /// How many bytes of the disk one bit of the state file's intent map
+    /// stands for: a power of two from 512 on. Smaller means less to copy
+    /// again after a power cut, and more syncs before it. Zero: 64 MiB, or
+    /// more where the disk is larger than 31.5 TiB.
+    pub region_bytes: u64,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, and integers, nullable pointers and nullable functions after it.
@@ -176,8 +212,8 @@ pub unsafe extern "C" fn qbm_create(path: *const c_char, options: *const qbm_cre
         let path = unsafe { path_from(path) }?;
         // SAFETY: the caller's promise: a struct as long as its first field says.
         let options = unsafe { structs::read(options, "options") }?;
-        if options.flags != 0 {
-            return Err(unknown_flags(options.flags));
+        if options.flags & !QBM_CREATE_NO_STATE != 0 {
+            return Err(unknown_flags(options.flags & !QBM_CREATE_NO_STATE));
         }
         let mut create = CreateOptions::new().preallocation(match options.preallocation {
             QBM_PREALLOCATION_OFF => Preallocation::Off,
@@ -198,6 +234,10 @@ pub unsafe extern "C" fn qbm_create(path: *const c_char, options: *const qbm_cre
         if options.size != 0 {
             create = create.size(options.size);
         }
+        if options.region_bytes != 0 {
+            create = create.region_bytes(options.region_bytes);
+        }
+        create = create.no_state(options.flags & QBM_CREATE_NO_STATE != 0);
         if let Some(folder) = handed(options.open_file, options.open_file_opaque, path)? {
             create = create.folder(folder);
         }
@@ -210,9 +250,16 @@ pub unsafe extern "C" fn qbm_create(path: *const c_char, options: *const qbm_cre
 /// options: NULL is the defaults: for reading and writing, through the page
 /// cache. *disk is set on success, and to NULL otherwise.
 ///
+/// A disk that was not closed is recovered: after the end of its process the
+/// bitmaps are exact, after a power cut they have what they must, and the
+/// regions that were being written to besides; qbm_get_info() and notices tell.
+/// A disk that is opened for writing and has no state file is given one.
+///
 /// Returns 0. -EINVAL: an option, or a descriptor or file that is not as it
 /// must be; the message names the file, the key and the value. -ENOTSUP: a
-/// format or feature that this library does not have. -ENOENT, -EACCES ...:
+/// format or feature that this library does not have. -EBUSY
+/// (QBM_ERROR_LOCKED): another process, QEMU's programs among them, or another
+/// handle, uses the disk in a way that excludes this one. -ENOENT, -EACCES ...:
 /// what the system said. -ENOMEM, also where the bitmaps that record take more
 /// than max_bitmap_memory. Any thread.
 ///
@@ -235,7 +282,8 @@ pub unsafe extern "C" fn qbm_open(
         let path = unsafe { path_from(path) }?;
         // SAFETY: the caller's promise: a struct as long as its first field says.
         let options = unsafe { structs::read(options, "options") }?;
-        let known = QBM_OPEN_RDONLY | QBM_OPEN_DIRECT;
+        let known =
+            QBM_OPEN_RDONLY | QBM_OPEN_DIRECT | QBM_OPEN_NO_LOCK | QBM_OPEN_TRUST_IMAGE | QBM_OPEN_NO_STATE;
         if options.flags & !known != 0 {
             return Err(unknown_flags(options.flags & !known));
         }
@@ -255,7 +303,17 @@ pub unsafe extern "C" fn qbm_open(
         let mut open = OpenOptions::new()
             .bitmap_policy(policy)
             .read_only(options.flags & QBM_OPEN_RDONLY != 0)
-            .direct(options.flags & QBM_OPEN_DIRECT != 0);
+            .direct(options.flags & QBM_OPEN_DIRECT != 0)
+            .no_lock(options.flags & QBM_OPEN_NO_LOCK != 0)
+            .trust_image(options.flags & QBM_OPEN_TRUST_IMAGE != 0)
+            .no_state(options.flags & QBM_OPEN_NO_STATE != 0);
+        // SAFETY: the caller's promise: NULL or a string.
+        if let Some(epoch) = unsafe { optional_text(options.cache_epoch, "options.cache_epoch") }? {
+            open = open.cache_epoch(epoch);
+        }
+        if options.retire_interval_ms != 0 {
+            open = open.retire_interval(Duration::from_millis(options.retire_interval_ms));
+        }
         if options.max_bitmap_memory != 0 {
             open = open.max_bitmap_memory(options.max_bitmap_memory);
         }

@@ -68,7 +68,7 @@ impl Disk {
             writable: self.writable,
             direct: self.direct,
             failed: self.alive.has_failed(),
-            protected: self.session.is_some(),
+            protected: self.structure().descriptor.state().is_some(),
             active_regions: self
                 .session
                 .as_ref()
