@@ -68,7 +68,7 @@ impl Disk {
             writable: self.writable,
             direct: self.direct,
             failed: self.alive.has_failed(),
-            protected: self.structure().descriptor.state().is_some(),
+            protected: self.protected,
             active_regions: self
                 .session
                 .as_ref()

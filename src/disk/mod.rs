@@ -108,6 +108,8 @@ pub struct Disk {
     notify: open::Notify,
     /// Of a disk that is open for writing and has a state file.
     session: Option<Session>,
+    /// Whether the descriptor names a state file.
+    protected: bool,
     recovery: Option<Recovery>,
     locks: Vec<Lock>,
 }

@@ -304,6 +304,7 @@ impl OpenOptions {
             direct: self.direct,
             layered: overlay.is_some(),
             gate: Gate::new(Shape::new(bitmaps, overlay, intent, !self.read_only)),
+            protected: descriptor.state().is_some(),
             structure: Mutex::new(Structure { descriptor }),
             place: place.clone(),
             policy: self.bitmap_policy,
