@@ -12,13 +12,20 @@ impl Bits {
     pub fn next_set(&self, within: GranuleRange) -> Option<GranuleIndex> {
         let within = self.clip(within);
         let last = last_word(within)?;
+        let (index, word) = self.next_nonzero(within, last)?;
+        Some(lowest(index, word))
+    }
+
+    /// The first word with set bits of `within`, and these; `last` is the last word of `within`, all of which exists.
+    #[inline]
+    fn next_nonzero(&self, within: GranuleRange, last: usize) -> Option<(usize, u64)> {
         let mut index = word_of(within.start);
         let mut word = self.load(index) & mask_in(index, within);
         while word == 0 {
             index = self.words.next_word(index + 1, last)?;
             word = self.load(index) & mask_in(index, within);
         }
-        Some(lowest(index, word))
+        Some((index, word))
     }
 
     /// The first clear bit in `within`.
@@ -50,11 +57,17 @@ impl Bits {
             return None;
         }
         let within = self.clip(within);
-        let start = self.next_set(within)?;
-        let end = start.0.saturating_add(longest).min(within.end.0);
-        let rest = GranuleRange::new(start.0 + 1, end);
-        let end = self.next_clear(rest).map_or(end, |clear| clear.0);
-        Some(GranuleRange::new(start.0, end))
+        let last = last_word(within)?;
+        let (index, word) = self.next_nonzero(within, last)?;
+        let start = lowest(index, word);
+        let longest = start.0.saturating_add(longest).min(within.end.0);
+        let end = if let Some(end) = end_of_run(index, word) {
+            end.0
+        } else {
+            let rest = GranuleRange::new((index as u64 + 1) * WORD, longest);
+            self.next_clear(rest).map_or(longest, |clear| clear.0)
+        };
+        Some(GranuleRange::new(start.0, end.min(longest)))
     }
 
     /// The runs of set bits in `within`, in order, each as long as it can be.
@@ -84,6 +97,13 @@ impl Bits {
 /// The lowest set bit of `word`, which is the word `index`.
 fn lowest(index: usize, word: u64) -> GranuleIndex {
     GranuleIndex(index as u64 * WORD + u64::from(word.trailing_zeros()))
+}
+
+/// The end of the lowest run of set bits in `word`, which is the word `index`; `None` where it may go on in the next.
+fn end_of_run(index: usize, word: u64) -> Option<GranuleIndex> {
+    // Adding its lowest bit to a word carries through the lowest run.
+    let (carried, through) = word.overflowing_add(word & word.wrapping_neg());
+    (!through).then(|| lowest(index, carried & !word))
 }
 
 /// An iterator over runs of set bits; see [`Bits::runs`].
