@@ -39,6 +39,19 @@
 /** Of qbm_open(): the image is accessed around the page cache (O_DIRECT). */
 #define QBM_OPEN_DIRECT 2u
 
+/**
+ * Of qbm_open(): the backing image, and what is below it, is not opened. What
+ * would have to be read from there is -ENOTSUP then.
+ */
+#define QBM_OPEN_NO_BACKING 4u
+
+/**
+ * Of qbm_open(): every file must lie beneath the descriptor's folder.
+ * Absolute names, and .. and links that lead out of it, are -EACCES, for the
+ * files of backing images too. With open_file only the names are judged.
+ */
+#define QBM_OPEN_CONFINED 16u
+
 /** Of qbm_create(): a new image is one hole. */
 #define QBM_PREALLOCATION_OFF 0u
 
@@ -263,6 +276,9 @@ typedef struct qbm_disk qbm_disk;
  * the folder of the path that qbm_open() or qbm_create() was given. flags are
  * open(2)'s (O_RDONLY or O_RDWR, O_DIRECT, O_DIRECTORY, O_CLOEXEC).
  *
+ * The files of a backing image that has a descriptor are asked for too, each
+ * as QBM_ROLE_BACKING, to be read only.
+ *
  * Returns a file descriptor, which becomes the library's to close, or a
  * negative errno. It must be a fresh open file description of its own: none
  * that is used elsewhere, and no dup() of one. Called only during qbm_open()
@@ -300,6 +316,24 @@ typedef struct qbm_create_options {
     qbm_open_file open_file;
     /** The first argument of open_file. */
     void *open_file_opaque;
+    /**
+     * What is not written to the new disk is read from this image, in which
+     * nothing is ever changed. The name (UTF-8) goes into the descriptor as it
+     * is: a relative one is relative to the descriptor's folder. The disk is as
+     * long as the backing unless size is set. NULL: none.
+     */
+    const char *backing_file;
+    /**
+     * What the backing is: "raw" or "qbm"; must be set with backing_file. It is
+     * never guessed: the guest of a raw image could make it look like another.
+     */
+    const char *backing_format;
+    /**
+     * The unit in which the new disk takes things from its backing, in bytes: a
+     * power of two from 512 to 2 GiB. Zero: 65536, with a backing. Without one,
+     * a disk that only knows which granules were written.
+     */
+    uint64_t granularity;
 } qbm_create_options;
 
 /**
@@ -365,6 +399,11 @@ typedef struct qbm_info {
     uint32_t optimal_transfer;
     /** Discards at multiples of this give space back. */
     uint32_t discard_alignment;
+    /**
+     * The unit in which the disk takes from its backing; 0: it has no
+     * allocation bitmap, and all of it is in its own image.
+     */
+    uint64_t granularity;
 } qbm_info;
 
 /** A layer, from qbm_chain_info(). */
@@ -544,10 +583,11 @@ void qbm_free(void *memory);
  * Makes a disk: the descriptor at path, for an image that exists or for a new
  * one. Nothing that exists is overwritten; a failure leaves nothing behind.
  *
- * options: the size or the image must be given.
+ * options: the size, the image or a backing must be given.
  *
  * Returns 0; everything is durable then. -EEXIST: path exists. -EINVAL: an
- * option; neither a size nor an image; an image of another length. -ENOENT,
+ * option; no size, image or backing; an image of another length. -ENOTSUP: a
+ * format that cannot be a backing. -ENOENT,
  * -EACCES, -EROFS, -ENOSPC ...: what the system said. -EROFS also: open_file
  * did not hand in the folder. Any thread.
  */
@@ -659,13 +699,24 @@ int qbm_flush(struct qbm_disk *disk);
  * ================================================================================================ */
 
 /**
- * Makes the disk length bytes long. New bytes read as zeros. Waits for writes
- * in flight.
+ * Makes the disk length bytes long. New bytes read as zeros, whatever a longer
+ * backing has there. Waits for requests in flight.
  *
  * flags: QBM_TRUNCATE_SHRINK, without which a shorter length is -EINVAL.
  * Returns 0; the new length is durable then. -EOPNOTSUPP: a block device.
  */
 int qbm_truncate(struct qbm_disk *disk, uint64_t length, uint32_t flags);
+
+/**
+ * Takes every granule out of the disk's own image, so that it shows its
+ * backing again, or zeros where it has none. What is taken out is dirty in
+ * every bitmap that records. Waits for requests in flight.
+ *
+ * flags: zero. Returns 0; it is durable then. -ENOTSUP: the disk has no
+ * allocation bitmap, so all of it is its own. -EROFS: the disk or its folder
+ * is read-only.
+ */
+int qbm_make_empty(struct qbm_disk *disk, uint32_t flags);
 
 /* ================================================================================================
  * Facts

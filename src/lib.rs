@@ -31,8 +31,8 @@ pub use bitmap::BitmapPolicy;
 pub use descriptor::Format;
 pub use disk::{
     AddBitmap, BitmapAction, BitmapContent, BitmapInfo, BlockStatus, CreateOptions, Disk, Info, Layer,
-    MergeSource, Notice, NoticeCode, OpenOptions, Preallocation, StatusFlags, Thaw, TruncateFlags,
-    WriteFlags, bitmap_transaction,
+    MergeSource, Notice, NoticeCode, OpenOptions, OverlayInfo, Preallocation, StatusFlags, Thaw,
+    TruncateFlags, WriteFlags, bitmap_transaction,
 };
 pub use error::{Error, ErrorCode, Result};
 pub use units::{ByteRange, Granularity, GranuleIndex, GranuleRange, MAX_LENGTH};

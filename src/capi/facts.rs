@@ -69,6 +69,9 @@ pub struct qbm_info {
     pub optimal_transfer: u32,
     /// Discards at multiples of this give space back.
     pub discard_alignment: u32,
+    /// The unit in which the disk takes from its backing; 0: it has no
+    /// allocation bitmap, and all of it is in its own image.
+    pub granularity: u64,
 }
 
 /// A layer, from qbm_chain_info().
@@ -165,6 +168,7 @@ pub unsafe extern "C" fn qbm_get_info(disk: *mut qbm_disk, info: *mut qbm_info) 
             physical_block: limits.physical_block,
             optimal_transfer: limits.optimal_transfer,
             discard_alignment: limits.discard_alignment,
+            granularity: facts.overlay.map_or(0, |overlay| overlay.granularity.bytes()),
         };
         // SAFETY: the caller's promise: a struct as long as its first field says.
         unsafe { structs::write(info, &value, "info") }.map(drop)

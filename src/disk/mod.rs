@@ -27,7 +27,7 @@ pub use bitmaps::{
     AddBitmap, BitmapAction, BitmapContent, BitmapInfo, MergeSource, Thaw, bitmap_transaction,
 };
 pub use create::{CreateOptions, Preallocation};
-pub use info::{Info, Layer};
+pub use info::{Info, Layer, OverlayInfo};
 pub use open::{Notice, NoticeCode, OpenOptions};
 pub use resize::TruncateFlags;
 pub use status::{BlockStatus, StatusFlags};

@@ -95,6 +95,11 @@ impl Backing {
         })
     }
 
+    /// As the descriptor has it.
+    pub(in crate::disk) fn into_entry(self) -> BackingEntry {
+        self.entry
+    }
+
     /// Opens the image, and all below it, for a disk that is not made yet in `place`.
     pub(in crate::disk) fn try_out(self, place: &Place) -> Result<Chain> {
         Chain::open(&mut Files::new(place, false), Some(self), &Loading::new(None))
