@@ -138,15 +138,18 @@ int main(void)
 
     /* Confined to the folder, a name may not lead out of it. */
     struct qbm_open_options confined = open_options(QBM_OPEN_CONFINED);
-    int result = qbm_open("top.qbm", &confined, &disk);
-    CHECK(result == 0 || result == -ENOSYS);
-    if (result == 0)
-        CHECK_OK(qbm_close(disk));
     CHECK(mkdir("inner", 0755) == 0);
     options = overlay_options("../base.img", "raw");
     CHECK_OK(qbm_create("inner/disk.qbm", &options));
     CHECK_OK(qbm_close(open_disk("inner/disk.qbm", 0)));
-    CHECK_FAILS(EACCES, QBM_ERROR_PERMISSION_DENIED, "confined", qbm_open("inner/disk.qbm", &confined, &disk));
+    int result = qbm_open("top.qbm", &confined, &disk);
+    if (result == -ENOTSUP) { /* an old kernel, or valgrind */
+        CHECK_MENTIONS("openat2", qbm_error_message());
+    } else {
+        CHECK(result == 0);
+        CHECK_OK(qbm_close(disk));
+        CHECK_FAILS(EACCES, QBM_ERROR_PERMISSION_DENIED, "confined", qbm_open("inner/disk.qbm", &confined, &disk));
+    }
 
     /* The caller is asked for every file of the chain: two of the middle layer and its descriptor, and the base. */
     struct broker broker = {open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), 0};

@@ -48,7 +48,8 @@
 /**
  * Of qbm_open(): every file must lie beneath the descriptor's folder.
  * Absolute names, and .. and links that lead out of it, are -EACCES, for the
- * files of backing images too. With open_file only the names are judged.
+ * files of backing images too. With open_file only the names are judged;
+ * without it, kernels before Linux 5.6 answer -ENOTSUP.
  */
 #define QBM_OPEN_CONFINED 16u
 

@@ -20,7 +20,8 @@ pub const QBM_OPEN_DIRECT: u32 = 2;
 pub const QBM_OPEN_NO_BACKING: u32 = 4;
 /// Of qbm_open(): every file must lie beneath the descriptor's folder.
 /// Absolute names, and .. and links that lead out of it, are -EACCES, for the
-/// files of backing images too. With open_file only the names are judged.
+/// files of backing images too. With open_file only the names are judged;
+/// without it, kernels before Linux 5.6 answer -ENOTSUP.
 pub const QBM_OPEN_CONFINED: u32 = 16;
 
 /// Of qbm_create(): a new image is one hole.
