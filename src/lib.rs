@@ -31,7 +31,7 @@ pub use bitmap::BitmapPolicy;
 pub use descriptor::Format;
 pub use disk::{
     AddBitmap, BitmapAction, BitmapContent, BitmapInfo, BlockStatus, CreateOptions, Disk, Info, Layer,
-    MergeSource, Notice, NoticeCode, OpenOptions, OverlayInfo, Preallocation, StatusFlags, Thaw,
+    MergeSource, Notice, NoticeCode, OpenOptions, OverlayInfo, Preallocation, Progress, StatusFlags, Thaw,
     TruncateFlags, WriteFlags, bitmap_transaction,
 };
 pub use error::{Error, ErrorCode, Result};

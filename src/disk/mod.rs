@@ -29,6 +29,7 @@ pub use bitmaps::{
 pub use create::{CreateOptions, Preallocation};
 pub use info::{Info, Layer, OverlayInfo};
 pub use open::{Notice, NoticeCode, OpenOptions};
+pub use overlay::Progress;
 pub use resize::TruncateFlags;
 pub use status::{BlockStatus, StatusFlags};
 

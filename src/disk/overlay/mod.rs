@@ -7,6 +7,7 @@
 
 mod chain;
 mod claim;
+mod commit;
 mod durable;
 mod empty;
 mod faults;
@@ -23,6 +24,7 @@ mod tests;
 use std::sync::Arc;
 
 pub(super) use chain::{Chain, Run, Source};
+pub use commit::Progress;
 pub(super) use open::{Backing, measured};
 pub(super) use status::status_in;
 
