@@ -68,6 +68,54 @@ static void check_layer(qbm_disk *disk, uint32_t number, const char *file, uint6
     qbm_free(layer.file);
 }
 
+static int count_up(void *opaque, uint64_t done, uint64_t total)
+{
+    uint64_t *most = (uint64_t *)opaque;
+    CHECK(done >= *most && done <= total);
+    *most = done;
+    return 0;
+}
+
+static int no_more(void *opaque, uint64_t done, uint64_t total)
+{
+    (void)opaque;
+    return done <= total;
+}
+
+/* What the middle layer has goes into the base, which nobody else uses any more. */
+static void commit(const unsigned char *expected)
+{
+    static unsigned char bytes[SIZE];
+    uint64_t most = 0;
+    qbm_disk *disk = open_disk("middle.qbm", 0);
+    struct qbm_commit_options options;
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    options.flags = 1;
+    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "0x1", qbm_commit(disk, &options));
+    options.flags = 0;
+    options.reserved = 1;
+    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "reserved", qbm_commit(disk, &options));
+    options.reserved = 0;
+    options.progress = no_more;
+    CHECK_FAILS(ECANCELED, QBM_ERROR_CANCELED, "middle.qbm", qbm_commit(disk, &options));
+    options.progress = count_up;
+    options.progress_opaque = &most;
+    CHECK_OK(qbm_commit(disk, &options));
+    CHECK(most == 2 * GRANULE);
+    CHECK_OK(qbm_pread(disk, bytes, SIZE, 0));
+    CHECK(memcmp(bytes, expected, SIZE) == 0);
+    check_extent(disk, 0, QBM_BLOCK_DATA | QBM_BLOCK_OFFSET_VALID, 1, 5 * GRANULE);
+    CHECK_OK(qbm_commit(disk, NULL));
+    CHECK_OK(qbm_close(disk));
+    FILE *file = fopen("base.img", "rb");
+    CHECK(file && fread(bytes, 1, SIZE, file) == SIZE && memcmp(bytes, expected, SIZE) == 0);
+    CHECK(fclose(file) == 0);
+    disk = open_disk("plain.qbm", 0);
+    CHECK_FAILS(ENOTSUP, QBM_ERROR_NOT_SUPPORTED, "no backing", qbm_commit(disk, NULL));
+    CHECK_OK(qbm_close(disk));
+}
+
 int main(void)
 {
     static unsigned char base[SIZE], bytes[SIZE], expected[SIZE];
@@ -162,5 +210,6 @@ int main(void)
     CHECK(memcmp(bytes, expected, SIZE) == 0);
     CHECK_OK(qbm_close(disk));
     CHECK(close(broker.folder) == 0);
+    commit(expected);
     return 0;
 }

@@ -282,8 +282,8 @@ typedef struct qbm_disk qbm_disk;
  *
  * Returns a file descriptor, which becomes the library's to close, or a
  * negative errno. It must be a fresh open file description of its own: none
- * that is used elsewhere, and no dup() of one. Called only during qbm_open()
- * and qbm_create(), on their thread.
+ * that is used elsewhere, and no dup() of one. Called only during qbm_open(),
+ * qbm_create() and qbm_commit(), on their thread.
  */
 typedef int (*qbm_open_file)(void *opaque, int role, const char *path, int flags);
 
@@ -371,6 +371,32 @@ typedef struct qbm_open_options {
      */
     uint64_t max_bitmap_memory;
 } qbm_open_options;
+
+/**
+ * Hears how far a long operation is: done of total bytes; total may grow.
+ *
+ * Called on the thread that runs the operation, after each piece of work. It
+ * must not use the disk. Returns 0 to go on; anything else ends the operation,
+ * which then returns -ECANCELED.
+ */
+typedef int (*qbm_progress)(void *opaque, uint64_t done, uint64_t total);
+
+/**
+ * Options of qbm_commit(). Set struct_size to sizeof(struct
+ * qbm_commit_options) and all that you do not use to zero.
+ */
+typedef struct qbm_commit_options {
+    /** sizeof(struct qbm_commit_options). */
+    size_t struct_size;
+    /** Zero; no flags are defined yet. */
+    uint32_t flags;
+    /** Zero. */
+    uint32_t reserved;
+    /** Hears how far it is; may be NULL. */
+    qbm_progress progress;
+    /** The first argument of progress. */
+    void *progress_opaque;
+} qbm_commit_options;
 
 /** Facts from qbm_get_info(). Sizes are in bytes; 0 is "unknown" or "no limit". */
 typedef struct qbm_info {
@@ -718,6 +744,23 @@ int qbm_truncate(struct qbm_disk *disk, uint64_t length, uint32_t flags);
  * is read-only.
  */
 int qbm_make_empty(struct qbm_disk *disk, uint32_t flags);
+
+/**
+ * Writes all that the disk has in its own image into its backing, and then
+ * takes it out of the image, as qbm_make_empty() does. The disk shows what it
+ * showed before, also after a crash in the middle. Requests go on meanwhile,
+ * but for a moment at the end; truncating, bitmap changes and qbm_chain_info()
+ * of layer 0 wait.
+ *
+ * options: NULL is the defaults. The backing is opened for writing (with
+ * open_file: asked for again), and grown where it is shorter than the disk;
+ * holes stay holes. Nothing else may use it as a backing: after an error, too,
+ * it may have some of the bytes.
+ *
+ * Returns 0; all is durable then. -ENOTSUP: there is no backing, or it was not
+ * opened. -ECANCELED: progress ended it. -EROFS, -ENOSPC, -EIO ...
+ */
+int qbm_commit(struct qbm_disk *disk, const struct qbm_commit_options *options);
 
 /* ================================================================================================
  * Facts

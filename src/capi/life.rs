@@ -82,8 +82,8 @@ const _: () = {
 ///
 /// Returns a file descriptor, which becomes the library's to close, or a
 /// negative errno. It must be a fresh open file description of its own: none
-/// that is used elsewhere, and no dup() of one. Called only during qbm_open()
-/// and qbm_create(), on their thread.
+/// that is used elsewhere, and no dup() of one. Called only during qbm_open(),
+/// qbm_create() and qbm_commit(), on their thread.
 #[allow(non_camel_case_types, reason = "the name in C")]
 pub type qbm_open_file = Option<
     unsafe extern "C" fn(opaque: *mut c_void, role: c_int, path: *const c_char, flags: c_int) -> c_int,

@@ -6,6 +6,7 @@
 //! Invariant: at every moment, crashes included, the disk shows what it showed before.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::Overlay;
@@ -16,7 +17,7 @@ use super::read::in_memory;
 use crate::bitmap::Bits;
 use crate::descriptor::Format;
 use crate::disk::bitmaps::{Loading, Shape};
-use crate::disk::open::{Files, OpenOptions};
+use crate::disk::open::{Files, OpenOptions, Place};
 use crate::disk::{Child, Disk, Structure, TruncateFlags, WriteFlags};
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::{Access, Role, SyncMode, Zeroing, read_slice, write_slice};
@@ -217,49 +218,52 @@ impl Target {
     /// Opens the backing of `disk`, which is open as `layer` already.
     fn open(disk: &Disk, backing: &Backing, layer: &Layer) -> Result<Self> {
         let path = backing.path()?;
-        let place = &disk.place;
-        let target = match backing.format() {
-            Format::Qbm => {
-                let mut options = OpenOptions::new().confined(place.confined);
-                let mut at = place.shown.join(path);
-                if place.handed_in {
-                    if path.parent().is_some_and(|folder| !folder.as_os_str().is_empty()) {
-                        return Err(Error::new(
-                            ErrorCode::NotSupported,
-                            format!(
-                                "the backing {} lies in another folder than the disk, and the files come from the caller",
-                                path.display()
-                            ),
-                        ));
-                    }
-                    options = options.folder(Arc::clone(&place.folder));
-                    at = path.to_owned();
-                }
-                Self::Qbm(Box::new(options.open(at)?))
-            }
-            _ => {
-                let access = Access {
-                    write: true,
-                    direct: false,
-                };
-                let storage = place
-                    .folder
-                    .open(Role::Backing, path, access)
-                    .map_err(|e| Error::io("open for writing", place.shown.join(path), &e))?;
-                Self::Raw(Child::new(storage, place.shown.join(path)))
-            }
+        let target = if backing.format() == Format::Qbm {
+            Self::open_disk(&disk.place, path)?
+        } else {
+            Self::open_raw(&disk.place, path)?
         };
-        let same = target.image().storage.identity() == layer.image.storage.identity();
-        if !same {
+        if target.image().storage.identity() == layer.image.storage.identity() {
+            return Ok(target);
+        }
+        Err(Error::new(
+            ErrorCode::FileInvalid,
+            format!(
+                "{} is not the file any more that the disk was opened with",
+                target.image().path.display()
+            ),
+        ))
+    }
+
+    fn open_disk(place: &Place, path: &Path) -> Result<Self> {
+        let options = OpenOptions::new().confined(place.confined);
+        let disk = if !place.handed_in {
+            options.open(place.shown.join(path))?
+        } else if path.parent().is_none_or(|folder| folder.as_os_str().is_empty()) {
+            options.folder(Arc::clone(&place.folder)).open(path)?
+        } else {
             return Err(Error::new(
-                ErrorCode::FileInvalid,
+                ErrorCode::NotSupported,
                 format!(
-                    "{} is not the file any more that the disk was opened with",
-                    target.image().path.display()
+                    "the backing {} lies in another folder than the disk, and the files come from the caller",
+                    path.display()
                 ),
             ));
-        }
-        Ok(target)
+        };
+        Ok(Self::Qbm(Box::new(disk)))
+    }
+
+    fn open_raw(place: &Place, path: &Path) -> Result<Self> {
+        let access = Access {
+            write: true,
+            direct: false,
+        };
+        let shown = place.shown.join(path);
+        let storage = place
+            .folder
+            .open(Role::Backing, path, access)
+            .map_err(|e| Error::io("open for writing", &shown, &e))?;
+        Ok(Self::Raw(Child::new(storage, shown)))
     }
 
     fn image(&self) -> &Child {
