@@ -40,6 +40,10 @@ static int as_child(qbm_disk *disk)
         return 7;
     if (!stale(qbm_truncate(disk, 1, QBM_TRUNCATE_SHRINK)))
         return 8;
+    if (!stale(qbm_make_empty(disk, 0)))
+        return 14;
+    if (!stale(qbm_commit(disk, NULL)))
+        return 15;
     if (!stale(qbm_get_info(disk, &info)))
         return 9;
     if (!stale(qbm_chain_info(disk, 0, &layer)))

@@ -21,7 +21,7 @@ int main(void)
     CHECK(stat("disk-data.img", &image) == 0);
     CHECK(info.allocated == (uint64_t)image.st_blocks * 512);
     CHECK(info.flags == (QBM_INFO_WRITABLE | QBM_INFO_PROTECTED));
-    CHECK(info.layers == 1);
+    CHECK(info.layers == 1 && info.granularity == 0);
     CHECK(info.memory_alignment == 1 && info.request_alignment == 1);
 
     struct qbm_layer layer;

@@ -40,10 +40,24 @@
 #define QBM_OPEN_DIRECT 2u
 
 /**
+ * Of qbm_open(): the backing image, and what is below it, is not opened. What
+ * would have to be read from there is -ENOTSUP then.
+ */
+#define QBM_OPEN_NO_BACKING 4u
+
+/**
  * Of qbm_open(): no lock is taken or minded. Only for reading what nobody
  * changes, or where something else keeps others out.
  */
 #define QBM_OPEN_NO_LOCK 8u
+
+/**
+ * Of qbm_open(): every file must lie beneath the descriptor's folder.
+ * Absolute names, and .. and links that lead out of it, are -EACCES, for the
+ * files of backing images too. With open_file only the names are judged;
+ * without it, kernels before Linux 5.6 answer -ENOTSUP.
+ */
+#define QBM_OPEN_CONFINED 16u
 
 /**
  * Of qbm_open(): the bitmaps stay valid though the image was written to by
@@ -305,10 +319,13 @@ typedef struct qbm_disk qbm_disk;
  * the folder of the path that qbm_open() or qbm_create() was given. flags are
  * open(2)'s (O_RDONLY or O_RDWR, O_DIRECT, O_DIRECTORY, O_CLOEXEC).
  *
+ * The files of a backing image that has a descriptor are asked for too, each
+ * as QBM_ROLE_BACKING, to be read only.
+ *
  * Returns a file descriptor, which becomes the library's to close, or a
  * negative errno. It must be a fresh open file description of its own: none
- * that is used elsewhere, and no dup() of one. Called only during qbm_open()
- * and qbm_create(), on their thread.
+ * that is used elsewhere, and no dup() of one. Called only during qbm_open(),
+ * qbm_create() and qbm_commit(), on their thread.
  */
 typedef int (*qbm_open_file)(void *opaque, int role, const char *path, int flags);
 
@@ -349,6 +366,24 @@ typedef struct qbm_create_options {
      * more where the disk is larger than 31.5 TiB.
      */
     uint64_t region_bytes;
+    /**
+     * What is not written to the new disk is read from this image, in which
+     * nothing is ever changed. The name (UTF-8) goes into the descriptor as it
+     * is: a relative one is relative to the descriptor's folder. The disk is as
+     * long as the backing unless size is set. NULL: none.
+     */
+    const char *backing_file;
+    /**
+     * What the backing is: "raw" or "qbm"; must be set with backing_file. It is
+     * never guessed: the guest of a raw image could make it look like another.
+     */
+    const char *backing_format;
+    /**
+     * The unit in which the new disk takes things from its backing, in bytes: a
+     * power of two from 512 to 2 GiB. Zero: 65536, with a backing. Without one,
+     * a disk that only knows which granules were written.
+     */
+    uint64_t granularity;
 } qbm_create_options;
 
 /**
@@ -398,6 +433,32 @@ typedef struct qbm_open_options {
     uint64_t retire_interval_ms;
 } qbm_open_options;
 
+/**
+ * Hears how far a long operation is: done of total bytes; total may grow.
+ *
+ * Called on the thread that runs the operation, after each piece of work. It
+ * must not use the disk. Returns 0 to go on; anything else ends the operation,
+ * which then returns -ECANCELED.
+ */
+typedef int (*qbm_progress)(void *opaque, uint64_t done, uint64_t total);
+
+/**
+ * Options of qbm_commit(). Set struct_size to sizeof(struct
+ * qbm_commit_options) and all that you do not use to zero.
+ */
+typedef struct qbm_commit_options {
+    /** sizeof(struct qbm_commit_options). */
+    size_t struct_size;
+    /** Zero; no flags are defined yet. */
+    uint32_t flags;
+    /** Zero. */
+    uint32_t reserved;
+    /** Hears how far it is; may be NULL. */
+    qbm_progress progress;
+    /** The first argument of progress. */
+    void *progress_opaque;
+} qbm_commit_options;
+
 /** Facts from qbm_get_info(). Sizes are in bytes; 0 is "unknown" or "no limit". */
 typedef struct qbm_info {
     /** sizeof(struct qbm_info). */
@@ -436,6 +497,11 @@ typedef struct qbm_info {
      * they may have changed unseen: the most of any bitmap.
      */
     uint64_t recovered_bytes;
+    /**
+     * The unit in which the disk takes from its backing; 0: it has no
+     * allocation bitmap, and all of it is in its own image.
+     */
+    uint64_t granularity;
 } qbm_info;
 
 /** A layer, from qbm_chain_info(). */
@@ -615,10 +681,11 @@ void qbm_free(void *memory);
  * Makes a disk: the descriptor at path, for an image that exists or for a new
  * one. Nothing that exists is overwritten; a failure leaves nothing behind.
  *
- * options: the size or the image must be given.
+ * options: the size, the image or a backing must be given.
  *
  * Returns 0; everything is durable then. -EEXIST: path exists. -EINVAL: an
- * option; neither a size nor an image; an image of another length. -ENOENT,
+ * option; no size, image or backing; an image of another length. -ENOTSUP: a
+ * format that cannot be a backing. -ENOENT,
  * -EACCES, -EROFS, -ENOSPC ...: what the system said. -EROFS also: open_file
  * did not hand in the folder. Any thread.
  */
@@ -737,13 +804,41 @@ int qbm_flush(struct qbm_disk *disk);
  * ================================================================================================ */
 
 /**
- * Makes the disk length bytes long. New bytes read as zeros. Waits for writes
- * in flight.
+ * Makes the disk length bytes long. New bytes read as zeros, whatever a longer
+ * backing has there. Waits for requests in flight.
  *
  * flags: QBM_TRUNCATE_SHRINK, without which a shorter length is -EINVAL.
  * Returns 0; the new length is durable then. -EOPNOTSUPP: a block device.
  */
 int qbm_truncate(struct qbm_disk *disk, uint64_t length, uint32_t flags);
+
+/**
+ * Takes every granule out of the disk's own image, so that it shows its
+ * backing again, or zeros where it has none. What is taken out is dirty in
+ * every bitmap that records. Waits for requests in flight.
+ *
+ * flags: zero. Returns 0; it is durable then. -ENOTSUP: the disk has no
+ * allocation bitmap, so all of it is its own. -EROFS: the disk or its folder
+ * is read-only.
+ */
+int qbm_make_empty(struct qbm_disk *disk, uint32_t flags);
+
+/**
+ * Writes all that the disk has in its own image into its backing, and then
+ * takes it out of the image, as qbm_make_empty() does. The disk shows what it
+ * showed before, also after a crash in the middle. Requests go on meanwhile,
+ * but for a moment at the end; truncating, bitmap changes and qbm_chain_info()
+ * of layer 0 wait.
+ *
+ * options: NULL is the defaults. The backing is opened for writing (with
+ * open_file: asked for again), and grown where it is shorter than the disk;
+ * holes stay holes. Nothing else may use it as a backing: after an error, too,
+ * it may have some of the bytes.
+ *
+ * Returns 0; all is durable then. -ENOTSUP: there is no backing, or it was not
+ * opened. -ECANCELED: progress ended it. -EROFS, -ENOSPC, -EIO ...
+ */
+int qbm_commit(struct qbm_disk *disk, const struct qbm_commit_options *options);
 
 /* ================================================================================================
  * Facts

@@ -183,8 +183,8 @@ pub unsafe extern "C" fn qbm_flush(disk: *mut qbm_disk) -> c_int {
 
 /// section: Shape
 /// ---
-/// Makes the disk length bytes long. New bytes read as zeros. Waits for writes
-/// in flight.
+/// Makes the disk length bytes long. New bytes read as zeros, whatever a longer
+/// backing has there. Waits for requests in flight.
 ///
 /// flags: QBM_TRUNCATE_SHRINK, without which a shorter length is -EINVAL.
 /// Returns 0; the new length is durable then. -EOPNOTSUPP: a block device.
@@ -199,6 +199,30 @@ pub unsafe extern "C" fn qbm_truncate(disk: *mut qbm_disk, length: u64, flags: u
         on_disk(disk, |disk| {
             let flags = TruncateFlags::from_bits(flags).ok_or_else(|| unknown_flags(flags))?;
             disk.truncate(length, flags)
+        })
+    }
+}
+
+/// Takes every granule out of the disk's own image, so that it shows its
+/// backing again, or zeros where it has none. What is taken out is dirty in
+/// every bitmap that records. Waits for requests in flight.
+///
+/// flags: zero. Returns 0; it is durable then. -ENOTSUP: the disk has no
+/// allocation bitmap, so all of it is its own. -EROFS: the disk or its folder
+/// is read-only.
+///
+/// # Safety
+///
+/// `disk` is a handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qbm_make_empty(disk: *mut qbm_disk, flags: u32) -> c_int {
+    // SAFETY: the caller's promise: a handle.
+    unsafe {
+        on_disk(disk, |disk| {
+            if flags != 0 {
+                return Err(unknown_flags(flags));
+            }
+            disk.make_empty()
         })
     }
 }

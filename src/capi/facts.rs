@@ -81,6 +81,9 @@ pub struct qbm_info {
     /// The bytes that recovery made dirty when the disk was opened, because
     /// they may have changed unseen: the most of any bitmap.
     pub recovered_bytes: u64,
+    /// The unit in which the disk takes from its backing; 0: it has no
+    /// allocation bitmap, and all of it is in its own image.
+    pub granularity: u64,
 }
 
 /// A layer, from qbm_chain_info().
@@ -183,6 +186,7 @@ pub unsafe extern "C" fn qbm_get_info(disk: *mut qbm_disk, info: *mut qbm_info) 
             recovered_bytes: facts.recovery.as_ref().map_or(0, |recovery| {
                 recovery.added.iter().map(|it| it.bytes).max().unwrap_or(0)
             }),
+            granularity: facts.overlay.map_or(0, |overlay| overlay.granularity.bytes()),
         };
         // SAFETY: the caller's promise: a struct as long as its first field says.
         unsafe { structs::write(info, &value, "info") }.map(drop)

@@ -10,15 +10,23 @@ use super::files::{Callback, HandedFolder, OpenFile};
 use super::qbm_disk;
 use super::structs::{self, Extensible, Plain};
 use crate::error::{Error, ErrorCode, Result};
-use crate::{BitmapPolicy, CreateOptions, Disk, Notice, OpenOptions, Preallocation};
+use crate::{BitmapPolicy, CreateOptions, Disk, Format, Granularity, Notice, OpenOptions, Preallocation};
 
 /// Of qbm_open(): nothing is written, to no file of the disk.
 pub const QBM_OPEN_RDONLY: u32 = 1;
 /// Of qbm_open(): the image is accessed around the page cache (O_DIRECT).
 pub const QBM_OPEN_DIRECT: u32 = 2;
+/// Of qbm_open(): the backing image, and what is below it, is not opened. What
+/// would have to be read from there is -ENOTSUP then.
+pub const QBM_OPEN_NO_BACKING: u32 = 4;
 /// Of qbm_open(): no lock is taken or minded. Only for reading what nobody
 /// changes, or where something else keeps others out.
 pub const QBM_OPEN_NO_LOCK: u32 = 8;
+/// Of qbm_open(): every file must lie beneath the descriptor's folder.
+/// Absolute names, and .. and links that lead out of it, are -EACCES, for the
+/// files of backing images too. With open_file only the names are judged;
+/// without it, kernels before Linux 5.6 answer -ENOTSUP.
+pub const QBM_OPEN_CONFINED: u32 = 16;
 /// Of qbm_open(): the bitmaps stay valid though the image was written to by
 /// others since it was closed; the caller knows what was written.
 pub const QBM_OPEN_TRUST_IMAGE: u32 = 32;
@@ -92,10 +100,13 @@ const _: () = {
 /// the folder of the path that qbm_open() or qbm_create() was given. flags are
 /// open(2)'s (O_RDONLY or O_RDWR, O_DIRECT, O_DIRECTORY, O_CLOEXEC).
 ///
+/// The files of a backing image that has a descriptor are asked for too, each
+/// as QBM_ROLE_BACKING, to be read only.
+///
 /// Returns a file descriptor, which becomes the library's to close, or a
 /// negative errno. It must be a fresh open file description of its own: none
-/// that is used elsewhere, and no dup() of one. Called only during qbm_open()
-/// and qbm_create(), on their thread.
+/// that is used elsewhere, and no dup() of one. Called only during qbm_open(),
+/// qbm_create() and qbm_commit(), on their thread.
 #[allow(non_camel_case_types, reason = "the name in C")]
 pub type qbm_open_file = Option<
     unsafe extern "C" fn(opaque: *mut c_void, role: c_int, path: *const c_char, flags: c_int) -> c_int,
@@ -173,6 +184,18 @@ pub struct qbm_create_options {
     /// again after a power cut, and more syncs before it. Zero: 64 MiB, or
     /// more where the disk is larger than 31.5 TiB.
     pub region_bytes: u64,
+    /// What is not written to the new disk is read from this image, in which
+    /// nothing is ever changed. The name (UTF-8) goes into the descriptor as it
+    /// is: a relative one is relative to the descriptor's folder. The disk is as
+    /// long as the backing unless size is set. NULL: none.
+    pub backing_file: *const c_char,
+    /// What the backing is: "raw" or "qbm"; must be set with backing_file. It is
+    /// never guessed: the guest of a raw image could make it look like another.
+    pub backing_format: *const c_char,
+    /// The unit in which the new disk takes things from its backing, in bytes: a
+    /// power of two from 512 to 2 GiB. Zero: 65536, with a backing. Without one,
+    /// a disk that only knows which granules were written.
+    pub granularity: u64,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, and integers, nullable pointers and nullable functions after it.
@@ -195,10 +218,11 @@ unsafe impl Extensible for qbm_create_options {}
 /// Makes a disk: the descriptor at path, for an image that exists or for a new
 /// one. Nothing that exists is overwritten; a failure leaves nothing behind.
 ///
-/// options: the size or the image must be given.
+/// options: the size, the image or a backing must be given.
 ///
 /// Returns 0; everything is durable then. -EEXIST: path exists. -EINVAL: an
-/// option; neither a size nor an image; an image of another length. -ENOENT,
+/// option; no size, image or backing; an image of another length. -ENOTSUP: a
+/// format that cannot be a backing. -ENOENT,
 /// -EACCES, -EROFS, -ENOSPC ...: what the system said. -EROFS also: open_file
 /// did not hand in the folder. Any thread.
 ///
@@ -230,6 +254,23 @@ pub unsafe extern "C" fn qbm_create(path: *const c_char, options: *const qbm_cre
         let image = unsafe { optional_text(options.image, "options.image") }?;
         if let Some(image) = image {
             create = create.image(image);
+        }
+        // SAFETY: as above.
+        let backing = unsafe { optional_text(options.backing_file, "options.backing_file") }?;
+        // SAFETY: as above.
+        let format = unsafe { optional_text(options.backing_format, "options.backing_format") }?;
+        match (backing, format) {
+            (Some(file), Some(format)) => create = create.backing(file, backing_format(format)?),
+            (None, None) => {}
+            _ => {
+                return Err(Error::new(
+                    ErrorCode::InvalidArgument,
+                    "options: backing_file and backing_format must be set together; a format is never guessed",
+                ));
+            }
+        }
+        if options.granularity != 0 {
+            create = create.granularity(granularity(options.granularity)?);
         }
         if options.size != 0 {
             create = create.size(options.size);
@@ -282,8 +323,13 @@ pub unsafe extern "C" fn qbm_open(
         let path = unsafe { path_from(path) }?;
         // SAFETY: the caller's promise: a struct as long as its first field says.
         let options = unsafe { structs::read(options, "options") }?;
-        let known =
-            QBM_OPEN_RDONLY | QBM_OPEN_DIRECT | QBM_OPEN_NO_LOCK | QBM_OPEN_TRUST_IMAGE | QBM_OPEN_NO_STATE;
+        let known = QBM_OPEN_RDONLY
+            | QBM_OPEN_DIRECT
+            | QBM_OPEN_NO_BACKING
+            | QBM_OPEN_NO_LOCK
+            | QBM_OPEN_CONFINED
+            | QBM_OPEN_TRUST_IMAGE
+            | QBM_OPEN_NO_STATE;
         if options.flags & !known != 0 {
             return Err(unknown_flags(options.flags & !known));
         }
@@ -304,7 +350,9 @@ pub unsafe extern "C" fn qbm_open(
             .bitmap_policy(policy)
             .read_only(options.flags & QBM_OPEN_RDONLY != 0)
             .direct(options.flags & QBM_OPEN_DIRECT != 0)
+            .no_backing(options.flags & QBM_OPEN_NO_BACKING != 0)
             .no_lock(options.flags & QBM_OPEN_NO_LOCK != 0)
+            .confined(options.flags & QBM_OPEN_CONFINED != 0)
             .trust_image(options.flags & QBM_OPEN_TRUST_IMAGE != 0)
             .no_state(options.flags & QBM_OPEN_NO_STATE != 0);
         // SAFETY: the caller's promise: NULL or a string.
@@ -369,6 +417,24 @@ unsafe fn path_from<'a>(path: *const c_char) -> Result<&'a Path> {
     // SAFETY: the caller's promise is ours.
     let path = unsafe { string(path, "path") }?;
     Ok(Path::new(OsStr::from_bytes(path.to_bytes())))
+}
+
+fn backing_format(word: &str) -> Result<Format> {
+    word.parse().map_err(|e: Error| {
+        Error::new(
+            e.code(),
+            format!("options: backing_format {word:?} {}", e.message()),
+        )
+    })
+}
+
+fn granularity(bytes: u64) -> Result<Granularity> {
+    Granularity::new(bytes).ok_or_else(|| {
+        Error::new(
+            ErrorCode::InvalidArgument,
+            format!("options: granularity {bytes} is not a power of two from 512 to 2147483648"),
+        )
+    })
 }
 
 fn handed(

@@ -15,6 +15,8 @@ mod life;
 
 mod bytes;
 
+mod commit;
+
 mod facts;
 
 mod bitmaps;

@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use super::bitmaps::Shape;
+use super::overlay::Backing;
 use super::{Disk, Recovery};
 use crate::bitmap::BitmapPolicy;
-use crate::descriptor::Format;
+use crate::descriptor::{BackingEntry, Format};
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::Limits;
+use crate::units::Granularity;
 
 /// Facts about an open disk, from [`Disk::info`]. Sizes are in bytes.
 #[derive(Clone, Debug)]
@@ -19,6 +21,8 @@ pub struct Info {
     pub allocated: u64,
     /// What transfers the image likes, and what it can do.
     pub limits: Limits,
+    /// How the disk takes from its backing; `None` where all of it is in its own image.
+    pub overlay: Option<OverlayInfo>,
     /// How many layers [`Disk::layer`] knows.
     pub layers: u32,
     /// Open for writing.
@@ -38,6 +42,19 @@ pub struct Info {
     pub bitmap_policy: BitmapPolicy,
 }
 
+/// How a disk takes from its backing.
+#[derive(Clone, Debug)]
+pub struct OverlayInfo {
+    /// The name of its allocation bitmap.
+    pub bitmap: String,
+    /// The unit in which it takes.
+    pub granularity: Granularity,
+    /// How many granules are in its own image.
+    pub allocated: u64,
+    /// The backing image as the descriptor names it; `None` where the rest reads as zeros.
+    pub backing: Option<BackingEntry>,
+}
+
 /// One image of the chain, from [`Disk::layer`].
 #[derive(Clone, Debug)]
 pub struct Layer {
@@ -55,6 +72,8 @@ impl Disk {
     /// Facts about the disk, as they are now.
     pub fn info(&self) -> Result<Info> {
         self.alive.check()?;
+        let backing = Backing::of(&self.structure().descriptor).map(Backing::into_entry);
+        let shape = self.gate.enter();
         let image = &self.image;
         let allocated = image
             .storage
@@ -64,7 +83,8 @@ impl Disk {
             length: self.length(),
             allocated,
             limits: image.storage.limits(),
-            layers: 1 + Self::layers_below(&self.gate.enter()),
+            overlay: shape.overlay.as_ref().map(|overlay| overlay.info(backing)),
+            layers: 1 + Self::layers_below(&shape),
             writable: self.writable,
             direct: self.direct,
             failed: self.alive.has_failed(),

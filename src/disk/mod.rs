@@ -29,8 +29,9 @@ pub use bitmaps::{
     AddBitmap, BitmapAction, BitmapContent, BitmapInfo, MergeSource, Thaw, bitmap_transaction,
 };
 pub use create::{CreateOptions, Preallocation};
-pub use info::{Info, Layer};
+pub use info::{Info, Layer, OverlayInfo};
 pub use open::{Notice, NoticeCode, OpenOptions};
+pub use overlay::Progress;
 pub use resize::TruncateFlags;
 pub use session::{AddedBits, Recovery};
 pub use status::{BlockStatus, StatusFlags};
@@ -88,6 +89,7 @@ impl Child {
 ///
 /// May be used from any number of threads at once. Dropping it closes it without a word; [`Disk::close`] says what
 /// went wrong.
+#[allow(clippy::struct_excessive_bools, reason = "facts, each by itself")]
 pub struct Disk {
     alive: Alive,
     image: Child,

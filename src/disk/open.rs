@@ -223,7 +223,7 @@ impl OpenOptions {
             write: !self.read_only,
             direct: false,
         };
-        let mut files = Files::new(place, self.confined);
+        let mut files = Files::new(place);
         let mut descriptor = files.descriptor()?;
 
         let image = descriptor.image();
@@ -251,7 +251,7 @@ impl OpenOptions {
         if !self.no_lock {
             locks.extend(self.lock(&state, &image, &image_path)?);
             // With a folder of the caller's there is one of each file, and the caller has to know what it hands in.
-            if self.folder.is_none() && Files::new(place, self.confined).descriptor()? != descriptor {
+            if self.folder.is_none() && Files::new(place).descriptor()? != descriptor {
                 return Ok(None);
             }
         }
@@ -357,7 +357,9 @@ pub(super) struct Place {
     /// The folder as messages call it.
     pub(super) shown: PathBuf,
     /// The folder is the caller's, and only it knows what a name leads to.
-    handed_in: bool,
+    pub(super) handed_in: bool,
+    /// No name may lead out of the folder.
+    pub(super) confined: bool,
 }
 
 impl Place {
@@ -385,6 +387,7 @@ impl Place {
             name: name.into(),
             shown,
             handed_in,
+            confined,
         })
     }
 }
@@ -410,7 +413,6 @@ fn follow(link: &Path) -> Result<PathBuf> {
 /// The files of one disk, its backing images' too, as they are opened: each once, and no two may be the same file.
 pub(super) struct Files<'p> {
     place: &'p Place,
-    confined: bool,
     seen: HashMap<FileIdentity, Seen>,
 }
 
@@ -422,10 +424,9 @@ struct Seen {
 }
 
 impl<'p> Files<'p> {
-    pub(super) fn new(place: &'p Place, confined: bool) -> Self {
+    pub(super) fn new(place: &'p Place) -> Self {
         Self {
             place,
-            confined,
             seen: HashMap::new(),
         }
     }
@@ -536,7 +537,7 @@ impl<'p> Files<'p> {
             return Ok(path);
         }
         let followed = follow(&whole)?;
-        if !self.confined {
+        if !self.place.confined {
             return Ok(followed);
         }
         let here = if self.place.shown.as_os_str().is_empty() {
@@ -550,14 +551,14 @@ impl<'p> Files<'p> {
 
     fn storage(&self, role: Role, key: &str, path: &Path, access: Access) -> Result<Arc<dyn Storage>> {
         let shown = self.shown(path);
-        if self.confined && leads_out(path) {
+        if self.place.confined && leads_out(path) {
             return Err(outside(&shown).context(key));
         }
         self.place
             .folder
             .open(role, path, access)
             .map_err(|e| match e.raw_os_error() {
-                Some(libc::EXDEV) if self.confined => outside(&shown),
+                Some(libc::EXDEV) if self.place.confined => outside(&shown),
                 _ => Error::io("open", &shown, &e),
             })
             .map_err(|e| e.context(key))

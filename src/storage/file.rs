@@ -65,7 +65,13 @@ impl FileStorage {
 
     /// Opens a file that exists, by a name that must not lead out of `dir`.
     pub(super) fn open_beneath(dir: BorrowedFd<'_>, name: &CStr, access: Access) -> io::Result<Self> {
-        let place = sys::open_beneath(dir, name, O_PATH)?;
+        let place = sys::open_beneath(dir, name, O_PATH).map_err(|error| match error.raw_os_error() {
+            Some(libc::ENOSYS) => io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this system cannot keep an open within a folder (openat2 came with Linux 5.6)",
+            ),
+            _ => error,
+        })?;
         refuse_other_kinds(sys::with_file(place.as_fd(), File::metadata)?.mode())?;
         let rights = if access.write { O_RDWR } else { O_RDONLY };
         let around = if access.direct { O_DIRECT } else { 0 };

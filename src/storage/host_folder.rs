@@ -69,7 +69,7 @@ impl HostFolder {
     }
 
     /// The same folder, in which [`Folder::open`] opens nothing that a root, a `..` or a link leads to outside of it:
-    /// that is `EXDEV`. On kernels before Linux 5.6, which cannot tell, every open is `ENOSYS`.
+    /// that is `EXDEV`. On kernels before Linux 5.6, which cannot tell, every open is [`io::ErrorKind::Unsupported`].
     #[must_use]
     pub fn confined(mut self) -> Self {
         self.confined = true;

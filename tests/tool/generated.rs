@@ -2,11 +2,12 @@
 
 use super::room::{Room, text};
 
-const VERBS: [&str; 7] = [
+const VERBS: [&str; 8] = [
     "create",
     "info",
     "map",
     "resize",
+    "commit",
     "bitmap",
     "bitmap list",
     "bitmap dump",

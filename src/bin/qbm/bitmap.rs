@@ -18,7 +18,7 @@ use qbm::{AddBitmap, BitmapAction, BitmapContent, Disk, Error, ErrorCode, Granul
 use crate::dirty;
 use crate::failure::{Failure, Outcome};
 use crate::open;
-use crate::size::parse_size;
+use crate::size::parse_granularity;
 use actions::{Action, Actions};
 
 const AFTER_HELP: &str = "\
@@ -120,17 +120,6 @@ impl clap::Args for Args {
     fn augment_args_for_update(command: Command) -> Command {
         Self::augment_args(command)
     }
-}
-
-fn parse_granularity(text: &str) -> Result<Granularity, String> {
-    let bytes = parse_size(text)?;
-    Granularity::new(bytes).ok_or_else(|| {
-        format!(
-            "{bytes} is not a power of two from {} to {}",
-            Granularity::MIN.bytes(),
-            Granularity::MAX.bytes()
-        )
-    })
 }
 
 pub fn run(args: &Args) -> Outcome {

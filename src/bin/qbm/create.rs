@@ -4,11 +4,11 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use qbm::{CreateOptions, ErrorCode, OpenOptions};
+use qbm::{CreateOptions, ErrorCode, Format, Granularity, OpenOptions};
 
 use crate::failure::{Failure, Outcome};
 use crate::output::long_size;
-use crate::size::parse_size;
+use crate::size::{parse_granularity, parse_size};
 
 const AFTER_HELP: &str = "\
 Nothing that exists is overwritten: not the descriptor, and a data image whose name is taken gets a number.
@@ -21,12 +21,32 @@ Examples:
   qbm create --image old.img disk.qbm
       A descriptor for the raw image old.img that lies beside it. The image is not changed.
   qbm create --image /dev/vg0/vm1 vm1.qbm
-      A descriptor for a block device.";
+      A descriptor for a block device.
+  qbm create -b base.img -F raw clone.qbm
+      An overlay: it shows base.img, which stays as it is, until it is written to, and is as long as that.
+  qbm create -b clone.qbm -F qbm -g 4k clone-of-clone.qbm 40G
+      An overlay of an overlay, longer than what it is on, that takes 4 KiB at a time.";
 
-/// Make a disk: a descriptor, and a new raw image or one that exists
+/// Make a disk: a descriptor, and a new raw image, with or without a backing image, or one that exists
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
+    /// What is not written to the new disk is read from FILE, which is never changed. A relative name is relative to
+    /// the descriptor's folder, not to the current one, and goes into the descriptor as it is
+    #[arg(short, long, value_name = "FILE", requires = "backing_format")]
+    #[arg(conflicts_with_all = ["image", "preallocation", "option"])]
+    backing: Option<String>,
+
+    /// What the backing is: raw or qbm. It is never guessed
+    #[arg(short = 'F', long, value_name = "FORMAT", requires = "backing", value_parser = parse_format)]
+    backing_format: Option<Format>,
+
+    /// The unit in which the new disk takes from its backing, a power of two from 512 to 2G [default: 64k]. Without -b:
+    /// a disk that only knows which units were written
+    #[arg(short, long, value_name = "BYTES", value_parser = parse_granularity)]
+    #[arg(conflicts_with_all = ["image", "preallocation", "option"])]
+    granularity: Option<Granularity>,
+
     /// Take the raw image or block device FILE that exists as the disk's data. A relative name is relative to the
     /// descriptor's folder, not to the current one, and goes into the descriptor as it is
     #[arg(long, value_name = "FILE")]
@@ -51,8 +71,8 @@ pub struct Args {
     disk: PathBuf,
 
     /// The disk's size in bytes, or with a suffix k, M, G, T, P or E (powers of 1024). With --image it may be left out,
-    /// and must otherwise be what the image has
-    #[arg(value_parser = parse_size, required_unless_present = "image")]
+    /// and must otherwise be what the image has. With -b it may be left out: the disk is as long as its backing then
+    #[arg(value_parser = parse_size, required_unless_present_any = ["image", "backing"])]
     size: Option<u64>,
 }
 
@@ -84,6 +104,11 @@ fn parse_option(text: &str) -> Result<Preallocation, String> {
         .map_err(|_| format!("{mode:?} is no way to preallocate; known are off, falloc and full"))
 }
 
+fn parse_format(text: &str) -> Result<Format, String> {
+    text.parse()
+        .map_err(|error: qbm::Error| format!("it {}", error.message()))
+}
+
 pub fn run(args: &Args) -> Outcome {
     let mut options = CreateOptions::new().preallocation(args.option.unwrap_or(args.preallocation).into());
     if let Some(size) = args.size {
@@ -91,6 +116,12 @@ pub fn run(args: &Args) -> Outcome {
     }
     if let Some(image) = &args.image {
         options = options.image(image);
+    }
+    if let (Some(backing), Some(format)) = (&args.backing, args.backing_format) {
+        options = options.backing(backing, format);
+    }
+    if let Some(granularity) = args.granularity {
+        options = options.granularity(granularity);
     }
     options.create(&args.disk).map_err(|error| explain(error, args))?;
     if !args.quiet {
@@ -101,19 +132,17 @@ pub fn run(args: &Args) -> Outcome {
 
 /// People tend to name an image from where they stand; the descriptor names it from where it lies.
 fn explain(error: qbm::Error, args: &Args) -> Failure {
-    match &args.image {
-        Some(image)
-            if error.code() == ErrorCode::FileNotFound
-                && Path::new(image).is_relative()
-                && Path::new(image).exists() =>
-        {
-            Failure::Hint(
-                error,
-                "--image is relative to the descriptor's folder, not to the current one".to_owned(),
-            )
-        }
-        _ => Failure::Engine(error),
+    let (option, named) = match (&args.image, &args.backing) {
+        (Some(image), _) => ("--image", image),
+        (None, Some(backing)) => ("-b", backing),
+        (None, None) => return Failure::Engine(error),
+    };
+    let exists_here = Path::new(named).is_relative() && Path::new(named).exists();
+    if error.code() == ErrorCode::FileNotFound && exists_here {
+        let hint = format!("{option} is relative to the descriptor's folder, not to the current one");
+        return Failure::Hint(error, hint);
     }
+    Failure::Engine(error)
 }
 
 fn report(path: &Path) -> Outcome {

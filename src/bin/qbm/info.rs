@@ -1,5 +1,7 @@
 //! `qbm info`: what a disk is made of.
 
+mod chain;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -19,7 +21,9 @@ Examples:
       Sizes, the data image, and the bitmaps: their granularity, their flags, and how much is dirty in each.
   qbm info --output json disk.qbm | jq '.\"virtual-size\"'
       The same for programs: qemu-img's keys, and under format-specific what only QBM has. Sizes are in bytes.
-      The bitmaps are as qbm bitmap list prints them.";
+      The bitmaps are as qbm bitmap list prints them.
+  qbm info --backing-chain disk.qbm
+      One block for each image, from the disk down; in JSON a list.";
 
 /// Say what a disk is made of: its size, its image, its bitmaps
 #[derive(clap::Args)]
@@ -29,6 +33,10 @@ pub struct Args {
     #[arg(long, value_name = "FORMAT", default_value = "human")]
     output: Output,
 
+    /// Tell of the backing image too, and of all that is below it
+    #[arg(long)]
+    backing_chain: bool,
+
     /// The disk's descriptor
     #[arg(value_name = "DISK.qbm")]
     disk: PathBuf,
@@ -36,12 +44,11 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Outcome {
     let disk = open::to_read(&args.disk)?;
-    let facts = Facts {
-        info: disk.info()?,
-        image: disk.layer(0)?,
-        bitmaps: dirty::Facts::of(&disk)?,
-    };
     let out = &mut io::stdout().lock();
+    if args.backing_chain {
+        return chain::print(&disk, args.output, out);
+    }
+    let facts = Facts::of(&disk)?;
     match args.output {
         Output::Human => facts.print_human(&disk, out)?,
         Output::Json => writeln!(out, "{:#}", facts.to_json(&disk))?,
@@ -56,6 +63,14 @@ struct Facts {
 }
 
 impl Facts {
+    fn of(disk: &Disk) -> Outcome<Self> {
+        Ok(Self {
+            info: disk.info()?,
+            image: disk.layer(0)?,
+            bitmaps: dirty::Facts::of(disk)?,
+        })
+    }
+
     fn print_human(&self, disk: &Disk, out: &mut impl Write) -> io::Result<()> {
         let Self { info, image, .. } = self;
         writeln!(out, "descriptor: {}", disk.path().display())?;
@@ -73,6 +88,22 @@ impl Facts {
             block(info.limits.logical_block),
             block(info.limits.physical_block)
         )?;
+        if let Some(overlay) = &info.overlay {
+            match &overlay.backing {
+                Some(backing) => {
+                    writeln!(out, "backing file: {}", backing.file)?;
+                    writeln!(out, "backing file format: {}", backing.format)?;
+                }
+                None => writeln!(out, "backing file: none")?,
+            }
+            writeln!(
+                out,
+                "allocated: {} of {} granules of {}",
+                overlay.allocated,
+                overlay.granularity.granules_in(info.length),
+                short_size(overlay.granularity.bytes())
+            )?;
+        }
         if self.bitmaps.is_empty() {
             return writeln!(out, "bitmaps: none");
         }
@@ -86,7 +117,7 @@ impl Facts {
     fn to_json(&self, disk: &Disk) -> Value {
         let limits = &self.info.limits;
         let bitmaps: Vec<Value> = self.bitmaps.iter().map(dirty::Facts::to_json).collect();
-        json!({
+        let mut value = json!({
             "filename": disk.path().to_string_lossy(),
             "format": "qbm",
             "virtual-size": self.info.length,
@@ -104,7 +135,19 @@ impl Facts {
                     "bitmaps": bitmaps,
                 },
             },
-        })
+        });
+        if let Some(overlay) = &self.info.overlay {
+            value["format-specific"]["data"]["allocation"] = json!({
+                "name": overlay.bitmap,
+                "granularity": overlay.granularity.bytes(),
+                "allocated": overlay.allocated,
+            });
+            if let Some(backing) = &overlay.backing {
+                value["backing-filename"] = json!(backing.file);
+                value["backing-filename-format"] = json!(backing.format.word());
+            }
+        }
+        value
     }
 }
 

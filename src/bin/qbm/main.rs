@@ -4,6 +4,7 @@
 //! code says whether it did: 0 done, 1 failed, 2 a command line that makes no sense.
 
 mod bitmap;
+mod commit;
 mod create;
 mod dirty;
 mod failure;
@@ -58,6 +59,7 @@ enum Verb {
     Map(map::Args),
     Bitmap(bitmap::Args),
     Resize(resize::Args),
+    Commit(commit::Args),
     #[command(hide = true)]
     Completions(generate::CompletionArgs),
     #[command(hide = true)]
@@ -73,6 +75,7 @@ fn run(verb: &Verb) -> Outcome {
         Verb::Map(args) => map::run(args),
         Verb::Bitmap(args) => bitmap::run(args),
         Verb::Resize(args) => resize::run(args),
+        Verb::Commit(args) => commit::run(args),
         Verb::Completions(args) => generate::completions(args),
         Verb::Man(args) => generate::man(args),
         Verb::Generate(args) => generate::run(args),

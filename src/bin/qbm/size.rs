@@ -1,6 +1,6 @@
 //! Sizes on the command line, read as qemu-img reads them.
 
-use qbm::MAX_LENGTH;
+use qbm::{Granularity, MAX_LENGTH};
 
 /// How many digits behind the point count: enough that what is left out is less than a byte, even of exabytes.
 const FRACTION_DIGITS: usize = 20;
@@ -21,6 +21,18 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         Ok(bytes) if bytes <= MAX_LENGTH => Ok(bytes),
         _ => Err(too_large()),
     }
+}
+
+/// A granularity, in [`parse_size`]'s spelling.
+pub fn parse_granularity(text: &str) -> Result<Granularity, String> {
+    let bytes = parse_size(text)?;
+    Granularity::new(bytes).ok_or_else(|| {
+        format!(
+            "{bytes} is not a power of two from {} to {}",
+            Granularity::MIN.bytes(),
+            Granularity::MAX.bytes()
+        )
+    })
 }
 
 fn decimal(text: &str) -> Result<u128, String> {

@@ -20,6 +20,8 @@ pub(super) struct Recorder {
     also: Option<Arc<Bits>>,
     file: Option<Arc<BitmapFile>>,
     name: Arc<str>,
+    /// No bitmap of the disk's: an operation wants to know what is written while it is at work.
+    watch: bool,
 }
 
 impl Recorder {
@@ -39,6 +41,7 @@ impl Recorder {
             also: also.cloned(),
             file: bitmap.kept.as_ref().map(|kept| Arc::clone(&kept.file)),
             name: Arc::clone(&bitmap.name),
+            watch: false,
         })
     }
 
@@ -55,6 +58,23 @@ impl Recorder {
         };
         file.record(&self.bits, self.also.as_deref(), granules)
             .map_err(|e| e.context(format_args!("bitmap {:?}", self.name)))
+    }
+}
+
+impl Shape {
+    /// From now on the bits of what is written are set in `bits` too, in place of those that were watched before;
+    /// `None` ends it. The caller holds the disk's structure until it has ended it: whatever else makes a new shape
+    /// does not know of it.
+    pub(in crate::disk) fn watch(&mut self, granularity: Granularity, bits: Option<Arc<Bits>>) {
+        self.recorders.retain(|recorder| !recorder.watch);
+        self.recorders.extend(bits.map(|bits| Recorder {
+            granularity,
+            bits,
+            also: None,
+            file: None,
+            name: "".into(),
+            watch: true,
+        }));
     }
 }
 

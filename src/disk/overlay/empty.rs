@@ -6,9 +6,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::Overlay;
 use super::chain::Allocated;
 use super::durable::Durability;
+use super::{Chain, Overlay};
 use crate::bitmap::{BitmapFile, BitmapPolicy, Bits};
 use crate::descriptor::names::{FileName, child_path, create_unique};
 use crate::descriptor::save::SaveError;
@@ -40,7 +40,8 @@ impl Disk {
             ));
         };
         self.mark_taken_out(&shape, &overlay)?;
-        self.clear_allocation(&mut structure, &mut shape, &overlay)?;
+        let chain = Arc::clone(&overlay.chain);
+        self.clear_allocation(&mut structure, &mut shape, &overlay, chain)?;
         self.free_image();
         Ok(())
     }
@@ -57,12 +58,13 @@ impl Disk {
         self.settle_all(shape)
     }
 
-    /// Puts a bitmap without any bit in the place of the allocation bitmap.
-    fn clear_allocation(
+    /// Puts a bitmap without any bit in the place of the allocation bitmap, and `chain` below it.
+    pub(super) fn clear_allocation(
         &self,
         structure: &mut Structure,
         shape: &mut Shape,
         overlay: &Overlay,
+        chain: Arc<Chain>,
     ) -> Result<()> {
         let folder = &*self.place.folder;
         folder
@@ -104,14 +106,14 @@ impl Disk {
             },
             claims: super::Claims::default(),
             durability,
-            chain: Arc::clone(&overlay.chain),
+            chain,
         }));
         remove(&old);
         Ok(())
     }
 
     /// Gives the image's space back where that is quickly done; nobody reads it any more.
-    fn free_image(&self) {
+    pub(super) fn free_image(&self) {
         let how = Zeroing {
             may_unmap: true,
             no_fallback: true,

@@ -21,6 +21,8 @@ pub(super) enum Fault {
     JoinsRunningFlush,
     /// A granule that the disk's end cuts keeps showing the backing when the disk grows.
     TailLeftToBacking,
+    /// A commit clears the bits of granules that were written after it had copied them.
+    CommitMissesWrites,
 }
 
 pub(super) use chosen::injected;

@@ -7,6 +7,7 @@
 
 mod chain;
 mod claim;
+mod commit;
 mod durable;
 mod empty;
 mod faults;
@@ -23,11 +24,14 @@ mod tests;
 use std::sync::Arc;
 
 pub(super) use chain::{Chain, Run, Source};
+pub use commit::Progress;
 pub(super) use open::{Backing, measured};
 pub(super) use status::status_in;
 
 use crate::bitmap::BitmapFile;
+use crate::descriptor::BackingEntry;
 use crate::disk::bitmaps::Loading;
+use crate::disk::info::OverlayInfo;
 use crate::error::Result;
 use crate::sync::atomic::{Ordering, fence};
 use crate::units::{ByteRange, Granularity};
@@ -72,6 +76,16 @@ impl Overlay {
     /// The images below.
     pub(super) fn chain(&self) -> &Chain {
         &self.chain
+    }
+
+    /// Facts, with the backing that the descriptor names.
+    pub(super) fn info(&self, backing: Option<BackingEntry>) -> OverlayInfo {
+        OverlayInfo {
+            bitmap: self.name.to_string(),
+            granularity: self.own.granularity,
+            allocated: self.own.bits.count(),
+            backing,
+        }
     }
 
     /// Where the first bytes of `range` are.

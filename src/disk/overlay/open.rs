@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::chain::{Allocated, Chain, Layer};
 use crate::bitmap::{BitmapFile, BitmapPolicy};
+use crate::descriptor::names::child_path;
 use crate::descriptor::{BackingEntry, BitmapKind, Descriptor, Format};
 use crate::disk::Child;
 use crate::disk::bitmaps::Loading;
@@ -95,9 +96,24 @@ impl Backing {
         })
     }
 
+    /// As the descriptor has it.
+    pub(in crate::disk) fn into_entry(self) -> BackingEntry {
+        self.entry
+    }
+
+    /// The file, as the disk's folder sees it: the disk's own descriptor lies there.
+    pub(super) fn path(&self) -> Result<&Path> {
+        child_path(&self.entry.file).map_err(|e| e.context(format_args!("{}.file", self.key)))
+    }
+
+    /// What the file is.
+    pub(super) fn format(&self) -> Format {
+        self.entry.format
+    }
+
     /// Opens the image, and all below it, for a disk that is not made yet in `place`.
     pub(in crate::disk) fn try_out(self, place: &Place) -> Result<Chain> {
-        Chain::open(&mut Files::new(place, false), Some(self), &Loading::new(None))
+        Chain::open(&mut Files::new(place), Some(self), &Loading::new(None))
     }
 }
 

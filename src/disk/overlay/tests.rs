@@ -1,6 +1,7 @@
 //! Overlays on a simulated disk, whose log shows what was done in which order.
 
 mod basic;
+mod commit;
 mod crash;
 mod model;
 mod opening;

@@ -1,0 +1,77 @@
+//! `qbm info --backing-chain`: the disk, and what is below it.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use qbm::{Disk, Layer};
+use serde_json::{Value, json};
+
+use super::Facts;
+use crate::failure::Outcome;
+use crate::open;
+use crate::output::{Output, long_size};
+
+/// One image of the chain.
+enum Link {
+    /// The disk itself, or a backing image that has a descriptor.
+    Disk(Box<(Disk, Facts)>),
+    /// A backing image that has none.
+    Plain(Layer),
+}
+
+pub fn print(disk: &Disk, output: Output, out: &mut impl Write) -> Outcome {
+    let mut links = Vec::new();
+    for index in 0..disk.info()?.layers {
+        let layer = disk.layer(index)?;
+        links.push(match &layer.descriptor {
+            Some(descriptor) => {
+                let disk = open::to_read(descriptor)?;
+                let facts = Facts::of(&disk)?;
+                Link::Disk(Box::new((disk, facts)))
+            }
+            None => Link::Plain(layer),
+        });
+    }
+    match output {
+        Output::Human => {
+            for (index, link) in links.iter().enumerate() {
+                if index > 0 {
+                    writeln!(out)?;
+                }
+                link.print_human(out)?;
+            }
+        }
+        Output::Json => {
+            let values: Vec<Value> = links.iter().map(Link::to_json).collect();
+            writeln!(out, "{:#}", Value::Array(values))?;
+        }
+    }
+    Ok(())
+}
+
+impl Link {
+    fn print_human(&self, out: &mut impl Write) -> io::Result<()> {
+        match self {
+            Self::Disk(it) => it.1.print_human(&it.0, out),
+            Self::Plain(layer) => {
+                writeln!(out, "image: {} ({})", layer.path.display(), layer.format)?;
+                writeln!(out, "virtual size: {}", long_size(layer.length))
+            }
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        match self {
+            Self::Disk(it) => it.1.to_json(&it.0),
+            Self::Plain(layer) => json!({
+                "filename": shown(&layer.path),
+                "format": layer.format.word(),
+                "virtual-size": layer.length,
+            }),
+        }
+    }
+}
+
+fn shown(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
