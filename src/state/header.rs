@@ -292,7 +292,7 @@ pub(super) fn put(fields: &mut [u8], at: usize, value: &[u8]) {
 /// Makes any bytes pass for a sealed slot, so that a fuzzer gets past the checksums.
 #[cfg(any(test, fuzzing))]
 pub(super) fn reseal(bytes: &mut [u8], slot: u64) {
-    let generation = u64::from_le_bytes(get(bytes, 16)) % MAX_GENERATION & !1 | slot;
+    let generation = ((u64::from_le_bytes(get(bytes, 16)) % MAX_GENERATION) & !1) | slot;
     bytes[33..36].fill(0);
     bytes[32] &= 7;
     bytes[38..40].fill(0);
