@@ -15,7 +15,7 @@ mod mutation;
 #[path = "../tests/common/skip.rs"]
 mod skip;
 #[cfg_attr(
-    not(any(test, fuzzing)),
+    not(test),
     expect(
         dead_code,
         unused_imports,
