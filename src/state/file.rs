@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::evidence::Evidence;
-use super::header::{Header, SLOT, Slot};
+use super::header::{Header, SLOT, Slot, highest_generation};
 use super::map::{MAP_PIECES, PIECE, RegionSet};
 use super::stamp::Stamp;
 use crate::bitmap::BitmapPolicy;
@@ -33,6 +33,8 @@ const UNDONE: &[u8] = b"a state file that is not finished";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     generation: u64,
+    /// Of any piece in the slots: left by an update that a crash cut short, it may be higher.
+    highest: u64,
     header: Header,
     active: RegionSet,
     damaged_pieces: usize,
@@ -80,6 +82,11 @@ impl Found {
                 Slot::Damaged(why) => return Err(format!("header slot {number} is damaged: {why}")),
             }
         }
+        let highest = slots
+            .chunks_exact(SLOT)
+            .map(highest_generation)
+            .max()
+            .unwrap_or(0);
         let (generation, header) = newest.ok_or("neither header slot holds a header")?;
         let mut active = RegionSet::new();
         let pieces = map.chunks_exact(PIECE).take(MAP_PIECES).enumerate();
@@ -88,6 +95,7 @@ impl Found {
             .count();
         Ok(Self {
             generation,
+            highest,
             header: *header,
             active,
             damaged_pieces,
@@ -108,7 +116,18 @@ pub(crate) struct StateFile {
 struct Current {
     /// Of the newest header that is durable.
     generation: u64,
+    /// Of any piece in the slots, or higher.
+    highest: u64,
     header: Header,
+}
+
+impl Current {
+    /// The next generation: it belongs to the other slot, and no piece there has it already. Pieces that an update left
+    /// when a crash cut it short must not pass for pieces of the next.
+    fn next(&self) -> u64 {
+        let next = self.highest.max(self.generation) + 1;
+        next + u64::from(next % 2 == self.generation % 2)
+    }
 }
 
 impl StateFile {
@@ -150,7 +169,12 @@ impl StateFile {
         slots[slot_of(FIRST)..][..encoded.len()].copy_from_slice(&encoded);
         write(&slots, 0)?;
         sync(SyncMode::Data)?;
-        Ok(Self::with(storage, path, FIRST, header))
+        let current = Current {
+            generation: FIRST,
+            highest: FIRST,
+            header,
+        };
+        Ok(Self::with(storage, path, current))
     }
 
     /// Reads a state file, and changes nothing.
@@ -182,11 +206,14 @@ impl StateFile {
         } else {
             found.active
         };
-        let file = Self::with(storage, path, found.generation, found.header);
-        file.write(
-            &file.current().header.encode(found.generation),
-            slot_of(found.generation),
-        )?;
+        let slot = found.header.encode(found.generation);
+        let current = Current {
+            generation: found.generation,
+            highest: found.highest,
+            header: found.header,
+        };
+        let file = Self::with(storage, path, current);
+        file.write(&slot, slot_of(found.generation))?;
         let map: Vec<_> = (0..MAP_PIECES)
             .map(|piece| (piece, active.encode(piece)))
             .collect();
@@ -195,11 +222,11 @@ impl StateFile {
         Ok((file, active))
     }
 
-    fn with(storage: Arc<dyn Storage>, path: PathBuf, generation: u64, header: Header) -> Self {
+    fn with(storage: Arc<dyn Storage>, path: PathBuf, current: Current) -> Self {
         Self {
             storage,
             path,
-            current: Mutex::new(Current { generation, header }),
+            current: Mutex::new(current),
             syncing: Mutex::new(()),
             failed: AtomicBool::new(false),
         }
@@ -221,14 +248,18 @@ impl StateFile {
         let mut current = self.current();
         let mut header = current.header.clone();
         change(&mut header)?;
-        let generation = current.generation + 1;
+        let generation = current.next();
         // The other slot: this one is all that is known to be durable.
         self.write(&header.encode(generation), slot_of(generation))
             // What it did all the same is not known, so nothing may go on by the old header: an activation, say, with a
             // region size that is no longer the file's.
             .inspect_err(|_| self.failed.store(true, Ordering::Release))?;
         self.sync()?;
-        *current = Current { generation, header };
+        *current = Current {
+            generation,
+            highest: generation,
+            header,
+        };
         Ok(())
     }
 

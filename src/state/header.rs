@@ -23,6 +23,9 @@ const MARKS_PER_PIECE: usize = (PIECE - HEAD) / 8;
 /// The most bitmaps that can be marked at a time.
 pub(crate) const MAX_MARKS: usize = (SLOT_PIECES - 1) * MARKS_PER_PIECE;
 
+/// More updates than there can be, so that one more always fits.
+const MAX_GENERATION: u64 = 1 << 62;
+
 const CLEAN: u32 = 1;
 const LAZY: u32 = 2;
 const FAILURE: u32 = 4;
@@ -260,7 +263,17 @@ fn unseal(piece: &[u8], index: usize) -> Result<Option<u64>, String> {
     if named != number(index) {
         return Err(format!("piece {index} says that it is piece {named}"));
     }
-    Ok(Some(u64::from_le_bytes(get(piece, 16))))
+    match u64::from_le_bytes(get(piece, 16)) {
+        generation if generation <= MAX_GENERATION => Ok(Some(generation)),
+        generation => Err(format!("its generation {generation} is not possible")),
+    }
+}
+
+/// The highest generation of any piece in a slot, also of one that no header counts on.
+pub(super) fn highest_generation(slot: &[u8]) -> u64 {
+    let pieces = slot.chunks_exact(PIECE).enumerate();
+    let generations = pieces.filter_map(|(index, piece)| unseal(piece, index).ok().flatten());
+    generations.max().unwrap_or(0)
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "at most MAX_MARKS")]
@@ -280,7 +293,7 @@ pub(super) fn put(fields: &mut [u8], at: usize, value: &[u8]) {
 /// Makes any bytes pass for a sealed slot, so that a fuzzer gets past the checksums.
 #[cfg(any(test, fuzzing))]
 pub(super) fn reseal(bytes: &mut [u8], slot: u64) {
-    let generation = u64::from_le_bytes(get(bytes, 16)) & !1 | slot;
+    let generation = ((u64::from_le_bytes(get(bytes, 16)) % MAX_GENERATION) & !1) | slot;
     bytes[33..36].fill(0);
     bytes[32] &= 7;
     bytes[38..40].fill(0);

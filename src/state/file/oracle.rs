@@ -42,6 +42,7 @@ fn check(bytes: &[u8]) {
         read,
         Ok(Found {
             damaged_pieces: 0,
+            highest: found.generation,
             ..found.clone()
         })
     );
