@@ -42,7 +42,7 @@ pub struct BitmapFile {
     storage: Arc<dyn Storage>,
     path: PathBuf,
     /// Of every piece one: two writers that set different bits of a piece write it one after the other, each with the
-    /// other's bits (DESIGN trap 2).
+    /// other's bits (durability trap 2).
     stripes: Box<[Mutex<()>]>,
     policy: BitmapPolicy,
     /// Under the lazy policy: the pieces with bits that are not in the file yet.

@@ -1,6 +1,6 @@
 //! Whether a handle may still be used: it dies in a forked child, after a panic, and for changes after a failed flush.
 //!
-//! Invariant: checking costs two loads, no system call (DESIGN trap 10).
+//! Invariant: checking costs two loads, no system call (durability trap 10).
 
 use std::sync::Once;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};

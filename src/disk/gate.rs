@@ -2,7 +2,7 @@
 //!
 //! Writers announce themselves before they look at anything that decides what their write must record, and leave
 //! when their bytes are in the file. An operation that moves a starting point or changes the disk's shape closes
-//! the gate, waits until nobody is inside, and lets later writers wait until it is done (DESIGN §5, trap 1).
+//! the gate, waits until nobody is inside, and lets later writers wait until it is done (durability trap 1).
 //!
 //! Invariant: the value inside is only changed while no writer is inside. Passing is one atomic exchange and one plain
 //! store, in a place that few other threads use; no two cores fight over it.

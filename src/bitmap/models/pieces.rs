@@ -1,7 +1,7 @@
 //! Writers that get bits into a bitmap's file at the same time.
 //!
 //! What must hold in every schedule: a writer goes on to its data only when its bits are in the file (D1, "recorded,
-//! not set"), and no piece that lands takes another writer's bit with it (DESIGN trap 2).
+//! not set"), and no piece that lands takes another writer's bit with it (durability trap 2).
 
 use std::path::Path;
 

@@ -1,7 +1,7 @@
 //! The dirty bitmaps of an open disk: what they record, what may be done with them, and what of it is on disk.
 //!
 //! Reading needs the gate entered; whatever changes bits or flags closes it, and so comes between writes, never
-//! beside one (DESIGN §5, trap 1). The only bits that change with the gate open are those that writes set.
+//! beside one (durability trap 1). The only bits that change with the gate open are those that writes set.
 //! Invariant: [`Shape::recorders`] says for every bitmap that must see a write where its bit goes.
 
 mod actions;

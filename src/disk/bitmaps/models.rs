@@ -1,7 +1,7 @@
 //! A whole disk under the schedule explorer: guests write while a backup freezes, thaws, clears and merges.
 //!
 //! What must hold in every schedule: whatever differs from what the backup has is dirty, in memory and in the files
-//! that a killed process leaves (D1, DESIGN trap 1).
+//! that a killed process leaves (D1, durability trap 1).
 
 use super::{AddBitmap, BitmapAction, MergeSource, Thaw};
 use crate::disk::{CreateOptions, Disk, OpenOptions, WriteFlags};

@@ -1,7 +1,7 @@
 //! Recording: the bit of everything a write touches is set before the write goes out.
 //!
 //! Invariant (D1): a change reaches the image only when each of its granules is set in every recording bitmap, and,
-//! under write-through, in their files. A change that then fails leaves its bits set (DESIGN trap 3).
+//! under write-through, in their files. A change that then fails leaves its bits set (durability trap 3).
 
 use std::sync::Arc;
 

@@ -37,7 +37,7 @@ impl Resized {
     }
 
     /// Makes room in the files before the disk grows; then [`sync_files`](Self::sync_files) them. A power cut between
-    /// leaves files that are too long, which does no harm, and never one that is too short (DESIGN trap 5).
+    /// leaves files that are too long, which does no harm, and never one that is too short (durability trap 5).
     pub(in crate::disk) fn grow_files(&self) -> Result<()> {
         self.each_file(|bitmap, file| {
             let from = bitmap.granularity.granules_in(self.old);

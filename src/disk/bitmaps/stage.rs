@@ -181,7 +181,7 @@ impl<'d> Stage<'d> {
         let start = Start::now(self.length)?;
         let staged = &mut self.bitmaps[index];
         staged.bitmap.recording = true;
-        // Writes may have gone by unseen: whoever knows the old point must not go on from it (DESIGN trap 11).
+        // Writes may have gone by unseen: whoever knows the old point must not go on from it (durability trap 11).
         staged.bitmap.start = start;
         staged.stopped = false;
         Ok(())

@@ -2,7 +2,7 @@
 //!
 //! New bits go into new files, which are durable before the descriptor names them; the descriptor's rename is the
 //! point at which all takes effect (M1); files that no descriptor names any more go last, so that a crash at any point
-//! leaves a disk that opens (DESIGN trap 7). Invariant: what is in memory changes last, when nothing can fail any more.
+//! leaves a disk that opens (durability trap 7). Invariant: what is in memory changes last, when nothing can fail any more.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! The gate under the schedule explorer: a backup takes the bits while writers write.
 //!
 //! What must hold in every schedule: nobody is inside while an operation has the gate closed, everybody gets on in the
-//! end, and no change is lost, neither by the backup nor by the bits that are left (DESIGN trap 1).
+//! end, and no change is lost, neither by the backup nor by the bits that are left (durability trap 1).
 
 use std::sync::atomic::AtomicUsize as Plain;
 

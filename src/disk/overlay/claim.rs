@@ -2,7 +2,7 @@
 //!
 //! A granule that is not allocated has its rest copied from the backing by the first writer. A second writer that
 //! finds it unallocated waits here until the first is done, and then finds it allocated; otherwise one of the two
-//! would copy the backing over what the other has written (DESIGN trap 4). Writers to allocated granules never come
+//! would copy the backing over what the other has written (durability trap 4). Writers to allocated granules never come
 //! here. Invariant: no granule is claimed twice at a time.
 
 use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};

@@ -1,7 +1,7 @@
 //! Putting what an overlay has into its backing, while the guest goes on.
 //!
 //! What is in the overlay hides the backing, so the copies can be made under running requests: nobody sees them. A
-//! granule that is written while it is copied, or later, is copied again; the last ones with the gate closed (DESIGN
+//! granule that is written while it is copied, or later, is copied again; the last ones with the gate closed (durability
 //! trap 1). Then the backing is made durable, then the bits go all at once (M1), then the space is freed (trap 6).
 //! Invariant: at every moment, crashes included, the disk shows what it showed before.
 

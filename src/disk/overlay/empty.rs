@@ -1,6 +1,6 @@
 //! Taking everything out of an overlay, so that it shows its backing again.
 //!
-//! Invariant (M1, DESIGN trap 6): the bits go all at once, by a new file and the descriptor's rename; the image's space
+//! Invariant (M1, durability trap 6): the bits go all at once, by a new file and the descriptor's rename; the image's space
 //! is freed when that is durable.
 
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! The layers of a disk that becomes longer or shorter.
 //!
-//! Invariant (DESIGN trap 5): what a disk gains reads as zeros, whatever a longer backing has there: such granules are
+//! Invariant (durability trap 5): what a disk gains reads as zeros, whatever a longer backing has there: such granules are
 //! allocated, and so is a granule that the old end cut. Their bits are durable before the disk is longer.
 
 use std::sync::Arc;

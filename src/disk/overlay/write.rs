@@ -1,7 +1,7 @@
 //! Writing: in place where the granule is allocated, and otherwise by allocating it.
 //!
 //! Invariant (A1): the bit of a granule is set when the whole granule is in the image, what the guest has not written
-//! of it copied from the backing; and nobody copies into a granule that another may have written (DESIGN trap 4).
+//! of it copied from the backing; and nobody copies into a granule that another may have written (durability trap 4).
 
 use libc::iovec;
 

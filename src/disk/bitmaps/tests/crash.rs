@@ -180,7 +180,7 @@ fn a_transaction_that_is_cut_off_is_old_or_new() {
     assert!(old > 100 && new > 40, "{old} old, {new} new");
 }
 
-/// DESIGN trap 7: the file of a removed bitmap goes after the descriptor stopped naming it.
+/// durability trap 7: the file of a removed bitmap goes after the descriptor stopped naming it.
 #[test]
 fn the_descriptor_forgets_a_bitmap_before_its_file_goes() {
     let (sim, disk) = disk_of(MIB);

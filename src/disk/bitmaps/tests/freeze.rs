@@ -135,7 +135,7 @@ fn with_a_write_in_flight(act: impl Fn(&Disk) + Send + Sync, check: impl FnOnce(
     check(&sim, &disk);
 }
 
-/// DESIGN trap 1. A guest write has set its bit, and its data is still on the way when the backup takes the bitmap. A
+/// durability trap 1. A guest write has set its bit, and its data is still on the way when the backup takes the bitmap. A
 /// freeze that did not wait would hand the bit to a backup that reads the *old* data; the bit goes when the backup has
 /// succeeded, and the change is in no backup ever.
 #[test]

@@ -86,7 +86,7 @@ fn a_write_that_fails_leaves_its_bits_set() {
     assert_eq!(dirty(&open(&sim.kill()), "b"), [3]);
 }
 
-/// DESIGN trap 2. One writer has put its word together and is slow to write it; another sets a bit of the same word
+/// durability trap 2. One writer has put its word together and is slow to write it; another sets a bit of the same word
 /// meanwhile. Were they not kept apart, the older word would land last, without the other's bit.
 #[test]
 fn two_writers_in_one_piece_lose_no_bit() {

@@ -1,4 +1,4 @@
-//! Bitmaps of a disk that grows and shrinks (DESIGN trap 5).
+//! Bitmaps of a disk that grows and shrinks (durability trap 5).
 
 use super::*;
 use crate::storage::simulated::Fault;

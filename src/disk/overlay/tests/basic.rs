@@ -286,7 +286,7 @@ fn an_emptied_overlay_shows_its_backing_again() {
     );
 }
 
-/// DESIGN trap 9.
+/// durability trap 9.
 #[test]
 fn a_read_only_overlay_changes_nothing() {
     let sim = overlay(4 * G, 4 * G);

@@ -90,7 +90,7 @@ fn a_backing_that_is_a_disk_takes_it_as_one() {
     assert_same(&sim.read("base.img").unwrap(), &base(10 * G));
 }
 
-/// DESIGN trap 1: commit copies X, the guest writes Y, commit clears the bit, Y is gone. A write comes in the middle of
+/// durability trap 1: commit copies X, the guest writes Y, commit clears the bit, Y is gone. A write comes in the middle of
 /// each of the first `interruptions` writes to the backing: into what was just copied, what is still to be, and what was
 /// not there to be copied.
 fn keeps_what_comes_behind_the_copy(interruptions: u64, fault: Option<Fault>) -> bool {

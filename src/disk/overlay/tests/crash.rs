@@ -362,7 +362,7 @@ fn a_granule_that_could_not_be_written_still_shows_the_backing() {
     assert_same(&read_all(&disk)[..4096], &base(G));
 }
 
-/// M1 and DESIGN trap 6: all of the old content or all of the backing's, and space is freed last.
+/// M1 and durability trap 6: all of the old content or all of the backing's, and space is freed last.
 #[test]
 fn emptying_that_is_cut_off_has_emptied_all_or_nothing() {
     let sim = overlay(8 * G, 8 * G);

@@ -1,4 +1,4 @@
-//! Many threads and one granule (DESIGN trap 4), and flushes that come while one runs.
+//! Many threads and one granule (durability trap 4), and flushes that come while one runs.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, mpsc};
