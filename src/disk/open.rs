@@ -267,17 +267,16 @@ impl OpenOptions {
             file.check_size(entry.granularity.granules_in(length))
                 .map_err(|e| e.context(&key))?;
             if entry.kind.is_allocation() {
-                allocation = Some((name, entry.granularity, file));
+                allocation = Some((name, entry, file));
             } else {
                 bitmaps.push(Bitmap::from_entry(name, entry, file));
             }
         }
         let overlay = match allocation {
-            Some((name, granularity, file)) => {
+            Some((name, entry, file)) => {
                 let chain = self.chain(&mut files, &descriptor, &loading)?;
-                let overlay =
-                    Overlay::load(name, granularity, file, length, chain, &loading, !self.read_only)
-                        .map_err(|e| e.context(format_args!("QBM.bitmaps[{name:?}].file")))?;
+                let overlay = Overlay::load(name, entry, file, length, chain, &loading, !self.read_only)
+                    .map_err(|e| e.context(format_args!("QBM.bitmaps[{name:?}].file")))?;
                 Some(Arc::new(overlay))
             }
             None => None,

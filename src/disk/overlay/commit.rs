@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use super::Overlay;
 use super::chain::{Chain, Layer};
-use super::faults::{Fault, injected};
 use super::open::Backing;
 use super::read::in_memory;
 use crate::bitmap::Bits;
@@ -20,6 +19,7 @@ use crate::disk::bitmaps::{Loading, Shape};
 use crate::disk::open::{Files, OpenOptions, Place};
 use crate::disk::{Child, Disk, Structure, TruncateFlags, WriteFlags};
 use crate::error::{Error, ErrorCode, Result};
+use crate::mutation::{self, Fault};
 use crate::storage::{Access, Role, SyncMode, Zeroing, read_slice, write_slice};
 use crate::units::ByteRange;
 
@@ -83,7 +83,7 @@ impl Disk {
             }
         }
         let mut shape = self.gate.close();
-        if !injected(Fault::CommitMissesWrites) {
+        if !mutation::on(Fault::CommitMissesWrites) {
             copy.granules(&watch.bits)?;
         }
         watch.end(&mut shape);

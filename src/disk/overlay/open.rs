@@ -96,11 +96,6 @@ impl Backing {
         })
     }
 
-    /// As the descriptor has it.
-    pub(in crate::disk) fn into_entry(self) -> BackingEntry {
-        self.entry
-    }
-
     /// The file, as the disk's folder sees it: the disk's own descriptor lies there.
     pub(super) fn path(&self) -> Result<&Path> {
         child_path(&self.entry.file).map_err(|e| e.context(format_args!("{}.file", self.key)))
