@@ -1,8 +1,8 @@
 //! Copy-on-write: a disk that keeps an allocation bitmap, and the images below it.
 //!
 //! A set bit says that the granule is in the disk's own image, a clear one that it is in the backing, or reads as
-//! zeros where there is none. May call `bitmap`, `descriptor`, `storage` and the disk's `blocking` executor; whoever
-//! calls is inside the disk's gate. Invariant (A1): a bit is set after the whole granule is in the image, never cleared
+//! zeros where there is none. May call `state`, `bitmap`, `descriptor`, `storage` and the disk's `blocking` executor;
+//! whoever calls is inside the disk's gate. Invariant (A1): a bit is set after the whole granule is in the image, never cleared
 //! while the gate is open, and gets into the bitmap's file only after the granule's bytes are durable.
 
 mod chain;
@@ -10,6 +10,7 @@ mod claim;
 mod commit;
 mod durable;
 mod empty;
+mod hold;
 mod open;
 mod read;
 mod resize;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 
 pub(super) use chain::{Chain, Run, Source};
 pub use commit::Progress;
+pub(super) use hold::Hold;
 pub(super) use open::{Backing, measured};
 pub(super) use status::status_in;
 

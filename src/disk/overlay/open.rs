@@ -115,10 +115,12 @@ impl Backing {
 fn raw(files: &mut Files<'_>, base: &Path, backing: &Backing) -> Result<Layer> {
     let key = format!("{}.file", backing.key);
     let (image, path) = files.open(Role::Backing, &key, base, &backing.entry.file, Access::default())?;
+    let hold = files.hold(&image, &path)?;
     let image = Child::new(image, path);
     Ok(Layer {
         length: measured(&image)?,
         image,
+        hold,
         format: Format::Raw,
         descriptor: None,
         allocated: None,
@@ -150,6 +152,7 @@ fn described(
         &entry.file,
         Access::default(),
     )?;
+    let hold = files.hold(&image, &path)?;
     let image = Child::new(image, path);
     let length = measured(&image)?;
     let mut allocated = None;
@@ -167,6 +170,7 @@ fn described(
     }
     Ok(Layer {
         image,
+        hold,
         format: entry.format,
         length,
         descriptor: Some(shown.to_owned()),
