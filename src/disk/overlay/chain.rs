@@ -39,6 +39,9 @@ impl Allocated {
     pub(super) fn run(&self, at: u64, end: u64) -> (bool, u64) {
         let granules = self.granularity.touched_by(ByteRange::between(at, end));
         let set = self.bits.get(granules.start);
+        if granules.len() == 1 {
+            return (set, end);
+        }
         let change = if set {
             self.bits.next_clear(granules)
         } else {

@@ -355,7 +355,7 @@ fn a_backing_image_is_shared_by_readers_and_kept_from_writers() {
     let one = Disk::open(at("one.qbm")).unwrap();
     let two = Disk::open(at("two.qbm")).unwrap();
     let locked = |result: Result<Disk>| {
-        let error = result.err().expect("it is locked");
+        let error = result.expect_err("it is locked");
         assert_eq!(error.code(), ErrorCode::Locked, "{error}");
         assert!(error.message().contains("base-data.img"), "{error}");
     };
