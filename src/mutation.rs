@@ -33,6 +33,26 @@ pub(crate) enum Fault {
     RetiredUnderPin,
     /// Regions are cleared without the bitmaps being synced.
     ClearedUnsettled,
+    /// A bit is set before its granule is in the image.
+    BitBeforeGranule,
+    /// A flush writes the bits before it syncs the image.
+    BitsBeforeImage,
+    /// A flush takes the pending bits after it has synced the image.
+    PendingTakenLate,
+    /// A flush does not sync the bitmap's file.
+    AllocationUnsynced,
+    /// Bits that were found in the file are taken for durable.
+    FoundIsDurable,
+    /// A write with FUA syncs the image alone, whatever its bits are.
+    FuaOfImageAlone,
+    /// A second writer does not look again after it has waited for the first.
+    NoSecondLook,
+    /// A flush that arrives while another runs takes that one's word.
+    RunningFlushJoined,
+    /// A granule that the disk's end cuts keeps showing the backing when the disk grows.
+    TailLeftToBacking,
+    /// A commit clears the bits of granules that were written after it had copied them.
+    CommitMissesWrites,
 }
 
 pub(crate) use switch::*;

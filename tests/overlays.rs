@@ -267,6 +267,81 @@ fn qcow2_overlays_by_qemu_and_qbm_overlays_by_libqbm_are_equal() {
     }
 }
 
+/// On real files, through the page cache and around it, with dirty bitmaps and resizes, against a plain vector.
+#[test]
+fn a_chain_of_real_files_reads_as_a_plain_one() {
+    for direct in [false, true] {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+        let at = |name: &str| dir.path().join(name);
+        let mut content: Vec<u8> = (0..700_001u32).map(|at| at.to_le_bytes()[0] | 1).collect();
+        std::fs::write(at("base.img"), &content).expect("a base");
+        let mut random = Random(0x2545_f491_4f6c_dd1d);
+        for (index, granularity) in [4096, 512, 65536].into_iter().enumerate() {
+            let (backing, format) = match index {
+                0 => ("base.img".to_owned(), Format::Raw),
+                _ => (format!("{}.qbm", index - 1), Format::Qbm),
+            };
+            let path = at(&format!("{index}.qbm"));
+            CreateOptions::new()
+                .backing(backing, format)
+                .granularity(Granularity::new(granularity).expect("a granularity"))
+                .create(&path)
+                .expect("an overlay");
+            // Whatever the image has where no bit is set must never be seen.
+            let stale = vec![0xee; content.len()];
+            std::fs::write(at(&format!("{index}-data.img")), stale).expect("stale bytes");
+            let disk = match qbm::OpenOptions::new().direct(direct).open(&path) {
+                Err(error) if direct => {
+                    skip::skipped(format_args!("overlays around the page cache: {error}"));
+                    return;
+                }
+                opened => opened.expect("it opens"),
+            };
+            disk.bitmap_add("b", qbm::AddBitmap::default()).expect("a bitmap");
+            for _ in 0..120 {
+                let length = content.len() as u64;
+                let start = random.below(length);
+                let len = (1 + random.below(90_000)).min(length - start);
+                let there =
+                    usize::try_from(start).expect("small")..usize::try_from(start + len).expect("small");
+                match random.below(8) {
+                    0 => {
+                        content[there].fill(0);
+                        disk.discard(start, len, WriteFlags::empty()).expect("discarded");
+                    }
+                    1 => {
+                        content[there].fill(0);
+                        disk.write_zeroes(start, len, WriteFlags::empty())
+                            .expect("zeroed");
+                    }
+                    2 => {
+                        let length = 500_000 + random.below(400_000);
+                        content.resize(usize::try_from(length).expect("small"), 0);
+                        disk.truncate(length, qbm::TruncateFlags::SHRINK)
+                            .expect("resized");
+                    }
+                    3 => {
+                        let mut read = vec![0; there.len()];
+                        disk.read(&mut read, start).expect("read");
+                        assert!(read == content[there], "{len} bytes at {start} of {index}");
+                    }
+                    _ => {
+                        content[there.clone()].fill(u8::try_from(1 + random.below(255)).expect("a byte"));
+                        disk.write(&content[there], start, WriteFlags::empty())
+                            .expect("written");
+                    }
+                }
+            }
+            disk.close().expect("it closes");
+            let disk = Disk::open(&path).expect("it opens");
+            let mut read = vec![0; content.len()];
+            disk.read(&mut read, 0).expect("read");
+            let first = read.iter().zip(&content).position(|(a, b)| a != b);
+            assert_eq!((first, disk.length()), (None, content.len() as u64));
+        }
+    }
+}
+
 /// The comparison itself must be able to fail.
 #[test]
 fn a_byte_that_differs_is_seen() {

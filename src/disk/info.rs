@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use super::bitmaps::Shape;
-use super::overlay::Backing;
 use super::{Disk, Recovery};
 use crate::bitmap::BitmapPolicy;
 use crate::descriptor::{BackingEntry, Format};
@@ -72,7 +71,6 @@ impl Disk {
     /// Facts about the disk, as they are now.
     pub fn info(&self) -> Result<Info> {
         self.alive.check()?;
-        let backing = Backing::of(&self.structure().descriptor).map(Backing::into_entry);
         let shape = self.gate.enter();
         let image = &self.image;
         let allocated = image
@@ -83,7 +81,7 @@ impl Disk {
             length: self.length(),
             allocated,
             limits: image.storage.limits(),
-            overlay: shape.overlay.as_ref().map(|overlay| overlay.info(backing)),
+            overlay: shape.overlay.as_ref().map(|overlay| overlay.info()),
             layers: 1 + Self::layers_below(&shape),
             writable: self.writable,
             direct: self.direct,

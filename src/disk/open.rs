@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::alive::Alive;
 use super::bitmaps::{Bitmap, Loading, Shape};
 use super::gate::Gate;
-use super::overlay::{self, Backing, Chain, Overlay};
+use super::overlay::{self, Backing, Chain, Hold, Overlay};
 use super::recovery::{Recovering, StateAtOpen};
 use super::session::Session;
 use super::{Child, Disk, Structure};
@@ -203,7 +203,8 @@ impl OpenOptions {
     }
 
     fn open_parts(&self, path: &Path) -> Result<Disk> {
-        let place = Place::find(path, self.folder.as_ref(), self.confined)?;
+        let mut place = Place::find(path, self.folder.as_ref(), self.confined)?;
+        place.locking = !self.no_lock;
         // Others may change the disk until it is locked: then what was read before the lock is read again.
         for _ in 0..ATTEMPTS {
             if let Some(disk) = self.attempt(path, &place)? {
@@ -267,17 +268,16 @@ impl OpenOptions {
             file.check_size(entry.granularity.granules_in(length))
                 .map_err(|e| e.context(&key))?;
             if entry.kind.is_allocation() {
-                allocation = Some((name, entry.granularity, file));
+                allocation = Some((name, entry, file));
             } else {
                 bitmaps.push(Bitmap::from_entry(name, entry, file));
             }
         }
         let overlay = match allocation {
-            Some((name, granularity, file)) => {
+            Some((name, entry, file)) => {
                 let chain = self.chain(&mut files, &descriptor, &loading)?;
-                let overlay =
-                    Overlay::load(name, granularity, file, length, chain, &loading, !self.read_only)
-                        .map_err(|e| e.context(format_args!("QBM.bitmaps[{name:?}].file")))?;
+                let overlay = Overlay::load(name, entry, file, length, chain, &loading, !self.read_only)
+                    .map_err(|e| e.context(format_args!("QBM.bitmaps[{name:?}].file")))?;
                 Some(Arc::new(overlay))
             }
             None => None,
@@ -360,6 +360,8 @@ pub(super) struct Place {
     pub(super) handed_in: bool,
     /// No name may lead out of the folder.
     pub(super) confined: bool,
+    /// Whether images are locked.
+    pub(super) locking: bool,
 }
 
 impl Place {
@@ -388,6 +390,7 @@ impl Place {
             shown,
             handed_in,
             confined,
+            locking: false,
         })
     }
 }
@@ -562,6 +565,15 @@ impl<'p> Files<'p> {
                 _ => Error::io("open", &shown, &e),
             })
             .map_err(|e| e.context(key))
+    }
+
+    /// Keeps others from writing to a backing image, for as long as it is open here.
+    pub(super) fn hold(&self, image: &Arc<dyn Storage>, path: &Path) -> Result<Hold> {
+        let hold = Hold::of(Arc::clone(image), path.to_owned());
+        if self.place.locking {
+            hold.take()?;
+        }
+        Ok(hold)
     }
 
     /// What messages call the file `path` of the disk's folder.

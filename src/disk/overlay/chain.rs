@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use super::hold::Hold;
 use crate::bitmap::Bits;
 use crate::descriptor::Format;
 use crate::disk::Child;
@@ -14,6 +15,8 @@ use crate::units::{ByteRange, Granularity, GranuleIndex};
 #[derive(Debug)]
 pub(in crate::disk) struct Layer {
     pub(in crate::disk) image: Child,
+    /// What keeps others from writing to it.
+    pub(super) hold: Hold,
     /// What the image is.
     pub(in crate::disk) format: Format,
     /// In bytes. What lies behind it reads as zeros, whatever the layers below have there.
@@ -36,6 +39,9 @@ impl Allocated {
     pub(super) fn run(&self, at: u64, end: u64) -> (bool, u64) {
         let granules = self.granularity.touched_by(ByteRange::between(at, end));
         let set = self.bits.get(granules.start);
+        if granules.len() == 1 {
+            return (set, end);
+        }
         let change = if set {
             self.bits.next_clear(granules)
         } else {

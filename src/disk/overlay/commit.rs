@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use super::Overlay;
 use super::chain::{Chain, Layer};
-use super::faults::{Fault, injected};
 use super::open::Backing;
 use super::read::in_memory;
 use crate::bitmap::Bits;
@@ -20,6 +19,8 @@ use crate::disk::bitmaps::{Loading, Shape};
 use crate::disk::open::{Files, OpenOptions, Place};
 use crate::disk::{Child, Disk, Structure, TruncateFlags, WriteFlags};
 use crate::error::{Error, ErrorCode, Result};
+use crate::mutation::{self, Fault};
+use crate::state::{Lock, Sharing};
 use crate::storage::{Access, Role, SyncMode, Zeroing, read_slice, write_slice};
 use crate::units::ByteRange;
 
@@ -61,6 +62,8 @@ impl Disk {
                 "it was opened without its backing image",
             ));
         };
+        // Our own hold on it would keep us from writing to it.
+        let _suspended = layer.hold.suspended();
         let target = Target::open(self, &backing, layer)?;
         target.grow(layer.length, self.length())?;
         self.sync_written()?;
@@ -83,7 +86,7 @@ impl Disk {
             }
         }
         let mut shape = self.gate.close();
-        if !injected(Fault::CommitMissesWrites) {
+        if !mutation::on(Fault::CommitMissesWrites) {
             copy.granules(&watch.bits)?;
         }
         watch.end(&mut shape);
@@ -236,7 +239,9 @@ impl Target {
     }
 
     fn open_disk(place: &Place, path: &Path) -> Result<Self> {
-        let options = OpenOptions::new().confined(place.confined);
+        let options = OpenOptions::new()
+            .confined(place.confined)
+            .no_lock(!place.locking);
         let disk = if !place.handed_in {
             options.open(place.shown.join(path))?
         } else if path.parent().is_none_or(|folder| folder.as_os_str().is_empty()) {
@@ -263,6 +268,10 @@ impl Target {
             .folder
             .open(Role::Backing, path, access)
             .map_err(|e| Error::io("open for writing", &shown, &e))?;
+        if place.locking {
+            // Held for as long as the file is open.
+            let _: Option<Lock> = Lock::image(&storage, &shown, Sharing::Write)?;
+        }
         Ok(Self::Raw(Child::new(storage, shown)))
     }
 

@@ -7,12 +7,12 @@
 use std::sync::Arc;
 
 use super::Overlay;
-use super::faults::{Fault, injected};
 use super::rounds::Rounds;
 use crate::bitmap::{BitmapFile, Bits};
 use crate::disk::Disk;
 use crate::disk::bitmaps::Shape;
 use crate::error::Result;
+use crate::mutation::{self, Fault};
 use crate::storage::SyncMode;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
@@ -52,7 +52,7 @@ impl Durability {
             durable,
             pending: Mutex::new(Bits::new(len)?),
             spare: Mutex::new(Bits::new(len)?),
-            synced: AtomicBool::new(injected(Fault::FoundIsDurable)),
+            synced: AtomicBool::new(mutation::on(Fault::FoundIsDurable)),
             rounds: Rounds::default(),
         })
     }
@@ -82,13 +82,13 @@ impl Durability {
         fail: impl FnOnce(&crate::error::Error),
     ) -> Result<()> {
         let mut spare = locked(&self.spare);
-        if injected(Fault::TakenAfterSync) {
+        if mutation::on(Fault::PendingTakenLate) {
             sync_image()?;
             std::mem::swap(&mut *locked(&self.pending), &mut *spare);
             return self.write(&mut spare, fail);
         }
         std::mem::swap(&mut *locked(&self.pending), &mut *spare);
-        if injected(Fault::BitsBeforeSync) {
+        if mutation::on(Fault::BitsBeforeImage) {
             self.write(&mut spare, fail)?;
             return sync_image();
         }
@@ -108,7 +108,7 @@ impl Durability {
             self.put_back(taken);
             return Err(error);
         }
-        if !injected(Fault::BitsNotSynced) {
+        if !mutation::on(Fault::AllocationUnsynced) {
             // A file whose sync failed may have lost what the kernel had for it: no later sync proves anything (A2).
             self.file.sync().inspect_err(|e| fail(e))?;
         }
@@ -154,7 +154,7 @@ impl Disk {
 
     /// Makes a change of `granules` durable that has just been done, and all before it to the same granules.
     pub(super) fn sync_granules(&self, overlay: &Overlay, granules: GranuleRange) -> Result<()> {
-        if overlay.durability.has(granules) || injected(Fault::FuaOfImageAlone) {
+        if overlay.durability.has(granules) || mutation::on(Fault::FuaOfImageAlone) {
             return self.sync_image(SyncMode::Data);
         }
         self.flush_overlay(overlay)

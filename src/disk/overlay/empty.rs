@@ -6,7 +6,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::chain::Allocated;
 use super::durable::Durability;
 use super::{Chain, Overlay};
 use crate::bitmap::{BitmapFile, BitmapPolicy, Bits};
@@ -98,16 +97,7 @@ impl Disk {
             return Err(error.into());
         }
         structure.descriptor = descriptor;
-        shape.overlay = Some(Arc::new(Overlay {
-            name: Arc::clone(&overlay.name),
-            own: Allocated {
-                granularity: overlay.own.granularity,
-                bits,
-            },
-            claims: super::Claims::default(),
-            durability,
-            chain,
-        }));
+        shape.overlay = Some(Arc::new(overlay.with(bits, durability, chain)));
         remove(&old);
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! Copy-on-write: a disk that keeps an allocation bitmap, and the images below it.
 //!
 //! A set bit says that the granule is in the disk's own image, a clear one that it is in the backing, or reads as
-//! zeros where there is none. May call `bitmap`, `descriptor`, `storage` and the disk's `blocking` executor; whoever
-//! calls is inside the disk's gate. Invariant (A1): a bit is set after the whole granule is in the image, never cleared
+//! zeros where there is none. May call `state`, `bitmap`, `descriptor`, `storage` and the disk's `blocking` executor;
+//! whoever calls is inside the disk's gate. Invariant (A1): a bit is set after the whole granule is in the image, never cleared
 //! while the gate is open, and gets into the bitmap's file only after the granule's bytes are durable.
 
 mod chain;
@@ -10,7 +10,7 @@ mod claim;
 mod commit;
 mod durable;
 mod empty;
-mod faults;
+mod hold;
 mod open;
 mod read;
 mod resize;
@@ -19,22 +19,26 @@ mod status;
 mod write;
 
 #[cfg(test)]
+#[cfg(shuttle)]
+mod models;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
 pub(super) use chain::{Chain, Run, Source};
 pub use commit::Progress;
+pub(super) use hold::Hold;
 pub(super) use open::{Backing, measured};
 pub(super) use status::status_in;
 
-use crate::bitmap::BitmapFile;
-use crate::descriptor::BackingEntry;
+use crate::bitmap::{BitmapFile, Bits};
+use crate::descriptor::{BackingEntry, BitmapEntry, BitmapKind};
 use crate::disk::bitmaps::Loading;
 use crate::disk::info::OverlayInfo;
 use crate::error::Result;
 use crate::sync::atomic::{Ordering, fence};
-use crate::units::{ByteRange, Granularity};
+use crate::units::ByteRange;
 use chain::Allocated;
 use claim::Claims;
 use durable::Durability;
@@ -48,20 +52,23 @@ pub(super) struct Overlay {
     own: Allocated,
     claims: Claims,
     durability: Durability,
+    /// The image below, as the descriptor names it.
+    backing: Option<BackingEntry>,
     chain: Arc<Chain>,
 }
 
 impl Overlay {
-    /// The bits in `file`, of a disk of `length` bytes.
+    /// The bits in `file`, which `entry` of the descriptor names `name`, of a disk of `length` bytes.
     pub(super) fn load(
         name: &str,
-        granularity: Granularity,
+        entry: &BitmapEntry,
         file: BitmapFile,
         length: u64,
         chain: Chain,
         loading: &Loading,
         writable: bool,
     ) -> Result<Self> {
+        let granularity = entry.granularity;
         let granules = granularity.granules_in(length);
         let bits = loading.reserved(granules, || file.load(granules))?;
         Ok(Self {
@@ -69,6 +76,10 @@ impl Overlay {
             durability: Durability::new(Arc::new(file), &bits, writable)?,
             own: Allocated { granularity, bits },
             claims: Claims::default(),
+            backing: match &entry.kind {
+                BitmapKind::Allocation { backing } => backing.clone(),
+                BitmapKind::Dirty => None,
+            },
             chain: Arc::new(chain),
         })
     }
@@ -78,13 +89,28 @@ impl Overlay {
         &self.chain
     }
 
-    /// Facts, with the backing that the descriptor names.
-    pub(super) fn info(&self, backing: Option<BackingEntry>) -> OverlayInfo {
+    /// The same disk with other bits, and other images below it. What it had is durable.
+    fn with(&self, bits: Bits, durability: Durability, chain: Arc<Chain>) -> Self {
+        Self {
+            name: Arc::clone(&self.name),
+            own: Allocated {
+                granularity: self.own.granularity,
+                bits,
+            },
+            claims: Claims::default(),
+            durability,
+            backing: self.backing.clone(),
+            chain,
+        }
+    }
+
+    /// Facts.
+    pub(super) fn info(&self) -> OverlayInfo {
         OverlayInfo {
             bitmap: self.name.to_string(),
             granularity: self.own.granularity,
             allocated: self.own.bits.count(),
-            backing,
+            backing: self.backing.clone(),
         }
     }
 

@@ -96,11 +96,6 @@ impl Backing {
         })
     }
 
-    /// As the descriptor has it.
-    pub(in crate::disk) fn into_entry(self) -> BackingEntry {
-        self.entry
-    }
-
     /// The file, as the disk's folder sees it: the disk's own descriptor lies there.
     pub(super) fn path(&self) -> Result<&Path> {
         child_path(&self.entry.file).map_err(|e| e.context(format_args!("{}.file", self.key)))
@@ -120,10 +115,12 @@ impl Backing {
 fn raw(files: &mut Files<'_>, base: &Path, backing: &Backing) -> Result<Layer> {
     let key = format!("{}.file", backing.key);
     let (image, path) = files.open(Role::Backing, &key, base, &backing.entry.file, Access::default())?;
+    let hold = files.hold(&image, &path)?;
     let image = Child::new(image, path);
     Ok(Layer {
         length: measured(&image)?,
         image,
+        hold,
         format: Format::Raw,
         descriptor: None,
         allocated: None,
@@ -155,6 +152,7 @@ fn described(
         &entry.file,
         Access::default(),
     )?;
+    let hold = files.hold(&image, &path)?;
     let image = Child::new(image, path);
     let length = measured(&image)?;
     let mut allocated = None;
@@ -172,6 +170,7 @@ fn described(
     }
     Ok(Layer {
         image,
+        hold,
         format: entry.format,
         length,
         descriptor: Some(shown.to_owned()),

@@ -6,14 +6,13 @@
 use std::sync::Arc;
 
 use super::Overlay;
-use super::chain::Allocated;
 use super::durable::Durability;
-use super::faults::{Fault, injected};
 use super::write::Top;
 use crate::bitmap::Bits;
 use crate::disk::Disk;
 use crate::disk::bitmaps::Shape;
 use crate::error::Result;
+use crate::mutation::{self, Fault};
 use crate::units::{ByteRange, GranuleRange};
 
 impl Disk {
@@ -35,7 +34,7 @@ impl Disk {
         let shown = ByteRange::between(old, new.min(overlay.chain.length()));
         let last = granularity.granule_of(old);
         let cut = ByteRange::between(granularity.start_of(last), old);
-        if !shown.is_empty() && !cut.is_empty() && !injected(Fault::TailLeftToBacking) {
+        if !shown.is_empty() && !cut.is_empty() && !mutation::on(Fault::TailLeftToBacking) {
             let top = Top {
                 overlay,
                 image: &self.image,
@@ -57,13 +56,9 @@ impl Disk {
                 .and_then(|()| file.sync().inspect_err(|e| self.fail(e)))
                 .map_err(|e| e.context(format_args!("bitmap {:?}", overlay.name)))?;
         }
-        Ok(Some(Arc::new(Overlay {
-            name: Arc::clone(&overlay.name),
-            durability: Durability::of_synced(Arc::clone(&overlay.durability.file), &bits)?,
-            own: Allocated { granularity, bits },
-            claims: super::Claims::default(),
-            chain: Arc::clone(&overlay.chain),
-        })))
+        let durability = Durability::of_synced(Arc::clone(&overlay.durability.file), &bits)?;
+        let chain = Arc::clone(&overlay.chain);
+        Ok(Some(Arc::new(overlay.with(bits, durability, chain))))
     }
 }
 

@@ -3,8 +3,8 @@
 //! Invariant (A2): a call returns success only after a round that began behind the call's own beginning succeeded.
 //! One that was already running vouches for nothing that came later.
 
-use super::faults::{Fault, injected};
 use crate::error::Result;
+use crate::mutation::{self, Fault};
 use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 #[derive(Debug, Default)]
@@ -28,7 +28,7 @@ impl Rounds {
     /// Where another's fails, this caller runs its own, and so gets an error of its own.
     pub(super) fn join(&self, round: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut state = self.state();
-        let mine = if injected(Fault::JoinsRunningFlush) && state.running {
+        let mine = if mutation::on(Fault::RunningFlushJoined) && state.running {
             state.begun
         } else {
             state.begun + 1

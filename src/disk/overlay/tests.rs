@@ -11,6 +11,7 @@ mod threads;
 use crate::descriptor::Format;
 use crate::disk::{CreateOptions, Disk, OpenOptions, TruncateFlags, WriteFlags};
 use crate::error::{Error, ErrorCode, Result};
+use crate::mutation::{self, Fault};
 use crate::storage::simulated::SimDisk;
 use crate::units::Granularity;
 
@@ -73,6 +74,14 @@ fn write(disk: &Disk, byte: u8, offset: u64, len: u64) {
         WriteFlags::empty(),
     )
     .unwrap();
+}
+
+/// What `act` comes to on this thread, with a protection missing.
+fn with<T>(fault: Option<Fault>, act: impl FnOnce() -> T) -> T {
+    match fault {
+        Some(fault) => mutation::with(fault, act),
+        None => act(),
+    }
 }
 
 /// The code that a call failed with, and its exact words.

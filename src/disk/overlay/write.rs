@@ -5,12 +5,12 @@
 
 use libc::iovec;
 
-use super::faults::{Fault, injected};
 use super::read::in_memory;
 use super::{Overlay, Source};
 use crate::disk::plan::{Change, ChangePlan};
 use crate::disk::{Child, Disk, blocking};
 use crate::error::{Error, ErrorCode, Result};
+use crate::mutation::{self, Fault};
 use crate::storage::{Gather, Zeroing, write_slice};
 use crate::units::{ByteRange, GranuleIndex, GranuleRange};
 
@@ -73,7 +73,7 @@ impl Top<'_> {
             start: first,
             end: touched.end,
         });
-        if injected(Fault::BitBeforeData) {
+        if mutation::on(Fault::BitBeforeGranule) {
             self.publish(touched);
         }
         let head = self.edge(self.before(range))?;
@@ -135,7 +135,7 @@ impl Top<'_> {
         let bytes = granularity.bytes_of(granules, self.length);
         let part = ByteRange::between(range.start(), bytes.end().min(range.end()));
         let _claim = self.overlay.claims.claim(granules);
-        if self.overlay.own.bits.any_set(granules) && !injected(Fault::NoSecondLook) {
+        if self.overlay.own.bits.any_set(granules) && !mutation::on(Fault::NoSecondLook) {
             return Ok(range.start());
         }
         for edge in [self.before(part), self.behind(part)] {
@@ -179,7 +179,7 @@ impl Top<'_> {
     }
 
     fn unless_allocated(&self, granule: GranuleIndex, edge: ByteRange) -> ByteRange {
-        if self.overlay.own.bits.get(granule) && !injected(Fault::NoSecondLook) {
+        if self.overlay.own.bits.get(granule) && !mutation::on(Fault::NoSecondLook) {
             ByteRange::between(edge.start(), edge.start())
         } else {
             edge

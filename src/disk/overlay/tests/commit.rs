@@ -4,7 +4,6 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::super::faults::{Fault, with};
 use super::*;
 use crate::disk::{AddBitmap, StatusFlags};
 use crate::storage::simulated::{CallKind, Keep};

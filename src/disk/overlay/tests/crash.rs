@@ -8,7 +8,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::super::faults::{Fault, with};
 use super::*;
 use crate::storage::simulated::{CallKind, CrashPoint, Keep};
 
@@ -249,10 +248,10 @@ fn every_sector_is_what_was_flushed_or_what_was_written_since() {
 #[test]
 fn wrong_orders_are_seen() {
     for fault in [
-        Fault::BitBeforeData,
-        Fault::BitsBeforeSync,
-        Fault::TakenAfterSync,
-        Fault::BitsNotSynced,
+        Fault::BitBeforeGranule,
+        Fault::BitsBeforeImage,
+        Fault::PendingTakenLate,
+        Fault::AllocationUnsynced,
         Fault::FuaOfImageAlone,
     ] {
         assert!(

@@ -337,6 +337,47 @@ fn links_do_not_hide_what_a_file_is() {
     assert!(memory.is_err() || memory.is_ok_and(|bytes| bytes.iter().all(|byte| *byte == 0)));
 }
 
+/// Many may read an image, and nobody may write to what others read.
+#[test]
+fn a_backing_image_is_shared_by_readers_and_kept_from_writers() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    CreateOptions::new()
+        .size(64 * KIB)
+        .create(at("base.qbm"))
+        .unwrap();
+    for name in ["one.qbm", "two.qbm"] {
+        CreateOptions::new()
+            .backing("base.qbm", Format::Qbm)
+            .create(at(name))
+            .unwrap();
+    }
+    let one = Disk::open(at("one.qbm")).unwrap();
+    let two = Disk::open(at("two.qbm")).unwrap();
+    let locked = |result: Result<Disk>| {
+        let error = result.expect_err("it is locked");
+        assert_eq!(error.code(), ErrorCode::Locked, "{error}");
+        assert!(error.message().contains("base-data.img"), "{error}");
+    };
+    locked(Disk::open(at("base.qbm")));
+    drop(OpenOptions::new().read_only(true).open(at("base.qbm")).unwrap());
+    // Nor may one overlay be committed under another; and afterwards it holds the backing as before.
+    write(&one, 7, 0, 10);
+    let commit = |disk: &Disk| disk.commit(&mut |_, _| std::ops::ControlFlow::Continue(()));
+    let error = commit(&one).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Locked, "{error}");
+    two.close().unwrap();
+    locked(Disk::open(at("base.qbm")));
+    commit(&one).unwrap();
+    locked(Disk::open(at("base.qbm")));
+    assert_eq!(read_all(&one)[..10], [7; 10]);
+    one.close().unwrap();
+    let base = Disk::open(at("base.qbm")).unwrap();
+    assert_eq!(read_all(&base)[..10], [7; 10]);
+    locked(Disk::open(at("two.qbm")));
+    drop(OpenOptions::new().no_lock(true).open(at("two.qbm")).unwrap());
+}
+
 #[test]
 fn a_new_overlay_has_the_size_of_its_backing() {
     let sim = SimDisk::new();

@@ -1,6 +1,5 @@
 //! Growing and shrinking: nothing comes back that was cut off, and nothing that a longer backing has (durability trap 5).
 
-use super::super::faults::{Fault, with};
 use super::*;
 use crate::storage::simulated::Keep;
 

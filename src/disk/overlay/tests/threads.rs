@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, mpsc};
 
-use super::super::faults::{Fault, with};
 use super::*;
 use crate::storage::simulated::CallKind;
 
@@ -156,7 +155,7 @@ fn second_flush_syncs(fault: Option<Fault>) -> bool {
 fn a_flush_joins_only_a_sync_that_has_not_begun() {
     assert!(second_flush_syncs(None));
     assert!(
-        !second_flush_syncs(Some(Fault::JoinsRunningFlush)),
+        !second_flush_syncs(Some(Fault::RunningFlushJoined)),
         "it must be able to fail"
     );
 }
