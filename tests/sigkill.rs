@@ -1,0 +1,299 @@
+//! SIGKILL, for real: a process with four threads on a disk is killed at random moments, and what it leaves is held
+//! against what it said to be doing. On tmpfs and on a file system on a disk.
+//!
+//! After such an end the page cache lives on, so everything must be there that was acknowledged (A3), each change must
+//! have its bit (D1), and no bit may be there without a change (D2), flushed or not. `QBM_LONG=1` kills ten times as
+//! often; `QBM_SEED` repeats a run's choices, though not its timing.
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers beside the tests may fail as loudly as the tests"
+)]
+
+#[path = "sigkill/disk.rs"]
+mod disk;
+#[path = "sigkill/log.rs"]
+mod log;
+#[path = "common/random.rs"]
+mod random;
+#[path = "common/skip.rs"]
+mod skip;
+#[path = "sigkill/worker.rs"]
+mod worker;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use disk::{Found, Precision, check, create, path};
+use qbm::{Disk, NoticeCode, OpenOptions, Recovery};
+use random::Random;
+use skip::skipped;
+use tempfile::TempDir;
+
+/// On each file system.
+const KILLS: u64 = 120;
+
+/// How a process is started.
+#[derive(Clone, Copy, Default)]
+struct Start<'s> {
+    namespace: bool,
+    epoch: Option<&'s str>,
+    lazy: bool,
+}
+
+/// Not a test by itself: what the tests below start, and kill.
+#[test]
+fn the_process_that_is_killed() {
+    if let Some(folder) = std::env::var_os(worker::FOLDER) {
+        worker::work(Path::new(&folder));
+    }
+}
+
+impl Start<'_> {
+    fn process(self, folder: &Path, seed: u64) -> Child {
+        log::remove(folder);
+        let program = std::env::current_exe().expect("the path of this program");
+        let mut command = if self.namespace {
+            let mut command = Command::new("unshare");
+            command.args(["-m", "--"]).arg(program);
+            command
+        } else {
+            Command::new(program)
+        };
+        command
+            .args(["--exact", "the_process_that_is_killed", "--nocapture"])
+            .env(worker::FOLDER, folder)
+            .env(worker::SEED, seed.to_string());
+        if let Some(epoch) = self.epoch {
+            command.env(worker::EPOCH, epoch);
+        }
+        if self.lazy {
+            command.env(worker::LAZY, "1");
+        }
+        let process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        process.expect("this program starts again")
+    }
+
+    /// Starts one, and kills it some time after it has opened the disk.
+    fn killed(self, folder: &Path, seed: u64, after: Duration) {
+        let mut process = self.process(folder, seed);
+        let patience = Instant::now() + Duration::from_secs(60);
+        while !log::is_open(folder) && process.try_wait().expect("its state").is_none() {
+            assert!(Instant::now() < patience, "the disk is never opened");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        std::thread::sleep(after);
+        end(process);
+    }
+}
+
+/// Kills it. It must have been alive: a process that fails by itself has failed the test.
+fn end(mut process: Child) {
+    process.kill().expect("a kill");
+    let output = process.wait_with_output().expect("its end");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code().is_none(), "it failed before it was killed:\n{said}");
+}
+
+/// What the kernel calls the file system that a folder lies on.
+fn file_system(folder: &Path) -> String {
+    let output = Command::new("stat").args(["-f", "-c", "%T"]).arg(folder).output();
+    let output = output.map(|it| String::from_utf8_lossy(&it.stdout).trim().to_owned());
+    output.unwrap_or_default()
+}
+
+/// A folder on tmpfs and one on a disk, where there are such.
+fn folders() -> Vec<TempDir> {
+    let usable = |places: &[&str], systems: &[&str]| {
+        let place = places.iter().find(|it| systems.contains(&&*file_system(Path::new(it))));
+        if place.is_none() {
+            skipped(format_args!("kills on {}: {places:?} lie on none", systems.join(" or ")));
+        }
+        place.map(|place| tempfile::tempdir_in(place).expect("a folder"))
+    };
+    let temporary = std::env::temp_dir();
+    let on_disk = [env!("CARGO_TARGET_TMPDIR"), temporary.to_str().unwrap_or_default()];
+    [
+        usable(&["/dev/shm", "/run", "/tmp"], &["tmpfs"]),
+        usable(&on_disk, &["ext2/ext3", "xfs", "btrfs"]),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn kills() -> u64 {
+    if std::env::var_os("QBM_LONG").is_some() { 10 * KILLS } else { KILLS }
+}
+
+#[test]
+fn killed_at_random_moments() {
+    let seed = Random::seed();
+    let folders = folders();
+    std::thread::scope(|scope| {
+        for folder in &folders {
+            scope.spawn(|| kill_again_and_again(folder.path(), seed));
+        }
+    });
+}
+
+/// One disk all the way: what a kill leaves is what the next process works on.
+fn kill_again_and_again(folder: &Path, seed: u64) {
+    let mut random = Random::new(seed);
+    create(folder);
+    let mut before = Found::new();
+    let (mut unclean, mut acts) = (0, 0);
+    for round in 1..=kills() {
+        let start = Start::default();
+        if random.one_in(8) {
+            // Mostly while the disk is being opened, or recovered.
+            let process = start.process(folder, round);
+            std::thread::sleep(Duration::from_micros(random.below(20_000)));
+            end(process);
+        } else {
+            start.killed(folder, round, Duration::from_micros(random.below(40_000)));
+        }
+        let events = log::read(folder);
+        acts += events.len();
+        let read_only = random.one_in(3).then(|| OpenOptions::new().read_only(true));
+        for options in read_only.into_iter().chain([OpenOptions::new()]) {
+            let disk = options.open(path(folder)).expect("it opens after the kill");
+            let recovery = disk.info().expect("facts").recovery;
+            assert!(recovery.iter().all(is_exact), "round {round}: {recovery:?}");
+            let found = Found::on(&disk);
+            check(&before, &events, &found, Precision::Exact)
+                .unwrap_or_else(|wrong| panic!("round {round} on {}: {wrong}", file_system(folder)));
+            if disk.info().expect("facts").writable {
+                unclean += u64::from(recovery.is_some());
+                before = found;
+                // If not, recovery was the last that happened to the disk.
+                if random.one_in(2) {
+                    disk.close().expect("it closes");
+                }
+            }
+        }
+    }
+    println!("{}: {} kills, {unclean} of an unclean disk, {acts} acts", file_system(folder), kills());
+    assert!(unclean > kills() / 2, "only {unclean} kills hit a disk in use");
+}
+
+fn is_exact(recovery: &Recovery) -> bool {
+    recovery.reason.is_none() && recovery.added.is_empty()
+}
+
+/// Kills a process on a new disk, and opens it with `options`. Returns the disk and the notices.
+fn once(folder: &Path, start: Start<'_>, options: OpenOptions, precision: Precision) -> (Disk, Vec<NoticeCode>) {
+    create(folder);
+    start.killed(folder, 1, Duration::from_millis(40));
+    let notices = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&notices);
+    let options = options.notify(move |notice| heard.lock().expect("a list").push(notice.code));
+    let disk = options.open(path(folder)).expect("it opens after the kill");
+    let events = log::read(folder);
+    let found = Found::on(&disk);
+    check(&Found::new(), &events, &found, precision).unwrap_or_else(|wrong| panic!("{wrong}"));
+    let notices = notices.lock().expect("a list").clone();
+    (disk, notices)
+}
+
+fn recovery(disk: &Disk) -> Recovery {
+    disk.info().expect("facts").recovery.expect("the disk was not closed")
+}
+
+#[test]
+fn the_next_process_may_be_in_another_mount_namespace() {
+    let can = Command::new("unshare").args(["-m", "true"]).output();
+    if !can.is_ok_and(|output| output.status.success()) {
+        skipped("kills in another mount namespace: unshare -m is not permitted here");
+        return;
+    }
+    for folder in folders() {
+        let start = Start {
+            namespace: true,
+            ..Start::default()
+        };
+        let (disk, notices) = once(folder.path(), start, OpenOptions::new(), Precision::Exact);
+        assert!(is_exact(&recovery(&disk)), "{:?}", recovery(&disk));
+        assert!(notices.is_empty());
+    }
+}
+
+#[test]
+fn another_cache_epoch_is_a_lost_page_cache() {
+    for folder in folders() {
+        let start = Start {
+            epoch: Some("boot 1"),
+            ..Start::default()
+        };
+        let options = OpenOptions::new().cache_epoch("boot 2");
+        let (disk, notices) = once(folder.path(), start, options, Precision::Regions);
+        let recovery = recovery(&disk);
+        assert!(recovery.reason.is_some() && !recovery.added.is_empty(), "{recovery:?}");
+        assert!(notices.contains(&NoticeCode::BitmapWidened), "{notices:?}");
+    }
+}
+
+#[test]
+fn the_same_cache_epoch_vouches_on_any_file_system() {
+    let Some(mounted) = Mounted::new("ramfs") else { return };
+    let folder = |name: &str| {
+        let folder = mounted.folder.path().join(name);
+        std::fs::create_dir(&folder).expect("a folder");
+        folder
+    };
+    let start = Start {
+        epoch: Some("boot 1"),
+        ..Start::default()
+    };
+    let options = OpenOptions::new().cache_epoch("boot 1");
+    let (disk, notices) = once(&folder("epoch"), start, options, Precision::Exact);
+    assert!(is_exact(&recovery(&disk)), "{:?}", recovery(&disk));
+    assert!(notices.is_empty());
+
+    // Of this file system nothing is known that would tell.
+    let (disk, _) = once(&folder("none"), Start::default(), OpenOptions::new(), Precision::Regions);
+    assert!(recovery(&disk).reason.is_some());
+}
+
+#[test]
+fn lazily_saved_bitmaps_lose_no_bit() {
+    for folder in folders() {
+        let start = Start {
+            lazy: true,
+            ..Start::default()
+        };
+        let (disk, _) = once(folder.path(), start, OpenOptions::new(), Precision::Regions);
+        let recovery = recovery(&disk);
+        assert!(recovery.reason.is_some_and(|reason| reason.contains("lazily")));
+    }
+}
+
+/// A file system of its own; unmounted when dropped, so also when a test fails.
+struct Mounted {
+    folder: TempDir,
+}
+
+impl Mounted {
+    fn new(kind: &str) -> Option<Self> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mount = Command::new("mount").args(["-t", kind, kind]).arg(folder.path()).output();
+        if mount.is_ok_and(|output| output.status.success()) {
+            return Some(Self { folder });
+        }
+        skipped(format_args!("kills on {kind}, which cannot be mounted here"));
+        None
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let path: PathBuf = self.folder.path().into();
+        match Command::new("umount").arg(&path).status() {
+            Ok(status) if status.success() => {}
+            other => println!("cannot unmount {}: {other:?}", path.display()),
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! The disk of these tests, and what is to be found on it after a kill.
+//!
+//! The content is told apart by units of 512 bytes, each full of one number. Of two writes to a unit at the same time
+//! either may be the last; one that was on its way may be there or not. So a check asks whether anything that may have
+//! happened explains what is there: A3 for the content, D1 and D2 for the bits, M1 for the starting points.
+
+use std::path::{Path, PathBuf};
+
+use qbm::{AddBitmap, CreateOptions, Disk, Granularity};
+
+use super::log::{Act, Event};
+
+pub const UNIT: u64 = 512;
+pub const LENGTH: u64 = 8 << 20;
+pub const UNITS: u64 = LENGTH / UNIT;
+/// Of the intent map: much less than the disk, so that whole regions would be seen in the bits.
+const REGION: u64 = 256 << 10;
+
+pub struct Kind {
+    pub name: &'static str,
+    pub granularity: u64,
+    /// It is added and removed while writes go on.
+    pub comes_and_goes: bool,
+}
+
+pub const BITMAPS: [Kind; 3] = [
+    Kind {
+        name: "coarse",
+        granularity: 64 << 10,
+        comes_and_goes: false,
+    },
+    Kind {
+        name: "fine",
+        granularity: 4 << 10,
+        comes_and_goes: false,
+    },
+    Kind {
+        name: "guest",
+        granularity: 16 << 10,
+        comes_and_goes: true,
+    },
+];
+
+pub fn path(folder: &Path) -> PathBuf {
+    folder.join("disk.qbm")
+}
+
+pub fn create(folder: &Path) {
+    CreateOptions::new()
+        .size(LENGTH)
+        .region_bytes(REGION)
+        .create(path(folder))
+        .expect("a disk");
+    let disk = Disk::open(path(folder)).expect("it opens");
+    for bitmap in BITMAPS {
+        let options = AddBitmap {
+            granularity: Granularity::new(bitmap.granularity).expect("a granularity"),
+            ..AddBitmap::default()
+        };
+        disk.bitmap_add(bitmap.name, options).expect("a bitmap");
+    }
+    disk.close().expect("it closes");
+}
+
+/// What is on a disk.
+pub struct Found {
+    /// The number that each unit is full of.
+    pub units: Vec<u64>,
+    /// Of each bitmap whether each granule is dirty; `None` where there is no such bitmap.
+    pub bits: [Option<Vec<bool>>; BITMAPS.len()],
+}
+
+impl Found {
+    /// What a new disk has.
+    pub fn new() -> Self {
+        Self {
+            units: vec![0; usize::try_from(UNITS).expect("a length")],
+            bits: BITMAPS.map(|it| Some(vec![false; usize::try_from(LENGTH / it.granularity).expect("a length")])),
+        }
+    }
+
+    pub fn on(disk: &Disk) -> Self {
+        let mut content = vec![0; usize::try_from(LENGTH).expect("a length")];
+        disk.read(&mut content, 0).expect("all of the disk");
+        let (words, _) = content.as_chunks::<8>();
+        let units = words.chunks_exact(64).map(|unit| {
+            assert!(unit.iter().all(|word| word == &unit[0]), "a unit is torn");
+            u64::from_le_bytes(unit[0])
+        });
+        let list = disk.bitmap_list().expect("the bitmaps");
+        let bits = BITMAPS.map(|kind| {
+            let info = list.iter().find(|it| it.name == kind.name)?;
+            assert!(!info.inconsistent && !info.busy && info.recording, "{info:?}");
+            let mut bits = Vec::new();
+            for offset in (0..LENGTH).step_by(usize::try_from(kind.granularity).expect("a step")) {
+                bits.push(disk.bitmap_get(kind.name, offset).expect("a bit"));
+            }
+            Some(bits)
+        });
+        Self {
+            units: units.collect(),
+            bits,
+        }
+    }
+}
+
+/// How precise the bits have to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// None without a write.
+    Exact,
+    /// Any region may count as changed.
+    Regions,
+}
+
+/// Holds what was found against what was there before and what a process says to have done since.
+pub fn check(before: &Found, events: &[Event], found: &Found, precision: Precision) -> Result<(), String> {
+    let mut writes: Vec<Vec<&Event>> = vec![Vec::new(); before.units.len()];
+    for event in events {
+        if let Act::Write { first, units, .. } = event.act {
+            for unit in &mut writes[first as usize..(first + units) as usize] {
+                unit.push(event);
+            }
+        }
+    }
+    let causes: Vec<Causes<'_>> = writes
+        .iter()
+        .enumerate()
+        .map(|(unit, writes)| Causes::of(unit, before.units[unit], writes, found.units[unit]))
+        .collect::<Result<_, _>>()?;
+    for (number, kind) in BITMAPS.iter().enumerate() {
+        let pasts = pasts(number, before.bits[number].is_some(), events);
+        let wrong: Vec<String> = pasts
+            .iter()
+            .filter_map(|past| past.differs(number, before, &causes, found, precision))
+            .collect();
+        if wrong.len() == pasts.len() {
+            return Err(format!("bitmap {:?}: {}", kind.name, wrong.join("; or else: ")));
+        }
+    }
+    Ok(())
+}
+
+/// What has been done to one unit, and what of it explains what it holds.
+struct Causes<'e> {
+    writes: &'e [&'e Event],
+    /// It holds what it held before, and may.
+    untouched: bool,
+    /// These may have been the last.
+    last: Vec<&'e Event>,
+}
+
+impl<'e> Causes<'e> {
+    fn of(unit: usize, before: u64, writes: &'e [&'e Event], found: u64) -> Result<Self, String> {
+        let untouched = before == found && writes.iter().all(|write| write.ended.is_none());
+        let latest = writes.iter().filter(|it| it.ended.is_some()).map(|it| it.began).max();
+        let last: Vec<_> = writes
+            .iter()
+            .copied()
+            .filter(|write| matches!(write.act, Act::Write { value, .. } if value == found))
+            // Not where another one began after its end, and ended.
+            .filter(|write| write.ended.is_none_or(|end| latest.is_none_or(|began| began <= end)))
+            .collect();
+        if !untouched && last.is_empty() {
+            return Err(format!(
+                "A3: unit {unit} holds {found:#x}, before {before:#x}, since {writes:x?}"
+            ));
+        }
+        Ok(Self {
+            writes,
+            untouched,
+            last,
+        })
+    }
+}
+
+/// A point from which a bitmap may know what changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Past {
+    /// There is no such bitmap.
+    None,
+    /// Its bits of before count, too.
+    Before,
+    /// It starts between these two moments.
+    Since(u64, u64),
+}
+
+/// What may have become of a bitmap: one thing, or two where an operation was on its way (M1).
+fn pasts(number: usize, present: bool, events: &[Event]) -> Vec<Past> {
+    let mut now = if present { Past::Before } else { Past::None };
+    let mut frozen = None;
+    for event in events {
+        let here = Past::Since(event.began, event.ended.unwrap_or(u64::MAX));
+        let ours = |bitmap: u32| bitmap as usize == number;
+        let next = match event.act {
+            Act::Clear(bitmap) | Act::Add(bitmap) if ours(bitmap) => here,
+            Act::Remove(bitmap) if ours(bitmap) => Past::None,
+            Act::Freeze(bitmap) if ours(bitmap) => {
+                frozen = Some(here);
+                continue;
+            }
+            Act::ThawCommit(bitmap) if ours(bitmap) => frozen.take().expect("frozen before"),
+            Act::ThawRollback(bitmap) if ours(bitmap) => {
+                frozen = None;
+                continue;
+            }
+            _ => continue,
+        };
+        if event.ended.is_none() {
+            return vec![now, next];
+        }
+        now = next;
+    }
+    vec![now]
+}
+
+impl Past {
+    /// In what way the bitmap is not one with this past.
+    fn differs(
+        self,
+        number: usize,
+        before: &Found,
+        causes: &[Causes<'_>],
+        found: &Found,
+        precision: Precision,
+    ) -> Option<String> {
+        let bits = match (self, &found.bits[number]) {
+            (Self::None, None) => return None,
+            (Self::None, Some(_)) => return Some("it was removed, and is there".to_owned()),
+            (_, None) => return Some(format!("it is not there ({self:?})")),
+            (_, Some(bits)) => bits,
+        };
+        let granule = usize::try_from(BITMAPS[number].granularity / UNIT).expect("a granule");
+        for (index, (bit, causes)) in bits.iter().zip(causes.chunks_exact(granule)).enumerate() {
+            let kept = self == Self::Before && before.bits[number].as_ref().is_some_and(|bits| bits[index]);
+            let may = kept || causes.iter().any(|unit| self.may_know(unit));
+            let must = kept || causes.iter().any(|unit| self.must_know(unit));
+            if must && !bit {
+                return Some(format!("D1: granule {index} lacks its bit ({self:?})"));
+            }
+            if *bit && !may && precision == Precision::Exact {
+                return Some(format!("D2: granule {index} has a bit without a write ({self:?})"));
+            }
+        }
+        None
+    }
+
+    fn may_know(self, unit: &Causes<'_>) -> bool {
+        unit.writes.iter().any(|write| match self {
+            Self::Since(earliest, _) => write.ended.is_none_or(|end| end > earliest),
+            _ => true,
+        })
+    }
+
+    fn must_know(self, unit: &Causes<'_>) -> bool {
+        let after = |write: &&Event| match self {
+            Self::Since(_, latest) => write.began > latest,
+            _ => true,
+        };
+        // A write that has ended; or one that was on its way and is the only explanation of what is there.
+        unit.writes.iter().any(|write| write.ended.is_some() && after(write))
+            || !unit.untouched && unit.last.iter().all(after)
+    }
+}

@@ -1,0 +1,115 @@
+//! The process that is killed: three threads write, one flushes and works on the bitmaps, until the end comes.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use qbm::{AddBitmap, BitmapPolicy, Disk, Granularity, OpenOptions, Thaw, WriteFlags};
+
+use super::disk::{BITMAPS, LENGTH, UNIT, UNITS};
+use super::log::{Act, Log};
+use super::random::Random;
+
+/// Where the disk is.
+pub const FOLDER: &str = "QBM_SIGKILL_FOLDER";
+pub const SEED: &str = "QBM_SIGKILL_SEED";
+pub const EPOCH: &str = "QBM_SIGKILL_EPOCH";
+pub const LAZY: &str = "QBM_SIGKILL_LAZY";
+
+const WRITERS: usize = 3;
+const THREADS: [usize; WRITERS + 1] = [0, 1, 2, 3];
+
+/// Works on the disk in `folder` until it is killed.
+pub fn work(folder: &Path) -> ! {
+    let seed = std::env::var(SEED).expect("a seed").parse().expect("a number");
+    // No region stays long: what is retired must be as safe as what is active.
+    let mut options = OpenOptions::new().retire_interval(Duration::from_millis(1));
+    if let Ok(epoch) = std::env::var(EPOCH) {
+        options = options.cache_epoch(&epoch);
+    }
+    if std::env::var_os(LAZY).is_some() {
+        options = options.bitmap_policy(BitmapPolicy::Lazy);
+    }
+    let clock = AtomicU64::new(0);
+    let mut logs = THREADS.map(|thread| Log::create(folder, thread, &clock));
+    let disk = options.open(folder.join("disk.qbm")).expect("it opens");
+    logs[0].around(Act::Open, || ());
+    // Above what any process before this one has written.
+    let values = AtomicU64::new((seed << 24) | 1_u64);
+    let [operator, writers @ ..] = &mut logs;
+    std::thread::scope(|scope| {
+        for (number, log) in (1..).zip(writers) {
+            let (disk, values) = (&disk, &values);
+            scope.spawn(move || write(disk, log, values, &mut Random::new(seed ^ number << 40)));
+        }
+        operate(&disk, operator, &mut Random::new(seed));
+    })
+}
+
+fn write(disk: &Disk, log: &mut Log<'_>, values: &AtomicU64, random: &mut Random) -> ! {
+    loop {
+        let most = if random.one_in(8) { 300 } else { 16 };
+        let units = 1 + random.below(most);
+        let first = random.below(UNITS - units);
+        let (offset, len) = (first * UNIT, units * UNIT);
+        let how = random.below(10);
+        let value = if how < 8 { values.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        let small = |number| u32::try_from(number).expect("a small disk");
+        let act = Act::Write {
+            first: small(first),
+            units: small(units),
+            value,
+        };
+        let content = value.to_le_bytes().repeat(usize::try_from(len / 8).expect("a length"));
+        log.around(act, || match how {
+            8 => disk.write_zeroes(offset, len, WriteFlags::MAY_UNMAP),
+            9 => disk.discard(offset, len, WriteFlags::empty()),
+            7 => disk.write(&content, offset, WriteFlags::FUA),
+            _ => disk.write(&content, offset, WriteFlags::empty()),
+        })
+        .expect("a write");
+    }
+}
+
+fn operate(disk: &Disk, log: &mut Log<'_>, random: &mut Random) -> ! {
+    let list = disk.bitmap_list().expect("the bitmaps");
+    let mut present = BITMAPS.map(|it| list.iter().any(|bitmap| bitmap.name == it.name));
+    let mut frozen = [false; BITMAPS.len()];
+    loop {
+        let number = usize::try_from(random.below(BITMAPS.len() as u64)).expect("an index");
+        let bitmap = &BITMAPS[number];
+        let (name, id) = (bitmap.name, u32::try_from(number).expect("a number"));
+        match random.below(6) {
+            0 if !present[number] => {
+                let options = AddBitmap {
+                    granularity: Granularity::new(bitmap.granularity).expect("a granularity"),
+                    ..AddBitmap::default()
+                };
+                log.around(Act::Add(id), || disk.bitmap_add(name, options)).expect("add");
+                present[number] = true;
+            }
+            _ if !present[number] => {}
+            0 | 1 if frozen[number] => {
+                if random.one_in(2) {
+                    log.around(Act::ThawCommit(id), || disk.bitmap_thaw(name, Thaw::Commit))
+                } else {
+                    log.around(Act::ThawRollback(id), || disk.bitmap_thaw(name, Thaw::Rollback))
+                }
+                .expect("thaw");
+                frozen[number] = false;
+            }
+            0 | 1 => {
+                log.around(Act::Freeze(id), || disk.bitmap_freeze(name)).expect("freeze");
+                frozen[number] = true;
+            }
+            2 if !frozen[number] => log.around(Act::Clear(id), || disk.bitmap_clear(name)).expect("clear"),
+            3 if !frozen[number] && bitmap.comes_and_goes => {
+                log.around(Act::Remove(id), || disk.bitmap_remove(name)).expect("remove");
+                present[number] = false;
+            }
+            _ => log.around(Act::Flush, || disk.flush()).expect("flush"),
+        }
+        std::thread::sleep(Duration::from_micros(random.below(2000)));
+        assert_eq!(disk.length(), LENGTH);
+    }
+}
