@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use bitmaps::{
-    AddBitmap, BitmapAction, BitmapContent, BitmapInfo, MergeSource, Thaw, bitmap_transaction,
+    AddBitmap, BitmapAction, BitmapContent, BitmapInfo, MergeSource, OnBitmapError, Thaw, bitmap_transaction,
 };
 pub use create::{CreateOptions, Preallocation};
 pub use info::{Info, Layer, OverlayInfo};
@@ -45,7 +45,7 @@ use crate::storage::{Gather, Scatter, Shortcut, Storage, SyncMode, Zeroing};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::units::ByteRange;
 use alive::Alive;
-use bitmaps::{Loading, Marks, Shape};
+use bitmaps::{Excuses, Loading, Marks, Shape};
 use gate::Gate;
 use plan::Change;
 use session::Session;
@@ -110,6 +110,8 @@ pub struct Disk {
     notify: open::Notify,
     /// Of a disk that is open for writing and has a state file.
     session: Option<Session>,
+    /// Where a bitmap that cannot be written becomes inconsistent instead of failing the write.
+    excuses: Option<Arc<Excuses>>,
     /// Whether the descriptor names a state file.
     protected: bool,
     recovery: Option<Recovery>,

@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use super::alive::Alive;
-use super::bitmaps::{Bitmap, Loading, Shape};
+use super::bitmaps::{Bitmap, Excuses, Loading, OnBitmapError, Shape};
 use super::gate::Gate;
 use super::overlay::{self, Backing, Chain, Hold, Overlay};
 use super::recovery::{Recovering, StateAtOpen};
@@ -82,6 +82,7 @@ pub struct OpenOptions {
     folder: Option<Arc<dyn Folder>>,
     pub(super) notify: Notify,
     pub(super) bitmap_policy: BitmapPolicy,
+    on_bitmap_error: OnBitmapError,
     max_bitmap_memory: Option<u64>,
     pub(super) no_state: bool,
     pub(super) no_lock: bool,
@@ -146,6 +147,14 @@ impl OpenOptions {
     #[must_use]
     pub fn bitmap_policy(mut self, policy: BitmapPolicy) -> Self {
         self.bitmap_policy = policy;
+        self
+    }
+
+    /// What becomes of a write where a bitmap cannot be written though the data can: it fails, unless another choice is
+    /// given.
+    #[must_use]
+    pub fn on_bitmap_error(mut self, choice: OnBitmapError) -> Self {
+        self.on_bitmap_error = choice;
         self
     }
 
@@ -292,6 +301,13 @@ impl OpenOptions {
         .run(state, &mut descriptor, &mut bitmaps)?;
         locks.extend(recovered.lock);
         let intent = recovered.session.as_ref().map(Session::intent).cloned();
+        let excuses = match (&recovered.session, self.on_bitmap_error) {
+            (Some(session), OnBitmapError::MarkInconsistent) => {
+                let excuses = Excuses::new(Arc::clone(session.file()), self.notify.clone());
+                Some(Arc::new(excuses))
+            }
+            _ => None,
+        };
         if recovered.session.is_some() {
             alive.rest();
         }
@@ -303,7 +319,13 @@ impl OpenOptions {
             writable: !self.read_only,
             direct: self.direct,
             layered: overlay.is_some(),
-            gate: Gate::new(Shape::new(bitmaps, overlay, intent, !self.read_only)),
+            gate: Gate::new(Shape::new(
+                bitmaps,
+                overlay,
+                intent,
+                excuses.clone(),
+                !self.read_only,
+            )),
             protected: descriptor.state().is_some(),
             structure: Mutex::new(Structure { descriptor }),
             place: place.clone(),
@@ -311,6 +333,7 @@ impl OpenOptions {
             loading,
             notify: self.notify.clone(),
             session: recovered.session,
+            excuses,
             recovery: recovered.recovery,
             locks,
         }))

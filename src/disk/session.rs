@@ -71,6 +71,10 @@ impl Session {
         })
     }
 
+    pub(super) fn file(&self) -> &Arc<StateFile> {
+        &self.file
+    }
+
     pub(super) fn intent(&self) -> &Arc<IntentMap> {
         &self.intent
     }

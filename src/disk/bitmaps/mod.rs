@@ -6,6 +6,7 @@
 
 mod actions;
 mod content;
+mod excuses;
 mod load;
 mod read;
 mod record;
@@ -27,6 +28,8 @@ use std::sync::{Arc, OnceLock};
 
 pub use actions::{AddBitmap, BitmapAction, MergeSource, Thaw};
 pub use content::BitmapContent;
+pub(super) use excuses::Excuses;
+pub use excuses::OnBitmapError;
 pub(super) use load::Loading;
 pub use read::BitmapInfo;
 pub(super) use record::Marks;
@@ -39,6 +42,7 @@ use crate::disk::overlay::Overlay;
 use crate::error::{Error, ErrorCode, Result};
 use crate::state::IntentMap;
 use crate::units::Granularity;
+use excuses::Lost;
 use record::Recorder;
 
 /// What a write needs to know of the disk besides its length.
@@ -47,6 +51,8 @@ pub(super) struct Shape {
     recorders: Vec<Recorder>,
     /// What a bitmap's file is to be vouched for by before it is written; `None` where the disk has no state file.
     intent: Option<Arc<IntentMap>>,
+    /// What lets a write go on past a bitmap that cannot be written; `None` where nothing does.
+    excuses: Option<Arc<Excuses>>,
     /// What is below the image, and which granules it has itself; `None` where it has all.
     pub(super) overlay: Option<Arc<Overlay>>,
 }
@@ -58,6 +64,7 @@ impl Shape {
         bitmaps: Vec<Bitmap>,
         overlay: Option<Arc<Overlay>>,
         intent: Option<Arc<IntentMap>>,
+        excuses: Option<Arc<Excuses>>,
         writable: bool,
     ) -> Self {
         let recorders = if writable {
@@ -69,13 +76,20 @@ impl Shape {
             bitmaps,
             recorders,
             intent,
+            excuses,
             overlay,
         }
     }
 
     /// The same disk with other dirty bitmaps.
     fn with(&self, bitmaps: Vec<Bitmap>, writable: bool) -> Self {
-        Self::new(bitmaps, self.overlay.clone(), self.intent.clone(), writable)
+        Self::new(
+            bitmaps,
+            self.overlay.clone(),
+            self.intent.clone(),
+            self.excuses.clone(),
+            writable,
+        )
     }
 
     fn find(&self, name: &str) -> Result<&Bitmap> {
@@ -93,7 +107,10 @@ pub(super) struct Bitmap {
     granularity: Granularity,
     /// Whether writes set its bits.
     recording: bool,
+    /// It was so at the open, or recovery found it so.
     inconsistent: bool,
+    /// It has become so since.
+    lost: Lost,
     /// Where it is kept; `None` of a transient one.
     kept: Option<Kept>,
     start: Start,
@@ -153,6 +170,7 @@ impl Bitmap {
             granularity: entry.granularity,
             recording: entry.recording.unwrap_or(true),
             inconsistent: false,
+            lost: Lost::default(),
             kept: Some(Kept {
                 name: entry.file.as_str().into(),
                 file: Arc::new(file),
@@ -173,7 +191,12 @@ impl Bitmap {
 
     /// Whether writes must be seen by it.
     pub(super) fn records(&self) -> bool {
-        self.recording && !self.inconsistent
+        self.recording && !self.is_inconsistent()
+    }
+
+    /// Whether it can no longer be trusted.
+    fn is_inconsistent(&self) -> bool {
+        self.inconsistent || self.lost.is()
     }
 
     /// The bits that are in memory.

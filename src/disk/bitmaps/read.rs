@@ -57,7 +57,7 @@ impl Disk {
         self.alive.check()?;
         let shape = self.gate.enter();
         let bitmap = shape.find(name)?;
-        if !bitmap.inconsistent {
+        if !bitmap.is_inconsistent() {
             self.bits_of(&shape, bitmap)?;
         }
         Ok(info(bitmap))
@@ -157,7 +157,7 @@ fn info(bitmap: &Bitmap) -> BitmapInfo {
         recording: bitmap.recording,
         busy: bitmap.frozen.is_some(),
         persistent: bitmap.kept.is_some(),
-        inconsistent: bitmap.inconsistent,
+        inconsistent: bitmap.is_inconsistent(),
         count: bitmap.loaded().map(|bits| bits.count()),
         epoch: bitmap.start.epoch.as_deref().map(str::to_owned),
         start_length: bitmap.start.length,

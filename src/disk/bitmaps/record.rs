@@ -5,10 +5,11 @@
 
 use std::sync::Arc;
 
+use super::excuses::{Excuses, Lost};
 use super::{Bitmap, Shape};
 use crate::bitmap::{BitmapFile, Bits};
 use crate::error::Result;
-use crate::state::IntentMap;
+use crate::state::{IntentMap, MarkId};
 use crate::units::{ByteRange, Granularity};
 
 /// Where one bitmap wants to see writes: all that the fast path needs, side by side.
@@ -20,6 +21,9 @@ pub(super) struct Recorder {
     also: Option<Arc<Bits>>,
     file: Option<Arc<BitmapFile>>,
     name: Arc<str>,
+    /// What the state file calls it.
+    mark: MarkId,
+    lost: Lost,
     /// No bitmap of the disk's: an operation wants to know what is written while it is at work.
     watch: bool,
 }
@@ -41,6 +45,8 @@ impl Recorder {
             also: also.cloned(),
             file: bitmap.kept.as_ref().map(|kept| Arc::clone(&kept.file)),
             name: Arc::clone(&bitmap.name),
+            mark: bitmap.mark(),
+            lost: bitmap.lost.clone(),
             watch: false,
         })
     }
@@ -52,7 +58,7 @@ impl Recorder {
 
     fn record(&self, range: ByteRange) -> Result<()> {
         let granules = self.granularity.touched_by(range);
-        let Some(file) = &self.file else {
+        let Some(file) = self.file.as_ref().filter(|_| !self.lost.is()) else {
             self.bits.set(granules);
             return Ok(());
         };
@@ -73,6 +79,8 @@ impl Shape {
             also: None,
             file: None,
             name: "".into(),
+            mark: MarkId::of("", None),
+            lost: Lost::default(),
             watch: true,
         }));
     }
@@ -82,6 +90,7 @@ impl Shape {
 pub(in crate::disk) struct Marks<'d> {
     recorders: &'d [Recorder],
     intent: Option<&'d IntentMap>,
+    excuses: Option<&'d Excuses>,
     range: ByteRange,
 }
 
@@ -94,6 +103,7 @@ impl<'d> Marks<'d> {
         (!all).then_some(Self {
             recorders,
             intent: shape.intent.as_deref(),
+            excuses: shape.excuses.as_deref(),
             range,
         })
     }
@@ -108,6 +118,13 @@ impl<'d> Marks<'d> {
             Some(intent) if missing().any(|it| it.file.is_some()) => Some(intent.pin(self.range)?),
             _ => None,
         };
-        missing().try_for_each(|it| it.record(self.range))
+        missing().try_for_each(|it| match (it.record(self.range), self.excuses) {
+            (Err(why), Some(excuses)) => {
+                excuses.mark(&it.name, it.mark, &it.lost, &why)?;
+                // Now that nobody trusts them, they are set so that the next write finds nothing missing.
+                it.record(self.range)
+            }
+            (result, _) => result,
+        })
     }
 }

@@ -20,7 +20,7 @@ pub(in crate::disk) enum Suspects {
 
 impl Suspects {
     fn has(self, bitmap: &Bitmap) -> bool {
-        !bitmap.inconsistent && (bitmap.recording || self == Self::All)
+        !bitmap.is_inconsistent() && (bitmap.recording || self == Self::All)
     }
 }
 

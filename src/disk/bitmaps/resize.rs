@@ -25,7 +25,7 @@ impl Resized {
         let mut bitmaps = shape.bitmaps.clone();
         for bitmap in &mut bitmaps {
             // One that is on its way out may have bits that cannot be had; it has none that matter.
-            if bitmap.inconsistent {
+            if bitmap.is_inconsistent() {
                 bitmap.bits = Arc::default();
                 continue;
             }
@@ -96,7 +96,13 @@ impl Resized {
 
     /// The disk's new shape, over these layers.
     pub(in crate::disk) fn into_shape(self, old: &Shape, overlay: Option<Arc<Overlay>>) -> Shape {
-        Shape::new(self.bitmaps, overlay, old.intent.clone(), true)
+        Shape::new(
+            self.bitmaps,
+            overlay,
+            old.intent.clone(),
+            old.excuses.clone(),
+            true,
+        )
     }
 }
 

@@ -28,7 +28,7 @@ impl Bitmap {
 
     /// Fails where the bits cannot be trusted.
     pub(super) fn check_consistent(&self, done: &str) -> Result<()> {
-        if !self.inconsistent {
+        if !self.is_inconsistent() {
             return Ok(());
         }
         Err(Error::new(

@@ -4,6 +4,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use super::excuses::Lost;
 use super::rules::wrong_state;
 use super::{AddBitmap, Bitmap, BitmapAction, BitmapContent, Frozen, Loading, Start, Thaw, not_found};
 use crate::bitmap::Bits;
@@ -146,6 +147,7 @@ impl<'d> Stage<'d> {
             granularity: options.granularity,
             recording: options.recording,
             inconsistent: false,
+            lost: Lost::default(),
             kept: None,
             start: Start::now(self.length)?,
             bits: Arc::new(OnceLock::from(Arc::new(bits))),
@@ -323,11 +325,15 @@ impl<'d> Stage<'d> {
         };
         match outcome {
             Thaw::Commit => {
+                // The successor lacks what could not be recorded: only the way back to the old point is left.
+                bitmap.check_consistent("thawed as a success (roll it back)")?;
                 let staged = &mut self.bitmaps[index];
                 staged.bitmap.bits = Arc::new(OnceLock::from(frozen.successor));
                 staged.bitmap.start = frozen.start;
                 staged.change = Change::Replaced;
             }
+            // What it has in memory means nothing any more, and may be of another length.
+            Thaw::Rollback if bitmap.is_inconsistent() => self.bitmaps[index].bitmap.bits = Arc::default(),
             Thaw::Rollback => {
                 // The file holds the union already, or will when the pieces kept back are saved.
                 let bits = self.copy(index)?;
@@ -342,7 +348,7 @@ impl<'d> Stage<'d> {
     fn repair(&mut self, name: &str) -> Result<()> {
         let index = self.find(name)?;
         let bitmap = &self.bitmaps[index].bitmap;
-        if !bitmap.inconsistent {
+        if !bitmap.is_inconsistent() {
             return Err(wrong_state(
                 bitmap,
                 "is not inconsistent: there is nothing to repair",
@@ -352,7 +358,9 @@ impl<'d> Stage<'d> {
         bitmap.check_changeable(self.writable, "repaired")?;
         let bits = self.blank(bitmap.granularity)?;
         bits.set(bits.all());
-        self.bitmaps[index].bitmap.inconsistent = false;
+        let bitmap = &mut self.bitmaps[index].bitmap;
+        bitmap.inconsistent = false;
+        bitmap.lost = Lost::default();
         // Another starting point, and so another id: what the state file says of the old one means nothing from the
         // moment on that the descriptor has it.
         self.restart(index, bits)

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use super::{Bitmap, Shape};
+use super::{Bitmap, Kept, Shape};
 use crate::disk::Disk;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 impl Disk {
     /// Puts the bits of every write that completed before this call into the files of the persistent bitmaps, or of
@@ -23,7 +23,10 @@ impl Disk {
                 None => Ok(()),
             };
         };
-        self.settle(shape.find(name)?)
+        let bitmap = shape.find(name)?;
+        bitmap.check_consistent("synced")?;
+        self.settle(bitmap)?;
+        bitmap.check_consistent("synced")
     }
 
     /// Retires the regions that have become cold, where it is time to.
@@ -51,13 +54,32 @@ impl Disk {
         let (Some(kept), Some(_), true) = (&bitmap.kept, bitmap.loaded(), self.writable) else {
             return Ok(());
         };
+        if bitmap.is_inconsistent() {
+            return Ok(());
+        }
+        let Some(excuses) = &self.excuses else {
+            return self.settle_file(bitmap, kept);
+        };
+        // A failed sync may have lost bits for good; once that is noted durably, nothing relies on the file.
+        match bitmap.save().and_then(|()| kept.file.sync()) {
+            Ok(()) => Ok(()),
+            Err(why) => excuses
+                .mark_bitmap(bitmap, &why)
+                .inspect_err(|e| self.lost_bits(e)),
+        }
+    }
+
+    fn settle_file(&self, bitmap: &Bitmap, kept: &Kept) -> Result<()> {
         bitmap.save()?;
         // A file whose sync failed may have lost what the kernel had for it: its bits vouch for nothing now (A2).
-        kept.file.sync().inspect_err(|e| {
-            if let Some(session) = &self.session {
-                session.note_failure();
-            }
-            self.fail(e);
-        })
+        kept.file.sync().inspect_err(|e| self.lost_bits(e))
+    }
+
+    /// Whatever the evidence says later, a bitmap's file is not exact.
+    fn lost_bits(&self, why: &Error) {
+        if let Some(session) = &self.session {
+            session.note_failure();
+        }
+        self.fail(why);
     }
 }

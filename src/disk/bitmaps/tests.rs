@@ -1,6 +1,7 @@
 //! Dirty bitmaps on a simulated disk, whose log shows what was done in which order.
 
 mod crash;
+mod excuses;
 mod files;
 mod freeze;
 mod model;

@@ -77,6 +77,7 @@ impl Disk {
             } else if staged.stopped {
                 // Recovery no longer widens it, so nothing that it was told of may be in the page cache alone.
                 self.settle(&staged.bitmap)?;
+                staged.bitmap.check_consistent("disabled")?;
             }
         }
         if !made.is_empty() {
