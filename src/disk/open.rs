@@ -236,26 +236,7 @@ impl OpenOptions {
         let mut files = Files::new(place);
         let mut descriptor = files.descriptor()?;
 
-        let image = descriptor.image();
-        if image.format != Format::Raw {
-            return Err(Error::new(
-                ErrorCode::NotSupported,
-                format!(
-                    "QBM.image.format: {} images cannot be opened by this version; raw can",
-                    image.format
-                ),
-            ));
-        }
-        let (image, image_path) = files.open(
-            Role::Image,
-            "QBM.image.file",
-            Path::new(""),
-            &image.file,
-            Access {
-                direct: self.direct,
-                ..access
-            },
-        )?;
+        let (image, image_path) = self.image(&mut files, &descriptor, access)?;
         let state = files.state(&descriptor, access)?;
         let mut locks = Vec::new();
         if !self.no_lock {
@@ -337,6 +318,28 @@ impl OpenOptions {
             recovery: recovered.recovery,
             locks,
         }))
+    }
+
+    /// The disk's own image.
+    fn image(
+        &self,
+        files: &mut Files<'_>,
+        descriptor: &Descriptor,
+        access: Access,
+    ) -> Result<(Arc<dyn Storage>, PathBuf)> {
+        let image = descriptor.image();
+        if image.format != Format::Raw {
+            return Err(Error::new(
+                ErrorCode::NotSupported,
+                format!(
+                    "QBM.image.format: {} images cannot be opened by this version; raw can",
+                    image.format
+                ),
+            ));
+        }
+        let direct = self.direct;
+        let access = Access { direct, ..access };
+        files.open(Role::Image, "QBM.image.file", Path::new(""), &image.file, access)
     }
 
     /// What lies below the disk's own image.
