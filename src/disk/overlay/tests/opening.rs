@@ -337,6 +337,23 @@ fn links_do_not_hide_what_a_file_is() {
     assert!(memory.is_err() || memory.is_ok_and(|bytes| bytes.iter().all(|byte| *byte == 0)));
 }
 
+/// The driver that the format comes from rounds a bitmap's file up to bytes, not to words.
+#[test]
+fn a_bitmap_file_of_whole_bytes_is_enough() {
+    let sim = SimDisk::new();
+    put_overlay(&sim, "", "a", &named("base.img", "raw"));
+    sim.put("base.img", &base(8192));
+    sim.put("a.bits", &[0b10]);
+    let disk = open_as(&sim, "a.qbm");
+    write(&disk, 1, 10, 1);
+    disk.close().unwrap();
+    assert_eq!(sim.read("a.bits").unwrap(), [0b11, 0, 0, 0, 0, 0, 0, 0]);
+    let mut content = base(8192);
+    content[4096..].fill(0);
+    content[10] = 1;
+    assert_same(&read_all(&open_as(&sim, "a.qbm")), &content);
+}
+
 /// Many may read an image, and nobody may write to what others read.
 #[test]
 fn a_backing_image_is_shared_by_readers_and_kept_from_writers() {
