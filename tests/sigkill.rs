@@ -19,6 +19,8 @@ mod log;
 mod random;
 #[path = "common/skip.rs"]
 mod skip;
+#[path = "common/units.rs"]
+mod units;
 #[path = "sigkill/worker.rs"]
 mod worker;
 
