@@ -18,6 +18,8 @@
 
 #[path = "power_cut/history.rs"]
 mod history;
+#[path = "common/mounted.rs"]
+mod mounted;
 #[path = "common/random.rs"]
 mod random;
 #[path = "power_cut/record.rs"]
@@ -34,9 +36,10 @@ use std::path::Path;
 use std::process::Command;
 
 use history::History;
+use mounted::{Mounted, run};
 use qbm::Disk;
 use random::Random;
-use record::{EXT4, Kind, Mounted, Recorder, XFS, run};
+use record::{EXT4, Kind, Recorder, XFS};
 use replay::{Device, Log};
 
 const STEPS: usize = 120;
@@ -57,10 +60,15 @@ fn on(kind: Kind) {
     let seed = Random::seed();
     let mut random = Random::new(seed);
     // The images are sparse, and no media are needed: where there is a tmpfs, it is fast.
-    let place = [Path::new("/dev/shm"), &std::env::temp_dir()].into_iter().find(|it| it.is_dir()).map(Path::to_owned);
+    let place = [Path::new("/dev/shm"), &std::env::temp_dir()]
+        .into_iter()
+        .find(|it| it.is_dir())
+        .map(Path::to_owned);
     let folder = tempfile::tempdir_in(place.expect("a temporary folder")).expect("a folder");
     let folder = folder.path();
-    let Some(recorder) = Recorder::start(folder, kind) else { return };
+    let Some(recorder) = Recorder::start(folder, kind) else {
+        return;
+    };
     units::create(recorder.folder());
     let history = History::make(&recorder, STEPS, &mut random);
     drop(recorder);
@@ -74,7 +82,10 @@ fn on(kind: Kind) {
         device.flush_until(*cut);
         run(Command::new("cp").arg("--sparse=auto").arg(&image).arg(&copy)).expect("a copy");
         device.unflushed(&copy, *cut, &mut random);
-        let mounted = Mounted::new(&copy, &mount, "loop,noatime");
+        let mounted = Mounted::new(
+            &["-o".as_ref(), "loop,noatime".as_ref(), copy.as_os_str()],
+            &mount,
+        );
         let mounted = mounted.unwrap_or_else(|why| panic!("cut {cut}: the file system is lost: {why}"));
         let disk = Disk::open(units::path(mounted.folder()));
         let disk = disk.unwrap_or_else(|why| panic!("cut {cut}: {why}"));
@@ -96,7 +107,10 @@ fn on(kind: Kind) {
 
 /// After how many entries the power is cut: at flushes, and between.
 fn cuts(log: &Log, start: usize, random: &mut Random) -> BTreeSet<usize> {
-    let flushes: Vec<_> = (start..log.len()).filter(|entry| log.is_flush(*entry)).map(|it| it + 1).collect();
+    let flushes: Vec<_> = (start..log.len())
+        .filter(|entry| log.is_flush(*entry))
+        .map(|it| it + 1)
+        .collect();
     let span = (log.len() - start) as u64;
     let mut any = || start + 1 + usize::try_from(random.below(span)).expect("an entry");
     if std::env::var_os("QBM_LONG").is_some() {
@@ -106,8 +120,14 @@ fn cuts(log: &Log, start: usize, random: &mut Random) -> BTreeSet<usize> {
     while cuts.len() < CUTS.min(log.len() - start) {
         // At the next flush from anywhere, or there.
         let place = any();
-        let flush = flushes[flushes.partition_point(|flush| *flush < place).min(flushes.len() - 1)];
-        cuts.insert(if cuts.len().is_multiple_of(2) { flush } else { place });
+        let flush = flushes[flushes
+            .partition_point(|flush| *flush < place)
+            .min(flushes.len() - 1)];
+        cuts.insert(if cuts.len().is_multiple_of(2) {
+            flush
+        } else {
+            place
+        });
     }
     cuts
 }

@@ -15,6 +15,12 @@
 mod disk;
 #[path = "sigkill/log.rs"]
 mod log;
+#[path = "common/mounted.rs"]
+mod mounted;
+#[path = "common/nbd.rs"]
+mod nbd;
+#[path = "sigkill/qemu.rs"]
+mod qemu;
 #[path = "common/random.rs"]
 mod random;
 #[path = "common/skip.rs"]
@@ -24,12 +30,13 @@ mod units;
 #[path = "sigkill/worker.rs"]
 mod worker;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use disk::{Found, Precision, check, create, path};
+use mounted::Mounted;
 use qbm::{Disk, NoticeCode, OpenOptions, Recovery};
 use random::Random;
 use skip::skipped;
@@ -97,7 +104,10 @@ fn end(mut process: Child) {
     process.kill().expect("a kill");
     let output = process.wait_with_output().expect("its end");
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code().is_none(), "it failed before it was killed:\n{said}");
+    assert!(
+        output.status.code().is_none(),
+        "it failed before it was killed:\n{said}"
+    );
 }
 
 /// What the kernel calls the file system that a folder lies on.
@@ -110,14 +120,22 @@ fn file_system(folder: &Path) -> String {
 /// A folder on tmpfs and one on a disk, where there are such.
 fn folders() -> Vec<TempDir> {
     let usable = |places: &[&str], systems: &[&str]| {
-        let place = places.iter().find(|it| systems.contains(&&*file_system(Path::new(it))));
+        let place = places
+            .iter()
+            .find(|it| systems.contains(&&*file_system(Path::new(it))));
         if place.is_none() {
-            skipped(format_args!("kills on {}: {places:?} lie on none", systems.join(" or ")));
+            skipped(format_args!(
+                "kills on {}: {places:?} lie on none",
+                systems.join(" or ")
+            ));
         }
         place.map(|place| tempfile::tempdir_in(place).expect("a folder"))
     };
     let temporary = std::env::temp_dir();
-    let on_disk = [env!("CARGO_TARGET_TMPDIR"), temporary.to_str().unwrap_or_default()];
+    let on_disk = [
+        env!("CARGO_TARGET_TMPDIR"),
+        temporary.to_str().unwrap_or_default(),
+    ];
     [
         usable(&["/dev/shm", "/run", "/tmp"], &["tmpfs"]),
         usable(&on_disk, &["ext2/ext3", "xfs", "btrfs"]),
@@ -128,7 +146,11 @@ fn folders() -> Vec<TempDir> {
 }
 
 fn kills() -> u64 {
-    if std::env::var_os("QBM_LONG").is_some() { 10 * KILLS } else { KILLS }
+    if std::env::var_os("QBM_LONG").is_some() {
+        10 * KILLS
+    } else {
+        KILLS
+    }
 }
 
 #[test]
@@ -178,7 +200,11 @@ fn kill_again_and_again(folder: &Path, seed: u64) {
             }
         }
     }
-    println!("{}: {} kills, {unclean} of an unclean disk, {acts} acts", file_system(folder), kills());
+    println!(
+        "{}: {} kills, {unclean} of an unclean disk, {acts} acts",
+        file_system(folder),
+        kills()
+    );
     assert!(unclean > kills() / 2, "only {unclean} kills hit a disk in use");
 }
 
@@ -187,7 +213,12 @@ fn is_exact(recovery: &Recovery) -> bool {
 }
 
 /// Kills a process on a new disk, and opens it with `options`. Returns the disk and the notices.
-fn once(folder: &Path, start: Start<'_>, options: OpenOptions, precision: Precision) -> (Disk, Vec<NoticeCode>) {
+fn once(
+    folder: &Path,
+    start: Start<'_>,
+    options: OpenOptions,
+    precision: Precision,
+) -> (Disk, Vec<NoticeCode>) {
     create(folder);
     start.killed(folder, 1, Duration::from_millis(40));
     let notices = Arc::new(Mutex::new(Vec::new()));
@@ -202,7 +233,10 @@ fn once(folder: &Path, start: Start<'_>, options: OpenOptions, precision: Precis
 }
 
 fn recovery(disk: &Disk) -> Recovery {
-    disk.info().expect("facts").recovery.expect("the disk was not closed")
+    disk.info()
+        .expect("facts")
+        .recovery
+        .expect("the disk was not closed")
 }
 
 #[test]
@@ -233,16 +267,23 @@ fn another_cache_epoch_is_a_lost_page_cache() {
         let options = OpenOptions::new().cache_epoch("boot 2");
         let (disk, notices) = once(folder.path(), start, options, Precision::Regions);
         let recovery = recovery(&disk);
-        assert!(recovery.reason.is_some() && !recovery.added.is_empty(), "{recovery:?}");
+        assert!(
+            recovery.reason.is_some() && !recovery.added.is_empty(),
+            "{recovery:?}"
+        );
         assert!(notices.contains(&NoticeCode::BitmapWidened), "{notices:?}");
     }
 }
 
 #[test]
 fn the_same_cache_epoch_vouches_on_any_file_system() {
-    let Some(mounted) = Mounted::new("ramfs") else { return };
+    let place = tempfile::tempdir().expect("a folder");
+    let mounted = match Mounted::new(&["-t", "ramfs", "ramfs"].map(str::as_ref), place.path()) {
+        Ok(mounted) => mounted,
+        Err(why) => return skipped(format_args!("kills on ramfs: {why}")),
+    };
     let folder = |name: &str| {
-        let folder = mounted.folder.path().join(name);
+        let folder = mounted.folder().join(name);
         std::fs::create_dir(&folder).expect("a folder");
         folder
     };
@@ -256,7 +297,12 @@ fn the_same_cache_epoch_vouches_on_any_file_system() {
     assert!(notices.is_empty());
 
     // Of this file system nothing is known that would tell.
-    let (disk, _) = once(&folder("none"), Start::default(), OpenOptions::new(), Precision::Regions);
+    let (disk, _) = once(
+        &folder("none"),
+        Start::default(),
+        OpenOptions::new(),
+        Precision::Regions,
+    );
     assert!(recovery(&disk).reason.is_some());
 }
 
@@ -270,32 +316,5 @@ fn lazily_saved_bitmaps_lose_no_bit() {
         let (disk, _) = once(folder.path(), start, OpenOptions::new(), Precision::Regions);
         let recovery = recovery(&disk);
         assert!(recovery.reason.is_some_and(|reason| reason.contains("lazily")));
-    }
-}
-
-/// A file system of its own; unmounted when dropped, so also when a test fails.
-struct Mounted {
-    folder: TempDir,
-}
-
-impl Mounted {
-    fn new(kind: &str) -> Option<Self> {
-        let folder = tempfile::tempdir().expect("a folder");
-        let mount = Command::new("mount").args(["-t", kind, kind]).arg(folder.path()).output();
-        if mount.is_ok_and(|output| output.status.success()) {
-            return Some(Self { folder });
-        }
-        skipped(format_args!("kills on {kind}, which cannot be mounted here"));
-        None
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let path: PathBuf = self.folder.path().into();
-        match Command::new("umount").arg(&path).status() {
-            Ok(status) if status.success() => {}
-            other => println!("cannot unmount {}: {other:?}", path.display()),
-        }
     }
 }

@@ -64,7 +64,9 @@ pub fn create(folder: &Path) {
 
 /// What a write of this number to so many units writes.
 pub fn content(value: u64, units: u64) -> Vec<u8> {
-    value.to_le_bytes().repeat(usize::try_from(units * UNIT / 8).expect("a length"))
+    value
+        .to_le_bytes()
+        .repeat(usize::try_from(units * UNIT / 8).expect("a length"))
 }
 
 /// The number that each unit of the disk is full of.

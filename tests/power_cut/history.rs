@@ -25,9 +25,14 @@ enum Act {
     /// All that was written before is durable when it ends.
     Flush,
     /// The same, and the bitmap starts at a new point; or it is removed.
-    Start { bitmap: usize, point: Point },
+    Start {
+        bitmap: usize,
+        point: Point,
+    },
     /// The same, and the disk is not open.
-    Close { bits: Vec<Option<Vec<bool>>> },
+    Close {
+        bits: Vec<Option<Vec<bool>>>,
+    },
 }
 
 /// From which a bitmap knows what changed.
@@ -65,7 +70,9 @@ struct Work<'r> {
 
 fn epoch(disk: &Disk, bitmap: usize) -> Option<String> {
     let list = disk.bitmap_list().expect("the bitmaps");
-    list.into_iter().find(|it| it.name == BITMAPS[bitmap].name).and_then(|it| it.epoch)
+    list.into_iter()
+        .find(|it| it.name == BITMAPS[bitmap].name)
+        .and_then(|it| it.epoch)
 }
 
 impl History {
@@ -134,7 +141,8 @@ impl Work<'_> {
         self.steps.push(Step { began, ended, act });
     }
 
-    /// Some writes by each of the writers at the same time.
+    /// Some writes by each of the writers at the same time; sometimes with flushes beside them, which promise nothing
+    /// of these writes, but retire regions under them.
     fn write(&mut self, disk: &Disk, random: &mut Random) {
         let mut parts: Vec<Vec<Write>> = Vec::new();
         for writer in 0..WRITERS {
@@ -142,7 +150,11 @@ impl Work<'_> {
             // Mostly near each other, as guests do.
             let home = random.below(UNITS / STRIPE / WRITERS);
             for _ in 0..=random.below(6) {
-                let place = if random.one_in(4) { random.below(UNITS / STRIPE / WRITERS) } else { home };
+                let place = if random.one_in(4) {
+                    random.below(UNITS / STRIPE / WRITERS)
+                } else {
+                    home
+                };
                 let stripe = (place * WRITERS + writer) * STRIPE;
                 let first = random.below(STRIPE);
                 let len = 1 + random.below(STRIPE - first);
@@ -155,8 +167,12 @@ impl Work<'_> {
             }
             parts.push(writes);
         }
+        let flushes = if random.one_in(2) { 3 } else { 0 };
         self.step(|work| {
             std::thread::scope(|scope| {
+                for _ in 0..flushes {
+                    scope.spawn(|| disk.flush().expect("a flush"));
+                }
                 for writes in &parts {
                     scope.spawn(move || {
                         for write in writes {
@@ -252,7 +268,11 @@ impl History {
                 }
             }
         }
-        if let Some(Step { ended, act: Act::Close { bits }, .. }) = steps.last()
+        if let Some(Step {
+            ended,
+            act: Act::Close { bits },
+            ..
+        }) = steps.last()
             && *ended <= cut
         {
             let recovery = disk.info().expect("facts").recovery;
@@ -270,7 +290,9 @@ impl History {
 
     /// A2: all that was flushed is there, or what was written since.
     fn check_flushed(&self, steps: &[Step], units: &[u64], cut: u64) -> Result<(), String> {
-        let flushed = steps.iter().rposition(|step| step.act.flushes() && step.ended <= cut);
+        let flushed = steps
+            .iter()
+            .rposition(|step| step.act.flushes() && step.ended <= cut);
         let flushed = flushed.map_or(0, |it| it + 1);
         let mut expected = self.first[0].units.clone();
         let writes = |step: &Step| match &step.act {
@@ -282,11 +304,15 @@ impl History {
         }
         let mut allowed: Vec<Vec<u64>> = expected.iter().map(|value| vec![*value]).collect();
         for write in steps[flushed..].iter().flat_map(writes) {
-            allowed[write.units].iter_mut().for_each(|values| values.push(write.value));
+            allowed[write.units]
+                .iter_mut()
+                .for_each(|values| values.push(write.value));
         }
         for (unit, (found, allowed)) in units.iter().zip(&allowed).enumerate() {
             if !allowed.contains(found) {
-                return Err(format!("A2: unit {unit} holds {found:#x}, not one of {allowed:x?}"));
+                return Err(format!(
+                    "A2: unit {unit} holds {found:#x}, not one of {allowed:x?}"
+                ));
             }
         }
         Ok(())
@@ -307,10 +333,16 @@ impl History {
                 }
             }
         }
-        let found = possible.iter().rev().find(|point| point.epoch.as_deref() == epoch);
+        let found = possible
+            .iter()
+            .rev()
+            .find(|point| point.epoch.as_deref() == epoch);
         found.copied().ok_or_else(|| {
             let epochs: Vec<_> = possible.iter().map(|point| &point.epoch).collect();
-            format!("M1: {:?} starts at {epoch:?}, not at one of {epochs:?}", BITMAPS[bitmap].name)
+            format!(
+                "M1: {:?} starts at {epoch:?}, not at one of {epochs:?}",
+                BITMAPS[bitmap].name
+            )
         })
     }
 }

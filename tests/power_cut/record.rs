@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::mounted::{Mounted, run};
 use super::skip::skipped;
 
 /// A file system to make.
@@ -19,7 +20,14 @@ pub struct Kind {
 pub const EXT4: Kind = Kind {
     name: "ext4",
     size: 48 << 20,
-    mkfs: &["mkfs.ext4", "-q", "-J", "size=4", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
+    mkfs: &[
+        "mkfs.ext4",
+        "-q",
+        "-J",
+        "size=4",
+        "-E",
+        "lazy_itable_init=0,lazy_journal_init=0",
+    ],
 };
 
 /// No smaller one is made.
@@ -28,45 +36,6 @@ pub const XFS: Kind = Kind {
     size: 300 << 20,
     mkfs: &["mkfs.xfs", "-q", "-f"],
 };
-
-/// Runs a command; the reason in words where it fails.
-pub fn run(command: &mut Command) -> Result<String, String> {
-    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    if output.status.success() {
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    } else {
-        Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim()))
-    }
-}
-
-/// A mounted file system. Unmounted when dropped, so also when a test fails.
-pub struct Mounted(PathBuf);
-
-impl Mounted {
-    /// Mounts an image, or a device.
-    pub fn new(what: &Path, at: &Path, options: &str) -> Result<Self, String> {
-        run(Command::new("mount").args(["-o", options]).arg(what).arg(at))?;
-        Ok(Self(at.to_owned()))
-    }
-
-    pub fn folder(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        // A process that another test starts has our open files until it has become its program.
-        for _ in 0..100 {
-            match run(Command::new("umount").arg(&self.0)) {
-                Err(why) if why.contains("busy") => std::thread::sleep(Duration::from_millis(5)),
-                Err(why) => return println!("{why}"),
-                Ok(_) => return,
-            }
-        }
-        println!("{} stays busy", self.0.display());
-    }
-}
 
 /// The daemon; ended when dropped.
 struct Daemon(Child);
@@ -124,7 +93,10 @@ impl Recorder {
             .arg(format!("file,node-name=data,filename={}", data.display()))
             .arg("--blockdev")
             .arg(format!("file,node-name=log,filename={}", log.display()))
-            .args(["--blockdev", "blklogwrites,node-name=logged,file=data,log=log,log-sector-size=512"])
+            .args([
+                "--blockdev",
+                "blklogwrites,node-name=logged,file=data,log=log,log-sector-size=512",
+            ])
             .arg("--export")
             .arg(format!(
                 "fuse,id=export,node-name=logged,writable=on,mountpoint={}",
@@ -144,7 +116,7 @@ impl Recorder {
         let device = run(Command::new("losetup").args(["--find", "--show"]).arg(&export))?;
         let device = Loop(device.into());
         run(Command::new(kind.mkfs[0]).args(&kind.mkfs[1..]).arg(&device.0))?;
-        let mounted = Mounted::new(&device.0, &mount, "noatime")?;
+        let mounted = Mounted::new(&["-o".as_ref(), "noatime".as_ref(), device.0.as_os_str()], &mount)?;
         Ok(Self {
             mounted,
             _device: device,
@@ -175,7 +147,13 @@ fn missing(kind: Kind) -> Option<String> {
         }
     }
     for program in [kind.mkfs[0], "qemu-storage-daemon", "losetup"] {
-        if Command::new(program).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
+        if Command::new(program)
+            .arg("-V")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_err()
+        {
             return Some(format!("{program} is not installed"));
         }
     }

@@ -70,7 +70,9 @@ impl Log {
 
     /// Where the first so many entries end in the log.
     pub fn position(&self, entries: usize) -> u64 {
-        entries.checked_sub(1).map_or(SECTOR, |last| self.entries[last].end)
+        entries
+            .checked_sub(1)
+            .map_or(SECTOR, |last| self.entries[last].end)
     }
 
     pub fn is_flush(&self, entry: usize) -> bool {
@@ -80,7 +82,9 @@ impl Log {
     fn data(&self, entry: &Entry) -> Vec<u8> {
         let mut data = vec![0; usize::try_from(entry.len).expect("a length")];
         if entry.flags & DISCARD == 0 {
-            self.file.read_exact_at(&mut data, entry.data).expect("data in the log");
+            self.file
+                .read_exact_at(&mut data, entry.data)
+                .expect("data in the log");
         }
         data
     }
@@ -98,12 +102,18 @@ impl<'l> Device<'l> {
     pub fn new(log: &'l Log, path: &Path, size: u64) -> Self {
         let file = File::create_new(path).expect("a device");
         file.set_len(size).expect("a size");
-        Self { log, file, applied: 0 }
+        Self {
+            log,
+            file,
+            applied: 0,
+        }
     }
 
     /// Goes on to the last flush among the first `entries`.
     pub fn flush_until(&mut self, entries: usize) {
-        let flushed = (self.applied..entries).rev().find(|entry| self.log.is_flush(*entry));
+        let flushed = (self.applied..entries)
+            .rev()
+            .find(|entry| self.log.is_flush(*entry));
         for entry in &self.log.entries[self.applied..flushed.map_or(self.applied, |it| it + 1)] {
             put(&self.file, &self.log.data(entry), entry.offset);
         }
@@ -134,8 +144,14 @@ fn put(file: &File, data: &[u8], offset: u64) {
     if data.len() >= PIECE && data.iter().all(|byte| *byte == 0) {
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         // SAFETY: an open file.
-        let done =
-            unsafe { libc::fallocate(file.as_raw_fd(), mode, offset.cast_signed(), data.len().cast_signed() as i64) };
+        let done = unsafe {
+            libc::fallocate(
+                file.as_raw_fd(),
+                mode,
+                offset.cast_signed(),
+                data.len().cast_signed() as i64,
+            )
+        };
         if done == 0 {
             return;
         }

@@ -23,7 +23,12 @@ impl Found {
     pub fn new() -> Self {
         Self {
             units: vec![0; usize::try_from(UNITS).expect("a length")],
-            bits: BITMAPS.map(|it| Some(vec![false; usize::try_from(LENGTH / it.granularity).expect("a length")])),
+            bits: BITMAPS.map(|it| {
+                Some(vec![
+                    false;
+                    usize::try_from(LENGTH / it.granularity).expect("a length")
+                ])
+            }),
         }
     }
 
@@ -84,13 +89,21 @@ struct Causes<'e> {
 impl<'e> Causes<'e> {
     fn of(unit: usize, before: u64, writes: &'e [&'e Event], found: u64) -> Result<Self, String> {
         let untouched = before == found && writes.iter().all(|write| write.ended.is_none());
-        let latest = writes.iter().filter(|it| it.ended.is_some()).map(|it| it.began).max();
+        let latest = writes
+            .iter()
+            .filter(|it| it.ended.is_some())
+            .map(|it| it.began)
+            .max();
         let last: Vec<_> = writes
             .iter()
             .copied()
             .filter(|write| matches!(write.act, Act::Write { value, .. } if value == found))
             // Not where another one began after its end, and ended.
-            .filter(|write| write.ended.is_none_or(|end| latest.is_none_or(|began| began <= end)))
+            .filter(|write| {
+                write
+                    .ended
+                    .is_none_or(|end| latest.is_none_or(|began| began <= end))
+            })
             .collect();
         if !untouched && last.is_empty() {
             return Err(format!(
@@ -170,7 +183,9 @@ impl Past {
                 return Some(format!("D1: granule {index} lacks its bit ({self:?})"));
             }
             if *bit && !may && precision == Precision::Exact {
-                return Some(format!("D2: granule {index} has a bit without a write ({self:?})"));
+                return Some(format!(
+                    "D2: granule {index} has a bit without a write ({self:?})"
+                ));
             }
         }
         None
@@ -189,7 +204,9 @@ impl Past {
             _ => true,
         };
         // A write that has ended; or one that was on its way and is the only explanation of what is there.
-        unit.writes.iter().any(|write| write.ended.is_some() && after(write))
+        unit.writes
+            .iter()
+            .any(|write| write.ended.is_some() && after(write))
             || !unit.untouched && unit.last.iter().all(after)
     }
 }

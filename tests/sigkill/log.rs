@@ -14,7 +14,11 @@ const RECORD: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
     /// The unit `value` is written to this many units from `first` on; zeros have the value 0.
-    Write { first: u32, units: u32, value: u64 },
+    Write {
+        first: u32,
+        units: u32,
+        value: u64,
+    },
     Flush,
     /// The bitmap of this number starts anew.
     Clear(u32),

@@ -53,7 +53,11 @@ fn write(disk: &Disk, log: &mut Log<'_>, values: &AtomicU64, random: &mut Random
         let first = random.below(UNITS - units);
         let (offset, len) = (first * UNIT, units * UNIT);
         let how = random.below(10);
-        let value = if how < 8 { values.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        let value = if how < 8 {
+            values.fetch_add(1, Ordering::Relaxed)
+        } else {
+            0
+        };
         let small = |number| u32::try_from(number).expect("a small disk");
         let act = Act::Write {
             first: small(first),
@@ -81,7 +85,8 @@ fn operate(disk: &Disk, log: &mut Log<'_>, random: &mut Random) -> ! {
         let (name, id) = (bitmap.name, u32::try_from(number).expect("a number"));
         match random.below(6) {
             0 if !present[number] => {
-                log.around(Act::Add(id), || disk.bitmap_add(name, bitmap.options())).expect("add");
+                log.around(Act::Add(id), || disk.bitmap_add(name, bitmap.options()))
+                    .expect("add");
                 present[number] = true;
             }
             _ if !present[number] => {}
@@ -95,12 +100,16 @@ fn operate(disk: &Disk, log: &mut Log<'_>, random: &mut Random) -> ! {
                 frozen[number] = false;
             }
             0 | 1 => {
-                log.around(Act::Freeze(id), || disk.bitmap_freeze(name)).expect("freeze");
+                log.around(Act::Freeze(id), || disk.bitmap_freeze(name))
+                    .expect("freeze");
                 frozen[number] = true;
             }
-            2 if !frozen[number] => log.around(Act::Clear(id), || disk.bitmap_clear(name)).expect("clear"),
+            2 if !frozen[number] => log
+                .around(Act::Clear(id), || disk.bitmap_clear(name))
+                .expect("clear"),
             3 if !frozen[number] && bitmap.comes_and_goes => {
-                log.around(Act::Remove(id), || disk.bitmap_remove(name)).expect("remove");
+                log.around(Act::Remove(id), || disk.bitmap_remove(name))
+                    .expect("remove");
                 present[number] = false;
             }
             _ => log.around(Act::Flush, || disk.flush()).expect("flush"),
