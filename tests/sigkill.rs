@@ -15,19 +15,28 @@
 mod disk;
 #[path = "sigkill/log.rs"]
 mod log;
+#[path = "common/mounted.rs"]
+mod mounted;
+#[path = "common/nbd.rs"]
+mod nbd;
+#[path = "sigkill/qemu.rs"]
+mod qemu;
 #[path = "common/random.rs"]
 mod random;
 #[path = "common/skip.rs"]
 mod skip;
+#[path = "common/units.rs"]
+mod units;
 #[path = "sigkill/worker.rs"]
 mod worker;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use disk::{Found, Precision, check, create, path};
+use mounted::Mounted;
 use qbm::{Disk, NoticeCode, OpenOptions, Recovery};
 use random::Random;
 use skip::skipped;
@@ -268,11 +277,13 @@ fn another_cache_epoch_is_a_lost_page_cache() {
 
 #[test]
 fn the_same_cache_epoch_vouches_on_any_file_system() {
-    let Some(mounted) = Mounted::new("ramfs") else {
-        return;
+    let place = tempfile::tempdir().expect("a folder");
+    let mounted = match Mounted::new(&["-t", "ramfs", "ramfs"].map(str::as_ref), place.path()) {
+        Ok(mounted) => mounted,
+        Err(why) => return skipped(format_args!("kills on ramfs: {why}")),
     };
     let folder = |name: &str| {
-        let folder = mounted.folder.path().join(name);
+        let folder = mounted.folder().join(name);
         std::fs::create_dir(&folder).expect("a folder");
         folder
     };
@@ -305,35 +316,5 @@ fn lazily_saved_bitmaps_lose_no_bit() {
         let (disk, _) = once(folder.path(), start, OpenOptions::new(), Precision::Regions);
         let recovery = recovery(&disk);
         assert!(recovery.reason.is_some_and(|reason| reason.contains("lazily")));
-    }
-}
-
-/// A file system of its own; unmounted when dropped, so also when a test fails.
-struct Mounted {
-    folder: TempDir,
-}
-
-impl Mounted {
-    fn new(kind: &str) -> Option<Self> {
-        let folder = tempfile::tempdir().expect("a folder");
-        let mount = Command::new("mount")
-            .args(["-t", kind, kind])
-            .arg(folder.path())
-            .output();
-        if mount.is_ok_and(|output| output.status.success()) {
-            return Some(Self { folder });
-        }
-        skipped(format_args!("kills on {kind}, which cannot be mounted here"));
-        None
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let path: PathBuf = self.folder.path().into();
-        match Command::new("umount").arg(&path).status() {
-            Ok(status) if status.success() => {}
-            other => println!("cannot unmount {}: {other:?}", path.display()),
-        }
     }
 }

@@ -1,66 +1,14 @@
-//! The disk of these tests, and what is to be found on it after a kill.
+//! What is to be found on a disk after a kill.
 //!
-//! The content is told apart by units of 512 bytes, each full of one number. Of two writes to a unit at the same time
+//! Of two writes to a unit at the same time
 //! either may be the last; one that was on its way may be there or not. So a check asks whether anything that may have
 //! happened explains what is there: A3 for the content, D1 and D2 for the bits, M1 for the starting points.
 
-use std::path::{Path, PathBuf};
-
-use qbm::{AddBitmap, CreateOptions, Disk, Granularity};
+use qbm::Disk;
 
 use super::log::{Act, Event};
-
-pub const UNIT: u64 = 512;
-pub const LENGTH: u64 = 8 << 20;
-pub const UNITS: u64 = LENGTH / UNIT;
-/// Of the intent map: much less than the disk, so that whole regions would be seen in the bits.
-const REGION: u64 = 256 << 10;
-
-pub struct Kind {
-    pub name: &'static str,
-    pub granularity: u64,
-    /// It is added and removed while writes go on.
-    pub comes_and_goes: bool,
-}
-
-pub const BITMAPS: [Kind; 3] = [
-    Kind {
-        name: "coarse",
-        granularity: 64 << 10,
-        comes_and_goes: false,
-    },
-    Kind {
-        name: "fine",
-        granularity: 4 << 10,
-        comes_and_goes: false,
-    },
-    Kind {
-        name: "guest",
-        granularity: 16 << 10,
-        comes_and_goes: true,
-    },
-];
-
-pub fn path(folder: &Path) -> PathBuf {
-    folder.join("disk.qbm")
-}
-
-pub fn create(folder: &Path) {
-    CreateOptions::new()
-        .size(LENGTH)
-        .region_bytes(REGION)
-        .create(path(folder))
-        .expect("a disk");
-    let disk = Disk::open(path(folder)).expect("it opens");
-    for bitmap in BITMAPS {
-        let options = AddBitmap {
-            granularity: Granularity::new(bitmap.granularity).expect("a granularity"),
-            ..AddBitmap::default()
-        };
-        disk.bitmap_add(bitmap.name, options).expect("a bitmap");
-    }
-    disk.close().expect("it closes");
-}
+pub use super::units::{BITMAPS, LENGTH, UNIT, UNITS, create, path};
+use super::units::{bits_of, units_of};
 
 /// What is on a disk.
 pub struct Found {
@@ -85,26 +33,9 @@ impl Found {
     }
 
     pub fn on(disk: &Disk) -> Self {
-        let mut content = vec![0; usize::try_from(LENGTH).expect("a length")];
-        disk.read(&mut content, 0).expect("all of the disk");
-        let (words, _) = content.as_chunks::<8>();
-        let units = words.chunks_exact(64).map(|unit| {
-            assert!(unit.iter().all(|word| word == &unit[0]), "a unit is torn");
-            u64::from_le_bytes(unit[0])
-        });
-        let list = disk.bitmap_list().expect("the bitmaps");
-        let bits = BITMAPS.map(|kind| {
-            let info = list.iter().find(|it| it.name == kind.name)?;
-            assert!(!info.inconsistent && !info.busy && info.recording, "{info:?}");
-            let mut bits = Vec::new();
-            for offset in (0..LENGTH).step_by(usize::try_from(kind.granularity).expect("a step")) {
-                bits.push(disk.bitmap_get(kind.name, offset).expect("a bit"));
-            }
-            Some(bits)
-        });
         Self {
-            units: units.collect(),
-            bits,
+            units: units_of(disk),
+            bits: BITMAPS.map(|kind| bits_of(disk, &kind)),
         }
     }
 }

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use qbm::{AddBitmap, BitmapPolicy, Disk, Granularity, OpenOptions, Thaw, WriteFlags};
+use qbm::{BitmapPolicy, Disk, OpenOptions, Thaw, WriteFlags};
 
-use super::disk::{BITMAPS, LENGTH, UNIT, UNITS};
 use super::log::{Act, Log};
 use super::random::Random;
+use super::units::{BITMAPS, LENGTH, UNIT, UNITS, content, path};
 
 /// Where the disk is.
 pub const FOLDER: &str = "QBM_SIGKILL_FOLDER";
@@ -32,7 +32,7 @@ pub fn work(folder: &Path) -> ! {
     }
     let clock = AtomicU64::new(0);
     let mut logs = THREADS.map(|thread| Log::create(folder, thread, &clock));
-    let disk = options.open(folder.join("disk.qbm")).expect("it opens");
+    let disk = options.open(path(folder)).expect("it opens");
     logs[0].around(Act::Open, || ());
     // Above what any process before this one has written.
     let values = AtomicU64::new((seed << 24) | 1_u64);
@@ -64,9 +64,7 @@ fn write(disk: &Disk, log: &mut Log<'_>, values: &AtomicU64, random: &mut Random
             units: small(units),
             value,
         };
-        let content = value
-            .to_le_bytes()
-            .repeat(usize::try_from(len / 8).expect("a length"));
+        let content = content(value, units);
         log.around(act, || match how {
             8 => disk.write_zeroes(offset, len, WriteFlags::MAY_UNMAP),
             9 => disk.discard(offset, len, WriteFlags::empty()),
@@ -87,11 +85,7 @@ fn operate(disk: &Disk, log: &mut Log<'_>, random: &mut Random) -> ! {
         let (name, id) = (bitmap.name, u32::try_from(number).expect("a number"));
         match random.below(6) {
             0 if !present[number] => {
-                let options = AddBitmap {
-                    granularity: Granularity::new(bitmap.granularity).expect("a granularity"),
-                    ..AddBitmap::default()
-                };
-                log.around(Act::Add(id), || disk.bitmap_add(name, options))
+                log.around(Act::Add(id), || disk.bitmap_add(name, bitmap.options()))
                     .expect("add");
                 present[number] = true;
             }
