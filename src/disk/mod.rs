@@ -8,6 +8,8 @@
 mod alive;
 mod bitmaps;
 mod blocking;
+mod check;
+mod checksum;
 mod create;
 mod gate;
 mod info;
@@ -28,6 +30,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub use bitmaps::{
     AddBitmap, BitmapAction, BitmapContent, BitmapInfo, MergeSource, OnBitmapError, Thaw, bitmap_transaction,
 };
+pub use check::{CheckOptions, CheckReport, Finding, FindingKind, Repair, Severity};
 pub use create::{CreateOptions, Preallocation};
 pub use info::{Info, Layer, OverlayInfo};
 pub use open::{Notice, NoticeCode, OpenOptions};
