@@ -18,7 +18,7 @@ use super::gate::Gate;
 use super::overlay::{self, Backing, Chain, Hold, Overlay};
 use super::recovery::{Recovering, StateAtOpen};
 use super::session::Session;
-use super::{Child, Disk, Structure};
+use super::{Child, Disk, StateInfo, Structure};
 use crate::bitmap::{BitmapFile, BitmapPolicy};
 use crate::descriptor::names::child_path;
 use crate::descriptor::{Descriptor, Format};
@@ -322,7 +322,10 @@ impl OpenOptions {
                 excuses.clone(),
                 !self.read_only,
             )),
-            protected: descriptor.state().is_some(),
+            state: descriptor.state().map(|entry| StateInfo {
+                file: entry.file.clone(),
+                found: recovered.found,
+            }),
             structure: Mutex::new(Structure { descriptor }),
             place: place.clone(),
             policy: self.bitmap_policy,
