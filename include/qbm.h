@@ -21,7 +21,7 @@
  *         fprintf(stderr, "%s\n", qbm_error_message());
  *
  * The disk is disk.qbm, a small JSON descriptor, and disk-data.img, a raw image. Then, in order: flags, types, and
- * the functions in sections (errors, life of a disk, bytes, shape, facts, bitmaps).
+ * the functions in sections (errors, life of a disk, bytes, shape, facts, bitmaps, check).
  *
  * SPDX-License-Identifier: MIT OR Apache-2.0
  */
@@ -64,6 +64,13 @@
  * others since it was closed; the caller knows what was written.
  */
 #define QBM_OPEN_TRUST_IMAGE 32u
+
+/**
+ * Of qbm_open(): the image is read from its beginning to its end, and refused
+ * (QBM_ERROR_FILE_INVALID) where the descriptor has another checksum for it.
+ * Nothing renews a checksum when the disk is written to.
+ */
+#define QBM_OPEN_VERIFY_CHECKSUM 64u
 
 /**
  * Of qbm_open(): a disk that has no state file is given none. Its bitmaps
@@ -163,6 +170,18 @@
 
 /** In qbm_bitmap_facts.flags: qbm_bitmap_facts.start_length is known. */
 #define QBM_BITMAP_START_LENGTH_VALID 32u
+
+/**
+ * Of qbm_check(): the image is read and compared with the descriptor's
+ * checksum.
+ */
+#define QBM_CHECK_CHECKSUM 1u
+
+/**
+ * Of qbm_check(): looks without a lock, at a disk that may be in use; not with
+ * a repair.
+ */
+#define QBM_CHECK_NO_LOCK 2u
 
 /** What an action of qbm_bitmap_transaction() does. */
 typedef enum qbm_action {
@@ -273,11 +292,45 @@ typedef enum qbm_notice {
      * qbm_open(), once for each such bitmap.
      */
     QBM_NOTICE_BITMAP_WIDENED = 2,
-    /** A bitmap can no longer be trusted, and may only be removed or repaired: others wrote to the image. */
+    /**
+     * A bitmap can no longer be trusted, and may only be removed or repaired: others wrote to the image, or it could
+     * not be written and the guest's writes go on without it.
+     */
     QBM_NOTICE_BITMAP_INCONSISTENT = 3,
     /** The disk has no state file and could be given none: a power cut can cost its bitmaps bits. */
     QBM_NOTICE_UNPROTECTED = 4,
 } qbm_notice;
+
+/** What becomes of a write where a bitmap cannot be written though the data can. */
+typedef enum qbm_on_bitmap_error {
+    /** The write fails, and the bitmap stays what it is. */
+    QBM_ON_BITMAP_ERROR_FAIL_WRITE = 0,
+    /**
+     * The bitmap becomes inconsistent (a notice tells), durably and before the write goes out. Where that cannot be
+     * stored, as on a disk without a state file, the write fails.
+     */
+    QBM_ON_BITMAP_ERROR_MARK_INCONSISTENT = 1,
+} qbm_on_bitmap_error;
+
+/** What qbm_check() may change. No repair takes anything from an image. */
+typedef enum qbm_repair {
+    /** Nothing. */
+    QBM_REPAIR_NONE = 0,
+    /** Files that no descriptor names are removed. */
+    QBM_REPAIR_LEAKS = 1,
+    /**
+     * That; bits behind the disk's end are cleared; a disk that was not closed is recovered; a state file that is
+     * damaged or missing is made anew, and every bit of every bitmap set, as nothing is known of the last user.
+     */
+    QBM_REPAIR_ALL = 2,
+    /** Every bit is set in bitmaps that are inconsistent, or are so since others wrote to the image. */
+    QBM_REPAIR_DIRTY = 3,
+    /**
+     * That others wrote to the image since it was closed does not count; bitmaps that an open for writing has made
+     * inconsistent since stay so, as writes may have gone by unrecorded.
+     */
+    QBM_REPAIR_TRUST = 4,
+} qbm_repair;
 
 /** What a file is to the disk, for open_file. */
 typedef enum qbm_role {
@@ -294,6 +347,18 @@ typedef enum qbm_role {
     /** A backing image, or a part of one. */
     QBM_ROLE_BACKING = 6,
 } qbm_role;
+
+/** How bad a finding of qbm_check() is. */
+typedef enum qbm_severity {
+    /** Files, bytes or bits are missing, or cannot be trusted. */
+    QBM_SEVERITY_CORRUPTION = 1,
+    /** A file that no descriptor names takes space. */
+    QBM_SEVERITY_LEAK = 2,
+    /** Worth knowing, and no fault. */
+    QBM_SEVERITY_NOTE = 3,
+    /** Something could not be looked at, or could not be repaired. */
+    QBM_SEVERITY_ERROR = 4,
+} qbm_severity;
 
 /**
  * How the backup went that a frozen bitmap was for. None is zero, so that what
@@ -431,6 +496,13 @@ typedef struct qbm_open_options {
      * to any more, in milliseconds. Zero: 10 seconds.
      */
     uint64_t retire_interval_ms;
+    /**
+     * What becomes of a write where a bitmap cannot be written though the data
+     * can: one of enum qbm_on_bitmap_error.
+     */
+    uint32_t on_bitmap_error;
+    /** Zero. */
+    uint32_t reserved;
 } qbm_open_options;
 
 /**
@@ -623,6 +695,57 @@ typedef struct qbm_bitmap_action {
     /** What QBM_ACTION_DESERIALIZE uses. */
     const struct qbm_bits *bits;
 } qbm_bitmap_action;
+
+/**
+ * Hears of one thing that qbm_check() found: severity is one of enum
+ * qbm_severity, fixed is 1 where it has been repaired, kind is one stable word
+ * ("leftover"), message says it in words. Both strings are valid during the
+ * call only, which must not call the library.
+ */
+typedef void (*qbm_finding)(void *opaque,
+                            int severity,
+                            int fixed,
+                            const char *kind,
+                            const char *message);
+
+/**
+ * Options of qbm_check(). Set struct_size to sizeof(struct qbm_check_options)
+ * and all that you do not use to zero.
+ */
+typedef struct qbm_check_options {
+    /** sizeof(struct qbm_check_options). */
+    size_t struct_size;
+    /** QBM_CHECK_...; a flag that is not known is -EINVAL. */
+    uint32_t flags;
+    /** One of enum qbm_repair. */
+    uint32_t repair;
+    /** Hears of each finding, at the end, on the caller's thread; may be NULL. */
+    qbm_finding finding;
+    /** The first argument of finding. */
+    void *finding_opaque;
+    /** Hears how far the reading for a checksum is; may be NULL. */
+    qbm_progress progress;
+    /** The first argument of progress. */
+    void *progress_opaque;
+} qbm_check_options;
+
+/** How many findings qbm_check() had. */
+typedef struct qbm_check_result {
+    /** sizeof(struct qbm_check_result). */
+    size_t struct_size;
+    /** Corruptions that are there still. */
+    uint64_t corruptions;
+    /** Leaks that are there still. */
+    uint64_t leaks;
+    /** What could not be looked at, or not repaired. */
+    uint64_t errors;
+    /** Corruptions that were repaired. */
+    uint64_t corruptions_fixed;
+    /** Leaks that were repaired. */
+    uint64_t leaks_fixed;
+    /** Notes, repaired or not. */
+    uint64_t notes;
+} qbm_check_result;
 
 #ifdef __cplusplus
 extern "C" {
@@ -1261,6 +1384,28 @@ int qbm_bitmap_transaction(const struct qbm_bitmap_action *actions,
                            size_t count,
                            size_t action_size,
                            uint32_t flags);
+
+/* ================================================================================================
+ * Check
+ * ================================================================================================ */
+
+/**
+ * Checks a disk that nobody writes to, file by file, also one that cannot be
+ * opened; and repairs what options.repair says. Looked at are the descriptor,
+ * the files that it names, the bits in them, the state file, whether others
+ * wrote to the image, the images below, and files that a crash left behind.
+ *
+ * options: NULL changes nothing. *result: its struct_size is set by the
+ * caller; as many fields as that covers are filled in; NULL: not wanted.
+ *
+ * Returns 0 when it was checked, whatever was found. -EINVAL: an option. -EBUSY
+ * (QBM_ERROR_LOCKED): the disk is being written to, or for a repair, is in use.
+ * -ECANCELED: progress ended it. -ENOENT, -EIO ...: there could be no check. Any
+ * thread.
+ */
+int qbm_check(const char *path,
+              const struct qbm_check_options *options,
+              struct qbm_check_result *result);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -22,9 +22,10 @@ mod units;
 pub use bitmap::BitmapPolicy;
 pub use descriptor::Format;
 pub use disk::{
-    AddBitmap, AddedBits, BitmapAction, BitmapContent, BitmapInfo, BlockStatus, CreateOptions, Disk, Info,
-    Layer, MergeSource, Notice, NoticeCode, OnBitmapError, OpenOptions, OverlayInfo, Preallocation, Progress,
-    Recovery, StatusFlags, Thaw, TruncateFlags, WriteFlags, bitmap_transaction,
+    AddBitmap, AddedBits, BitmapAction, BitmapContent, BitmapInfo, BlockStatus, CheckOptions, CheckReport,
+    CreateOptions, Disk, Finding, FindingKind, Info, Layer, MergeSource, Notice, NoticeCode, OnBitmapError,
+    OpenOptions, OverlayInfo, Preallocation, Progress, Recovery, Repair, Severity, StateFound, StateInfo,
+    StatusFlags, Thaw, TruncateFlags, WriteFlags, bitmap_transaction,
 };
 pub use error::{Error, ErrorCode, Result};
 pub use units::{ByteRange, Granularity, GranuleIndex, GranuleRange, MAX_LENGTH};

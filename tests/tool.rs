@@ -15,6 +15,8 @@ mod skip;
 mod bitmap;
 #[path = "tool/bitmap_mistakes.rs"]
 mod bitmap_mistakes;
+#[path = "tool/check.rs"]
+mod check;
 #[path = "tool/errors.rs"]
 mod errors;
 #[path = "tool/generated.rs"]
@@ -51,6 +53,7 @@ fn a_disk_is_made_described_and_resized() {
              disk size: 0 B\n\
              image: disk-data.img (raw)\n\
              block size: {logical} B logical, {physical} B physical\n\
+             state file: disk.state (closed; regions of 64 MiB)\n\
              bitmaps: none\n"
         )
     );
@@ -158,6 +161,15 @@ fn info_has_qemu_imgs_keys_in_json() {
                         "block-device": false,
                         "logical-block-size": logical,
                         "physical-block-size": physical,
+                    },
+                    "state": {
+                        "file": "disk.state",
+                        "usable": true,
+                        "closed": true,
+                        "policy": "write-through",
+                        "region-size": 64 << 20,
+                        "active-regions": 0,
+                        "recovery": null,
                     },
                     "bitmaps": [],
                 },

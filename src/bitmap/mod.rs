@@ -9,6 +9,7 @@ mod levels;
 mod merge;
 mod scan;
 mod serial;
+mod tail;
 
 #[cfg(test)]
 #[cfg(shuttle)]

@@ -1,6 +1,6 @@
 //! `open_file`: the caller hands in the files of a disk, so that the library opens no path itself.
 
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CString, OsString, c_char, c_int, c_void};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -114,6 +114,10 @@ impl Folder for HandedFolder {
 
     fn remove(&self, name: &Path) -> io::Result<()> {
         self.structural()?.remove(name)
+    }
+
+    fn names(&self) -> io::Result<Vec<OsString>> {
+        self.structural()?.names()
     }
 
     fn sync(&self) -> io::Result<()> {

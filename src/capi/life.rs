@@ -10,7 +10,9 @@ use super::files::{Callback, HandedFolder, OpenFile};
 use super::qbm_disk;
 use super::structs::{self, Extensible, Plain};
 use crate::error::{Error, ErrorCode, Result};
-use crate::{BitmapPolicy, CreateOptions, Disk, Format, Granularity, Notice, OpenOptions, Preallocation};
+use crate::{
+    BitmapPolicy, CreateOptions, Disk, Format, Granularity, Notice, OnBitmapError, OpenOptions, Preallocation,
+};
 
 /// Of qbm_open(): nothing is written, to no file of the disk.
 pub const QBM_OPEN_RDONLY: u32 = 1;
@@ -30,6 +32,10 @@ pub const QBM_OPEN_CONFINED: u32 = 16;
 /// Of qbm_open(): the bitmaps stay valid though the image was written to by
 /// others since it was closed; the caller knows what was written.
 pub const QBM_OPEN_TRUST_IMAGE: u32 = 32;
+/// Of qbm_open(): the image is read from its beginning to its end, and refused
+/// (QBM_ERROR_FILE_INVALID) where the descriptor has another checksum for it.
+/// Nothing renews a checksum when the disk is written to.
+pub const QBM_OPEN_VERIFY_CHECKSUM: u32 = 64;
 /// Of qbm_open(): a disk that has no state file is given none. Its bitmaps
 /// survive SIGKILL, but a power cut can cost them bits unnoticed.
 pub const QBM_OPEN_NO_STATE: u32 = 128;
@@ -63,6 +69,18 @@ pub enum qbm_role {
     QBM_ROLE_BACKING = 6,
 }
 
+/// What becomes of a write where a bitmap cannot be written though the data can.
+#[allow(non_camel_case_types, reason = "the name in C")]
+#[allow(dead_code, reason = "read by C only")]
+#[repr(C)]
+pub enum qbm_on_bitmap_error {
+    /// The write fails, and the bitmap stays what it is.
+    QBM_ON_BITMAP_ERROR_FAIL_WRITE = 0,
+    /// The bitmap becomes inconsistent (a notice tells), durably and before the write goes out. Where that cannot be
+    /// stored, as on a disk without a state file, the write fails.
+    QBM_ON_BITMAP_ERROR_MARK_INCONSISTENT = 1,
+}
+
 /// What a notice is about.
 #[allow(non_camel_case_types, reason = "the name in C")]
 #[allow(dead_code, reason = "read by C only")]
@@ -73,7 +91,8 @@ pub enum qbm_notice {
     /// The disk had not been closed, and recovery made more dirty in a bitmap than is known to have changed. Sent by
     /// qbm_open(), once for each such bitmap.
     QBM_NOTICE_BITMAP_WIDENED = 2,
-    /// A bitmap can no longer be trusted, and may only be removed or repaired: others wrote to the image.
+    /// A bitmap can no longer be trusted, and may only be removed or repaired: others wrote to the image, or it could
+    /// not be written and the guest's writes go on without it.
     QBM_NOTICE_BITMAP_INCONSISTENT = 3,
     /// The disk has no state file and could be given none: a power cut can cost its bitmaps bits.
     QBM_NOTICE_UNPROTECTED = 4,
@@ -88,6 +107,11 @@ const _: () = {
     assert!(qbm_role::QBM_ROLE_BITMAP as i32 == Role::Bitmap as i32);
     assert!(qbm_role::QBM_ROLE_STATE as i32 == Role::State as i32);
     assert!(qbm_role::QBM_ROLE_BACKING as i32 == Role::Backing as i32);
+    assert!(qbm_on_bitmap_error::QBM_ON_BITMAP_ERROR_FAIL_WRITE as i32 == OnBitmapError::FailWrite as i32);
+    assert!(
+        qbm_on_bitmap_error::QBM_ON_BITMAP_ERROR_MARK_INCONSISTENT as i32
+            == OnBitmapError::MarkInconsistent as i32
+    );
     assert!(qbm_notice::QBM_NOTICE_FAILED as i32 == NoticeCode::Failed as i32);
     assert!(qbm_notice::QBM_NOTICE_BITMAP_WIDENED as i32 == NoticeCode::BitmapWidened as i32);
     assert!(qbm_notice::QBM_NOTICE_BITMAP_INCONSISTENT as i32 == NoticeCode::BitmapInconsistent as i32);
@@ -152,6 +176,11 @@ pub struct qbm_open_options {
     /// How often, at most, qbm_flush() looks for regions that are not written
     /// to any more, in milliseconds. Zero: 10 seconds.
     pub retire_interval_ms: u64,
+    /// What becomes of a write where a bitmap cannot be written though the data
+    /// can: one of enum qbm_on_bitmap_error.
+    pub on_bitmap_error: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// Options of qbm_create(). Set struct_size to sizeof(struct
@@ -329,9 +358,16 @@ pub unsafe extern "C" fn qbm_open(
             | QBM_OPEN_NO_LOCK
             | QBM_OPEN_CONFINED
             | QBM_OPEN_TRUST_IMAGE
+            | QBM_OPEN_VERIFY_CHECKSUM
             | QBM_OPEN_NO_STATE;
         if options.flags & !known != 0 {
             return Err(unknown_flags(options.flags & !known));
+        }
+        if options.reserved != 0 {
+            return Err(Error::new(
+                ErrorCode::InvalidArgument,
+                format!("options: reserved is {:#x}, not zero", options.reserved),
+            ));
         }
         let policies = [BitmapPolicy::WriteThrough, BitmapPolicy::Lazy];
         let Some(policy) = policies
@@ -354,6 +390,8 @@ pub unsafe extern "C" fn qbm_open(
             .no_lock(options.flags & QBM_OPEN_NO_LOCK != 0)
             .confined(options.flags & QBM_OPEN_CONFINED != 0)
             .trust_image(options.flags & QBM_OPEN_TRUST_IMAGE != 0)
+            .verify_checksum(options.flags & QBM_OPEN_VERIFY_CHECKSUM != 0)
+            .on_bitmap_error(on_bitmap_error(options.on_bitmap_error)?)
             .no_state(options.flags & QBM_OPEN_NO_STATE != 0);
         // SAFETY: the caller's promise: NULL or a string.
         if let Some(epoch) = unsafe { optional_text(options.cache_epoch, "options.cache_epoch") }? {
@@ -413,10 +451,22 @@ pub unsafe extern "C" fn qbm_close(disk: *mut qbm_disk) -> c_int {
 /// # Safety
 ///
 /// As [`string`].
-unsafe fn path_from<'a>(path: *const c_char) -> Result<&'a Path> {
+pub(super) unsafe fn path_from<'a>(path: *const c_char) -> Result<&'a Path> {
     // SAFETY: the caller's promise is ours.
     let path = unsafe { string(path, "path") }?;
     Ok(Path::new(OsStr::from_bytes(path.to_bytes())))
+}
+
+fn on_bitmap_error(number: u32) -> Result<OnBitmapError> {
+    [OnBitmapError::FailWrite, OnBitmapError::MarkInconsistent]
+        .into_iter()
+        .find(|choice| *choice as u32 == number)
+        .ok_or_else(|| {
+            Error::new(
+                ErrorCode::InvalidArgument,
+                format!("options: on_bitmap_error {number} is not one of QBM_ON_BITMAP_ERROR_..."),
+            )
+        })
 }
 
 fn backing_format(word: &str) -> Result<Format> {

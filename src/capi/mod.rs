@@ -29,6 +29,8 @@ mod bitmap_facts;
 
 mod bitmap_transaction;
 
+mod check;
+
 #[cfg(test)]
 mod tests;
 

@@ -92,6 +92,28 @@ impl FileName {
         Self::shortened(format!(".{}", escaped(name.as_bytes(), false)), ".tmp")
     }
 
+    /// Whether a file of this name, with a number or without, is called `name`.
+    pub fn is_of(&self, name: &str) -> bool {
+        let Some(numbered) = name.strip_suffix(self.extension) else {
+            return false;
+        };
+        let number = |text: &str| {
+            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            digits && text.len() < NUMBER_BYTES && !text.starts_with('0')
+        };
+        numbered
+            .strip_prefix(self.base.as_str())
+            .is_some_and(|rest| rest.is_empty() || rest.strip_prefix('-').is_some_and(number))
+    }
+
+    /// What the name of a bitmap's file begins with, where it is not too long for that: `disk-`.
+    pub fn bitmap_prefix(descriptor: &Path) -> String {
+        format!("{}-", stem(descriptor))
+    }
+
+    /// What it ends with.
+    pub const BITMAP_SUFFIX: &'static str = ".bitmap";
+
     /// The name, with `base` cut where the whole would be too long and a hash of all of it at the cut, so that two
     /// long names that differ at the end stay different.
     fn shortened(mut base: String, extension: &'static str) -> Self {

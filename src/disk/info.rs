@@ -32,13 +32,40 @@ pub struct Info {
     pub failed: bool,
     /// Whether a state file stands behind the bitmaps: without one, a power cut can lose bits.
     pub protected: bool,
+    /// What the state file said when the disk was opened; `None` where the descriptor names none.
+    pub state: Option<StateInfo>,
     /// How many regions of the disk a power cut would have counted as changed, if it came now, beyond what the bitmaps
-    /// say; see [`CreateOptions::region_bytes`](super::CreateOptions::region_bytes).
+    /// say; see [`CreateOptions::region_bytes`](super::CreateOptions::region_bytes). Of a disk that is open read-only: how
+    /// many its last user left behind.
     pub active_regions: u64,
     /// What recovery did when the disk was opened; `None` where it had been closed cleanly, or nothing is known.
     pub recovery: Option<Recovery>,
     /// When the bits that writes set get into the bitmaps' files.
     pub bitmap_policy: BitmapPolicy,
+}
+
+/// A disk's state file, as it was when the disk was opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StateInfo {
+    /// The file as the descriptor names it.
+    pub file: String,
+    /// What it said; `None` where it was not there, damaged, or new.
+    pub found: Option<StateFound>,
+}
+
+/// What a state file said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StateFound {
+    /// The disk had been closed.
+    pub closed: bool,
+    /// How its last user saved bitmaps.
+    pub policy: BitmapPolicy,
+    /// How many bytes of the disk a region of the intent map has.
+    pub region_bytes: u64,
+    /// How many regions were active.
+    pub active_regions: u64,
 }
 
 /// How a disk takes from its backing.
@@ -86,11 +113,18 @@ impl Disk {
             writable: self.writable,
             direct: self.direct,
             failed: self.alive.has_failed(),
-            protected: self.protected,
-            active_regions: self
-                .session
-                .as_ref()
-                .map_or(0, |session| session.intent().active()),
+            protected: self.state.is_some(),
+            state: self.state.clone(),
+            active_regions: match (&self.session, &self.state) {
+                (Some(session), _) => session.intent().active(),
+                (
+                    None,
+                    Some(StateInfo {
+                        found: Some(found), ..
+                    }),
+                ) => found.active_regions,
+                (None, _) => 0,
+            },
             recovery: self.recovery.clone(),
             bitmap_policy: self.policy,
         })

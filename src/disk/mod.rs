@@ -8,6 +8,8 @@
 mod alive;
 mod bitmaps;
 mod blocking;
+mod check;
+mod checksum;
 mod create;
 mod gate;
 mod info;
@@ -28,8 +30,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub use bitmaps::{
     AddBitmap, BitmapAction, BitmapContent, BitmapInfo, MergeSource, OnBitmapError, Thaw, bitmap_transaction,
 };
+pub use check::{CheckOptions, CheckReport, Finding, FindingKind, Repair, Severity};
 pub use create::{CreateOptions, Preallocation};
-pub use info::{Info, Layer, OverlayInfo};
+pub use info::{Info, Layer, OverlayInfo, StateFound, StateInfo};
 pub use open::{Notice, NoticeCode, OpenOptions};
 pub use overlay::Progress;
 pub use resize::TruncateFlags;
@@ -112,8 +115,8 @@ pub struct Disk {
     session: Option<Session>,
     /// Where a bitmap that cannot be written becomes inconsistent instead of failing the write.
     excuses: Option<Arc<Excuses>>,
-    /// Whether the descriptor names a state file.
-    protected: bool,
+    /// What its state file said at the open; `None` where the descriptor names none.
+    state: Option<StateInfo>,
     recovery: Option<Recovery>,
     locks: Vec<Lock>,
 }

@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use super::alive::Alive;
 use super::bitmaps::{Bitmap, Excuses, Loading, OnBitmapError, Shape};
+use super::checksum;
 use super::gate::Gate;
 use super::overlay::{self, Backing, Chain, Hold, Overlay};
 use super::recovery::{Recovering, StateAtOpen};
 use super::session::Session;
-use super::{Child, Disk, Structure};
+use super::{Child, Disk, StateInfo, Structure};
 use crate::bitmap::{BitmapFile, BitmapPolicy};
 use crate::descriptor::names::child_path;
 use crate::descriptor::{Descriptor, Format};
@@ -28,7 +29,7 @@ use crate::sync::Mutex;
 use crate::units::MAX_LENGTH;
 
 /// How often an open starts anew where the disk changes under it.
-const ATTEMPTS: usize = 8;
+pub(super) const ATTEMPTS: usize = 8;
 
 /// What happened that is no call's result; see [`OpenOptions::notify`]. The numbers are part of the C ABI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +88,7 @@ pub struct OpenOptions {
     pub(super) no_state: bool,
     pub(super) no_lock: bool,
     pub(super) trust_image: bool,
+    verify_checksum: bool,
     pub(super) cache_epoch: Option<Arc<str>>,
     pub(super) retire_interval: Option<Duration>,
 }
@@ -188,6 +190,16 @@ impl OpenOptions {
         self
     }
 
+    /// The image is read from its beginning to its end, and an image whose descriptor has a checksum that is another is
+    /// not opened. Takes as long as that reading. One without a checksum opens.
+    ///
+    /// For images that do not change: nothing renews the checksum when the disk is written to.
+    #[must_use]
+    pub fn verify_checksum(mut self, yes: bool) -> Self {
+        self.verify_checksum = yes;
+        self
+    }
+
     /// A string of 1 to 256 bytes that stays the same for as long as no page cache was lost, in place of what the
     /// library finds out itself. An epoch that differs from the last opener's counts as a power cut.
     #[must_use]
@@ -247,6 +259,9 @@ impl OpenOptions {
             }
         }
         let child = Child::new(image, image_path);
+        if let (true, Some(wanted)) = (self.verify_checksum, descriptor.image().checksum) {
+            checksum::verify(&child, wanted)?;
+        }
         let length = overlay::measured(&child)?;
         let loading = Loading::new(self.max_bitmap_memory);
         let mut bitmaps = Vec::with_capacity(descriptor.bitmaps().len());
@@ -307,7 +322,10 @@ impl OpenOptions {
                 excuses.clone(),
                 !self.read_only,
             )),
-            protected: descriptor.state().is_some(),
+            state: descriptor.state().map(|entry| StateInfo {
+                file: entry.file.clone(),
+                found: recovered.found,
+            }),
             structure: Mutex::new(Structure { descriptor }),
             place: place.clone(),
             policy: self.bitmap_policy,
@@ -475,7 +493,7 @@ impl<'p> Files<'p> {
     }
 
     /// The disk's own descriptor. A caller that hands files in may have one of each only, so this is asked once.
-    fn descriptor(&mut self) -> Result<Descriptor> {
+    pub(super) fn descriptor(&mut self) -> Result<Descriptor> {
         let storage = self
             .place
             .folder
@@ -600,6 +618,11 @@ impl<'p> Files<'p> {
             hold.take()?;
         }
         Ok(hold)
+    }
+
+    /// Whether the file has been opened as one of the disk's.
+    pub(super) fn has(&self, identity: FileIdentity) -> bool {
+        self.seen.contains_key(&identity)
     }
 
     /// What messages call the file `path` of the disk's folder.

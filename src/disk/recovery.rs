@@ -11,7 +11,7 @@ use super::bitmaps::recover::{self, Suspects};
 use super::bitmaps::{Bitmap, Loading};
 use super::open::{OpenOptions, Place};
 use super::session::{RETIRE_INTERVAL, Recovery, Session};
-use super::{Child, NoticeCode};
+use super::{Child, NoticeCode, StateFound};
 use crate::bitmap::BitmapFile;
 use crate::descriptor::names::{FileName, create_unique};
 use crate::descriptor::save::{self, SaveError};
@@ -49,6 +49,8 @@ pub(super) struct Recovering<'o> {
 pub(super) struct Recovered {
     pub(super) session: Option<Session>,
     pub(super) recovery: Option<Recovery>,
+    /// What the state file said, where there was one that did.
+    pub(super) found: Option<StateFound>,
     /// Of a state file that was made.
     pub(super) lock: Option<Lock>,
 }
@@ -86,6 +88,7 @@ impl Recovering<'_> {
                     Ok(Recovered {
                         session,
                         recovery: Some(recovery),
+                        found: None,
                         lock: None,
                     })
                 }
@@ -102,6 +105,7 @@ impl Recovering<'_> {
         bitmaps: &mut [Bitmap],
     ) -> Result<Recovered> {
         recover::apply_marks(bitmaps, &found.header().marks);
+        let said = said(&found);
         let now = self.evidence(&*storage, bitmaps)?;
         let mut recovery = None;
         let mut foreign = None;
@@ -147,6 +151,7 @@ impl Recovering<'_> {
         Ok(Recovered {
             session,
             recovery,
+            found: Some(said),
             lock: None,
         })
     }
@@ -252,6 +257,7 @@ impl Recovering<'_> {
         Ok(Recovered {
             session: Some(self.session(made.file, RegionSet::new(), evidence)?),
             recovery: None,
+            found: None,
             lock,
         })
     }
@@ -282,6 +288,17 @@ impl Recovery {
             reason: None,
             added: Vec::new(),
         }
+    }
+}
+
+fn said(found: &Found) -> StateFound {
+    let header = found.header();
+    StateFound {
+        closed: header.clean,
+        policy: header.policy,
+        region_bytes: header.region.bytes(),
+        // After a clean close the map says nothing.
+        active_regions: if header.clean { 0 } else { found.active().len() },
     }
 }
 

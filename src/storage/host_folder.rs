@@ -5,7 +5,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsString};
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -143,6 +143,12 @@ impl Folder for HostFolder {
 
     fn remove(&self, name: &Path) -> io::Result<()> {
         sys::unlink_at(self.dir.as_fd(), &terminated(name)?)
+    }
+
+    fn names(&self) -> io::Result<Vec<OsString>> {
+        // Another open one, as the place up to which a folder was listed belongs to what was opened.
+        let dir = sys::open_at(self.dir.as_fd(), c".", O_RDONLY | O_DIRECTORY, 0)?;
+        sys::names(dir)
     }
 
     fn sync(&self) -> io::Result<()> {

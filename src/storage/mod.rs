@@ -12,6 +12,7 @@ mod shortcut;
 pub mod simulated;
 mod sys;
 
+use std::ffi::OsString;
 use std::fmt::Debug;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -103,6 +104,11 @@ pub trait Folder: Send + Sync + Debug {
 
     /// Takes a name away.
     fn remove(&self, name: &Path) -> io::Result<()>;
+
+    /// The names in the folder, in no order. Fails with [`io::ErrorKind::Unsupported`] where nothing can list them.
+    fn names(&self) -> io::Result<Vec<OsString>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Makes the names in the folder durable: what was created, renamed and removed.
     fn sync(&self) -> io::Result<()>;

@@ -3,11 +3,12 @@
 //! Every libc call of the storage layer is here; nothing here decides anything. Invariant: a call that a signal
 //! interrupted is made again, and every other failure is the errno as the system gave it.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::mem::{ManuallyDrop, MaybeUninit};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 use libc::{c_int, c_uint, iovec};
 
@@ -331,6 +332,46 @@ fn sized(mut call: impl FnMut(&mut [u8]) -> io::Result<usize>) -> io::Result<Vec
             }
             Err(error) if error.raw_os_error() == Some(libc::ERANGE) => {}
             Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The names in an open folder, without `.` and `..`.
+pub fn names(dir: OwnedFd) -> io::Result<Vec<OsString>> {
+    let fd = dir.into_raw_fd();
+    // SAFETY: the descriptor is ours to give; where the call fails it stays ours.
+    let stream = unsafe { libc::fdopendir(fd) };
+    if stream.is_null() {
+        let error = io::Error::last_os_error();
+        // SAFETY: nobody else knows the descriptor.
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        return Err(error);
+    }
+    let listed = read_names(stream);
+    // SAFETY: the stream is open, and not used afterwards.
+    unsafe { libc::closedir(stream) };
+    listed
+}
+
+fn read_names(stream: *mut libc::DIR) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    loop {
+        // The end and a failure look alike but for the errno.
+        // SAFETY: the place of this thread's errno.
+        unsafe { *libc::__errno_location() = 0 };
+        // SAFETY: the caller's stream is open, and no other thread knows it.
+        let entry = unsafe { libc::readdir64(stream) };
+        if entry.is_null() {
+            let error = io::Error::last_os_error();
+            return match error.raw_os_error() {
+                Some(0) => Ok(names),
+                _ => Err(error),
+            };
+        }
+        // SAFETY: an entry's name is terminated, and stays until the next call.
+        let name = unsafe { CStr::from_ptr((*entry).d_name.as_ptr()) };
+        if name != c"." && name != c".." {
+            names.push(OsStr::from_bytes(name.to_bytes()).to_owned());
         }
     }
 }

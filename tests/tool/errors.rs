@@ -205,7 +205,7 @@ fn a_size_that_no_file_system_has_leaves_nothing_behind() {
 fn a_command_line_that_makes_no_sense() {
     let room = Room::new();
     let suffixes = "known are b, k, M, G, T, P and E";
-    let cases: [(&[&str], &str); 12] = [
+    let cases: [(&[&str], &str); 15] = [
         (&["frob"], "error: unrecognized subcommand 'frob'"),
         (
             &["create", "disk.qbm"],
@@ -233,13 +233,26 @@ fn a_command_line_that_makes_no_sense() {
         ),
         (
             &["create", "-o", "cluster_size=64k", "disk.qbm", "1M"],
-            "error: invalid value 'cluster_size=64k' for '-o <preallocation=MODE>': the only option is \
-             preallocation=off, falloc or full",
+            "error: invalid value 'cluster_size=64k' for '-o <KEY=VALUE,...>': the options are \
+             preallocation=off, falloc or full, state=on or off, and region_size=BYTES",
         ),
         (
             &["create", "-o", "preallocation=metadata", "disk.qbm", "1M"],
-            "error: invalid value 'preallocation=metadata' for '-o <preallocation=MODE>': \"metadata\" is no way to \
+            "error: invalid value 'preallocation=metadata' for '-o <KEY=VALUE,...>': \"metadata\" is no way to \
              preallocate; known are off, falloc and full",
+        ),
+        (
+            &["create", "-o", "state=maybe", "disk.qbm", "1M"],
+            "error: invalid value 'state=maybe' for '-o <KEY=VALUE,...>': state is on or off, not \"maybe\"",
+        ),
+        (
+            &["create", "-o", "state=on,region_size=3k", "disk.qbm", "1M"],
+            "error: invalid value 'region_size=3k' for '-o <KEY=VALUE,...>': region_size 3072 is not a power of two \
+             from 512 on",
+        ),
+        (
+            &["check", "-U", "-r", "all", "disk.qbm"],
+            "error: the argument '--force-share' cannot be used with '--repair <WHAT>'",
         ),
         (
             &[

@@ -13,11 +13,19 @@ use crate::size::{parse_granularity, parse_size};
 const AFTER_HELP: &str = "\
 Nothing that exists is overwritten: not the descriptor, and a data image whose name is taken gets a number.
 
+A disk has a state file (disk.state): it is what keeps bitmaps from losing changes in a power cut, tells of writes to the
+image by others, and is locked while the disk is in use. With -o state=off there is none until the first open for writing
+that makes one, as every open does unless its program says no; without one a power cut can cost bitmaps bits unnoticed.
+-o region_size: how much counts as changed after a power cut, for each part of the disk that was being written to [default:
+64M, more on disks of over 31.5T]. Smaller means less to copy again, and more syncs while writing.
+
 Examples:
   qbm create disk.qbm 20G
       A sparse disk of 20 GiB: disk.qbm describes it, disk-data.img holds its bytes.
   qbm create --preallocation falloc disk.qbm 20G
       The same, with its space reserved, so that the host's file system cannot run full under the guest.
+  qbm create -o preallocation=falloc,region_size=4M disk.qbm 20G
+      In qemu-img's spelling, with smaller regions.
   qbm create --image old.img disk.qbm
       A descriptor for the raw image old.img that lies beside it. The image is not changed.
   qbm create --image /dev/vg0/vm1 vm1.qbm
@@ -34,7 +42,7 @@ pub struct Args {
     /// What is not written to the new disk is read from FILE, which is never changed. A relative name is relative to
     /// the descriptor's folder, not to the current one, and goes into the descriptor as it is
     #[arg(short, long, value_name = "FILE", requires = "backing_format")]
-    #[arg(conflicts_with_all = ["image", "preallocation", "option"])]
+    #[arg(conflicts_with_all = ["image", "preallocation"])]
     backing: Option<String>,
 
     /// What the backing is: raw or qbm. It is never guessed
@@ -44,7 +52,7 @@ pub struct Args {
     /// The unit in which the new disk takes from its backing, a power of two from 512 to 2G [default: 64k]. Without -b:
     /// a disk that only knows which units were written
     #[arg(short, long, value_name = "BYTES", value_parser = parse_granularity)]
-    #[arg(conflicts_with_all = ["image", "preallocation", "option"])]
+    #[arg(conflicts_with_all = ["image", "preallocation"])]
     granularity: Option<Granularity>,
 
     /// Take the raw image or block device FILE that exists as the disk's data. A relative name is relative to the
@@ -53,14 +61,15 @@ pub struct Args {
     image: Option<String>,
 
     /// How much of the new image's space is reserved at once [default: off]
-    #[arg(long, value_name = "MODE", default_value = "off", hide_default_value = true)]
+    #[arg(long, value_name = "MODE")]
     #[arg(conflicts_with = "image")]
-    preallocation: Preallocation,
+    preallocation: Option<Preallocation>,
 
-    /// qemu-img's spelling of the same: preallocation=off, falloc or full
-    #[arg(short = 'o', value_name = "preallocation=MODE", value_parser = parse_option)]
-    #[arg(conflicts_with_all = ["image", "preallocation"])]
-    option: Option<Preallocation>,
+    /// Options as qemu-img spells them, in a list or each by itself: preallocation=off, falloc or full; state=on or off;
+    /// region_size=BYTES. See below
+    #[allow(clippy::doc_markdown, reason = "this is the help, and is printed as it is")]
+    #[arg(short = 'o', value_name = "KEY=VALUE,...", value_delimiter = ',', value_parser = parse_option)]
+    options: Vec<KeyValue>,
 
     /// Print nothing when it is done
     #[arg(short, long)]
@@ -96,12 +105,31 @@ impl From<Preallocation> for qbm::Preallocation {
     }
 }
 
-fn parse_option(text: &str) -> Result<Preallocation, String> {
-    let Some(("preallocation", mode)) = text.split_once('=') else {
-        return Err("the only option is preallocation=off, falloc or full".to_owned());
-    };
-    Preallocation::from_str(mode, false)
-        .map_err(|_| format!("{mode:?} is no way to preallocate; known are off, falloc and full"))
+/// One of the options of `-o`.
+#[derive(Clone, Copy)]
+enum KeyValue {
+    Preallocation(Preallocation),
+    State(bool),
+    RegionSize(u64),
+}
+
+fn parse_option(text: &str) -> Result<KeyValue, String> {
+    match text.split_once('=') {
+        Some(("preallocation", mode)) => Preallocation::from_str(mode, false)
+            .map(KeyValue::Preallocation)
+            .map_err(|_| format!("{mode:?} is no way to preallocate; known are off, falloc and full")),
+        Some(("state", "on")) => Ok(KeyValue::State(true)),
+        Some(("state", "off")) => Ok(KeyValue::State(false)),
+        Some(("state", other)) => Err(format!("state is on or off, not {other:?}")),
+        Some(("region_size", size)) => match parse_size(size)? {
+            bytes if bytes.is_power_of_two() && bytes >= 512 => Ok(KeyValue::RegionSize(bytes)),
+            bytes => Err(format!("region_size {bytes} is not a power of two from 512 on")),
+        },
+        _ => Err(
+            "the options are preallocation=off, falloc or full, state=on or off, and region_size=BYTES"
+                .to_owned(),
+        ),
+    }
 }
 
 fn parse_format(text: &str) -> Result<Format, String> {
@@ -110,7 +138,21 @@ fn parse_format(text: &str) -> Result<Format, String> {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let mut options = CreateOptions::new().preallocation(args.option.unwrap_or(args.preallocation).into());
+    let mut options = CreateOptions::new();
+    if let Some(mode) = args.preallocation {
+        options = options.preallocation(mode.into());
+    }
+    for option in &args.options {
+        options = match *option {
+            KeyValue::Preallocation(_) if args.preallocation.is_some() => {
+                let words = "--preallocation and -o preallocation are the same; give one of them";
+                return Err(Failure::Refused(words.to_owned()));
+            }
+            KeyValue::Preallocation(mode) => options.preallocation(mode.into()),
+            KeyValue::State(on) => options.no_state(!on),
+            KeyValue::RegionSize(bytes) => options.region_bytes(bytes),
+        };
+    }
     if let Some(size) = args.size {
         options = options.size(size);
     }

@@ -35,6 +35,11 @@ impl Facts {
         Ok(facts)
     }
 
+    /// Whether it can no longer be trusted.
+    pub fn is_inconsistent(&self) -> bool {
+        self.info.inconsistent
+    }
+
     /// As one line for people.
     pub fn line(&self) -> String {
         let Self { info, dirty } = self;

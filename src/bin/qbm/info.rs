@@ -1,6 +1,7 @@
 //! `qbm info`: what a disk is made of.
 
 mod chain;
+mod state;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::dirty;
 use crate::failure::Outcome;
-use crate::open;
+use crate::open::{self, Share};
 use crate::output::{Output, long_size, short_size};
 
 const AFTER_HELP: &str = "\
@@ -22,6 +23,8 @@ Examples:
   qbm info --output json disk.qbm | jq '.\"virtual-size\"'
       The same for programs: qemu-img's keys, and under format-specific what only QBM has. Sizes are in bytes.
       The bitmaps are as qbm bitmap list prints them.
+  qbm info -U disk.qbm
+      The same of a disk that a hypervisor has open.
   qbm info --backing-chain disk.qbm
       One block for each image, from the disk down; in JSON a list.";
 
@@ -37,16 +40,19 @@ pub struct Args {
     #[arg(long)]
     backing_chain: bool,
 
+    #[command(flatten)]
+    share: Share,
+
     /// The disk's descriptor
     #[arg(value_name = "DISK.qbm")]
     disk: PathBuf,
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let disk = open::to_read(&args.disk)?;
+    let disk = open::shared(&args.disk, &args.share)?;
     let out = &mut io::stdout().lock();
     if args.backing_chain {
-        return chain::print(&disk, args.output, out);
+        return chain::print(&disk, &args.share, args.output, out);
     }
     let facts = Facts::of(&disk)?;
     match args.output {
@@ -104,12 +110,19 @@ impl Facts {
                 short_size(overlay.granularity.bytes())
             )?;
         }
+        state::print_human(info, out)?;
         if self.bitmaps.is_empty() {
             return writeln!(out, "bitmaps: none");
         }
         writeln!(out, "bitmaps:")?;
         for bitmap in &self.bitmaps {
             writeln!(out, "    {}", bitmap.line())?;
+        }
+        if self.bitmaps.iter().any(dirty::Facts::is_inconsistent) {
+            writeln!(
+                out,
+                "inconsistent bitmaps may lack changes: \"qbm check\" says why; \"qbm check -r dirty\" sets every bit"
+            )?;
         }
         Ok(())
     }
@@ -132,6 +145,7 @@ impl Facts {
                         "logical-block-size": known(limits.logical_block),
                         "physical-block-size": known(limits.physical_block),
                     },
+                    "state": state::to_json(&self.info),
                     "bitmaps": bitmaps,
                 },
             },

@@ -1,9 +1,10 @@
 //! `qbm`, the command-line tool: one file a verb, and nothing here that the library does not do for every caller.
 //!
 //! May call the library's public face only. Invariant: what went wrong is one line on standard error, and the exit
-//! code says whether it did: 0 done, 1 failed, 2 a command line that makes no sense.
+//! code says whether it did: 0 done, 1 failed, 2 a command line that makes no sense (and `check` has codes of its own).
 
 mod bitmap;
+mod check;
 mod commit;
 mod create;
 mod dirty;
@@ -28,12 +29,15 @@ const AFTER_HELP: &str = "\
 Sizes and offsets are bytes, or have a suffix: k, M, G, T, P or E, powers of 1024 (1.5G is 1610612736).
 
 Exit status: 0 done; 1 failed, with one line on standard error that says why; 2 the command line makes no sense.
+qbm check has codes of its own besides, qemu-img check's.
 
 Examples:
   qbm create disk.qbm 20G
       A new disk of 20 GiB, its data in disk-data.img.
   qbm info disk.qbm
       What the disk is made of.
+  qbm check -r all disk.qbm
+      Whether its files are as they must be; after a crash, it cleans up and recovers.
   qbm resize disk.qbm +5G
       5 GiB more.
   qbm bitmap --add disk.qbm nightly
@@ -56,6 +60,7 @@ struct Tool {
 enum Verb {
     Create(create::Args),
     Info(info::Args),
+    Check(check::Args),
     Map(map::Args),
     Bitmap(bitmap::Args),
     Resize(resize::Args),
@@ -68,8 +73,9 @@ enum Verb {
     Generate(generate::Args),
 }
 
-fn run(verb: &Verb) -> Outcome {
-    match verb {
+fn run(verb: &Verb) -> Outcome<ExitCode> {
+    let done: Outcome = match verb {
+        Verb::Check(args) => return check::run(args),
         Verb::Create(args) => create::run(args),
         Verb::Info(args) => info::run(args),
         Verb::Map(args) => map::run(args),
@@ -79,13 +85,14 @@ fn run(verb: &Verb) -> Outcome {
         Verb::Completions(args) => generate::completions(args),
         Verb::Man(args) => generate::man(args),
         Verb::Generate(args) => generate::run(args),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn main() -> ExitCode {
     let tool = Tool::parse();
     match run(&tool.verb) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         // Whoever reads has seen enough (`qbm map disk.qbm | head`): nothing failed.
         Err(failure) if failure.is_broken_pipe() => ExitCode::SUCCESS,
         Err(failure) => {

@@ -15,7 +15,7 @@ use qbm::{BlockStatus, ByteRange, Disk, StatusFlags};
 
 use crate::dirty::Runs;
 use crate::failure::{Failure, Outcome};
-use crate::open;
+use crate::open::{self, Share};
 use crate::output::{Output, hex};
 use crate::span::Span;
 
@@ -71,6 +71,9 @@ pub struct Args {
     #[arg(value_parser = parse_canvas, default_missing_value = "-")]
     picture: Option<Canvas>,
 
+    #[command(flatten)]
+    share: Share,
+
     /// The disk's descriptor
     #[arg(value_name = "DISK.qbm")]
     disk: PathBuf,
@@ -96,7 +99,7 @@ fn parse_canvas(text: &str) -> Result<Canvas, String> {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let disk = open::to_read(&args.disk)?;
+    let disk = open::shared(&args.disk, &args.share)?;
     let span = args.span.of(&disk, "map", &args.disk)?;
     let bitmap = args.bitmap.as_deref();
     if let Some(canvas) = &args.picture {

@@ -1,4 +1,5 @@
-//! Opening a disk for a verb, with a word of help for the mistake that everybody makes once: naming the image.
+//! Opening a disk for a verb, with a word of help for the mistake that everybody makes once: naming the image; and for
+//! the refusal that everybody meets once: a disk in use.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -8,30 +9,55 @@ use qbm::{Disk, Error, ErrorCode, OpenOptions};
 
 use crate::failure::{Failure, Outcome};
 
+/// What a verb that only reads may do without.
+#[derive(clap::Args)]
+pub struct Share {
+    /// Read the disk though it may be in use: without a lock, what is shown may be out of date, or of the middle of a
+    /// change
+    #[arg(short = 'U', long)]
+    pub force_share: bool,
+}
+
 /// Opens the disk for reading; no file of it is changed.
 pub fn to_read(path: &Path) -> Outcome<Disk> {
-    open(&OpenOptions::new().read_only(true), path)
+    shared(path, &Share { force_share: false })
+}
+
+/// The same, without a lock where the user says so.
+pub fn shared(path: &Path, share: &Share) -> Outcome<Disk> {
+    OpenOptions::new()
+        .read_only(true)
+        .no_lock(share.force_share)
+        .open(path)
+        .map_err(|error| match error.code() {
+            ErrorCode::Locked => Failure::Hint(error, "-U reads it all the same".to_owned()),
+            _ => explain(error, path),
+        })
 }
 
 /// Opens the disk for reading and writing.
 pub fn to_write(path: &Path) -> Outcome<Disk> {
-    open(&OpenOptions::new(), path)
-}
-
-fn open(options: &OpenOptions, path: &Path) -> Outcome<Disk> {
-    options.open(path).map_err(|error| explain(error, path))
+    OpenOptions::new().open(path).map_err(|error| match error.code() {
+        ErrorCode::Locked => Failure::Hint(
+            error,
+            "close the disk there first, or have it done by the program that has it open".to_owned(),
+        ),
+        _ => explain(error, path),
+    })
 }
 
 fn explain(error: Error, path: &Path) -> Failure {
     if error.code() == ErrorCode::DescriptorInvalid && !begins_like_json(path) {
-        let hint = "it is no QBM descriptor; \"qbm create --image\" makes one for a raw image";
-        return Failure::Hint(error, hint.to_owned());
+        return Failure::Hint(error, NO_DESCRIPTOR.to_owned());
     }
     Failure::Engine(error)
 }
 
+/// What to tell whoever names an image.
+pub const NO_DESCRIPTOR: &str = "it is no QBM descriptor; \"qbm create --image\" makes one for a raw image";
+
 /// Whether the file's first byte could be a descriptor's. Where it cannot be read, the engine's words stand alone.
-fn begins_like_json(path: &Path) -> bool {
+pub fn begins_like_json(path: &Path) -> bool {
     let mut first = [0];
     match File::open(path).and_then(|mut file| file.read(&mut first)) {
         Ok(1) => first[0] == b'{' || first[0].is_ascii_whitespace(),

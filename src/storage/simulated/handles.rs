@@ -1,8 +1,9 @@
 //! The two traits on a simulated disk: each function is one call of the log.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::event::{Call, OpenFile};
@@ -50,6 +51,13 @@ impl Folder for SimDisk {
         };
         let inode = self.perform(call, |state| state.inode(&name))?;
         Ok(self.opened(role, &name, true, inode))
+    }
+
+    fn names(&self) -> io::Result<Vec<OsString>> {
+        Ok(Self::names(self)
+            .into_iter()
+            .map(PathBuf::into_os_string)
+            .collect())
     }
 
     fn copy_attributes(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::dirty::Runs;
 use crate::failure::Outcome;
-use crate::open;
+use crate::open::{self, Share};
 use crate::output::{Output, hex};
 use crate::span::Span;
 
@@ -30,6 +30,9 @@ pub struct Args {
     #[command(flatten)]
     span: Span,
 
+    #[command(flatten)]
+    share: Share,
+
     /// The disk's descriptor
     #[arg(value_name = "DISK.qbm")]
     disk: PathBuf,
@@ -39,7 +42,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let disk = open::to_read(&args.disk)?;
+    let disk = open::shared(&args.disk, &args.share)?;
     let within = args.span.of(&disk, "dump", &args.disk)?;
     let runs = Runs::new(&disk, &args.bitmap, within, &args.disk)?;
     let mut out = BufWriter::new(io::stdout().lock());

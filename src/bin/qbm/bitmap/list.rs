@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::dirty::Facts;
 use crate::failure::Outcome;
-use crate::open;
+use crate::open::{self, Share};
 use crate::output::Output;
 
 const AFTER_HELP: &str = "\
@@ -36,13 +36,16 @@ pub struct Args {
     #[arg(long, value_name = "FORMAT", default_value = "human")]
     output: Output,
 
+    #[command(flatten)]
+    share: Share,
+
     /// The disk's descriptor
     #[arg(value_name = "DISK.qbm")]
     disk: PathBuf,
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let bitmaps = Facts::of(&open::to_read(&args.disk)?)?;
+    let bitmaps = Facts::of(&open::shared(&args.disk, &args.share)?)?;
     let mut out = io::stdout().lock();
     match args.output {
         Output::Human if bitmaps.is_empty() => writeln!(out, "no bitmaps")?,

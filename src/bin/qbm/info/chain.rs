@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Facts;
 use crate::failure::Outcome;
-use crate::open;
+use crate::open::{self, Share};
 use crate::output::{Output, long_size};
 
 /// One image of the chain.
@@ -19,13 +19,13 @@ enum Link {
     Plain(Layer),
 }
 
-pub fn print(disk: &Disk, output: Output, out: &mut impl Write) -> Outcome {
+pub fn print(disk: &Disk, share: &Share, output: Output, out: &mut impl Write) -> Outcome {
     let mut links = Vec::new();
     for index in 0..disk.info()?.layers {
         let layer = disk.layer(index)?;
         links.push(match &layer.descriptor {
             Some(descriptor) => {
-                let disk = open::to_read(descriptor)?;
+                let disk = open::shared(descriptor, share)?;
                 let facts = Facts::of(&disk)?;
                 Link::Disk(Box::new((disk, facts)))
             }

@@ -1,0 +1,180 @@
+//! Files that a crash left behind: libqbm made them, and no descriptor came to name them, or names them any more.
+//!
+//! Invariant: only such a file is called removable that has a name as libqbm makes them for this disk and for no other
+//! one here, and that no descriptor in the folder names, whoever's it is. What cannot be read as a descriptor, and might
+//! be one, counts as naming everything. (libqbm makes files beside the descriptor that is to name them; a descriptor
+//! that somebody wrote elsewhere by hand is not seen.)
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+use super::report::{CheckReport, FindingKind};
+use crate::descriptor::names::{FileName, child_path};
+use crate::descriptor::{BitmapKind, Descriptor};
+use crate::disk::open::{Files, Place};
+use crate::error::{Error, ErrorCode};
+use crate::storage::{Access, FileIdentity, Role, read_slice};
+
+/// Finds them, and removes them where `remove` says so.
+pub(super) fn look(
+    place: &Place,
+    own: &Descriptor,
+    files: &Files<'_>,
+    remove: bool,
+    report: &mut CheckReport,
+) {
+    let names = match place.folder.names() {
+        Ok(names) => names,
+        Err(error) => {
+            let error = Error::io("list the folder", &place.shown, &error);
+            return report.add_error(&error.context("leftover files were not looked for"));
+        }
+    };
+    let mut candidates: Vec<&str> = names
+        .iter()
+        .filter_map(|name| name.to_str())
+        .filter(|name| could_be_made_for(&place.name, name))
+        .collect();
+    candidates.retain(|name| {
+        !names_of(own).iter().any(|it| *it == Path::new(name))
+            && identity(place, Path::new(name)).is_some_and(|it| !files.has(it))
+    });
+    if candidates.is_empty() {
+        return;
+    }
+    candidates.sort_unstable();
+    let others: Vec<Other<'_>> = names
+        .iter()
+        .filter(|name| *name != place.name.as_os_str() && !is_one_of(&candidates, name))
+        .filter_map(|name| Other::read(place, name))
+        .collect();
+    let mut removed = false;
+    for name in candidates {
+        let Some(identity) = identity(place, Path::new(name)) else {
+            continue;
+        };
+        if others.iter().any(|other| other.names.contains(&identity)) {
+            continue;
+        }
+        let shown = place.shown.join(name);
+        let words = format!(
+            "{} is named by no descriptor: a crash has left it behind",
+            shown.display()
+        );
+        let doubt = others
+            .iter()
+            .find_map(|other| other.doubt(name))
+            .map(|why| format!("{words}; it is not removed, as {why}"));
+        let certain = doubt.is_none();
+        let finding = report.add(FindingKind::Leftover, name, doubt.unwrap_or(words));
+        if remove && certain {
+            match place.folder.remove(Path::new(name)) {
+                Ok(()) => {
+                    finding.fixed = true;
+                    removed = true;
+                }
+                Err(error) => {
+                    let error = Error::io("remove", &shown, &error);
+                    report.add(FindingKind::RepairFailed, name, error.message().to_owned());
+                }
+            }
+        }
+    }
+    if removed && let Err(error) = place.folder.sync() {
+        let error = Error::io("sync the folder", &place.shown, &error);
+        report.add(FindingKind::RepairFailed, "", error.message().to_owned());
+    }
+}
+
+fn is_one_of(candidates: &[&str], name: &OsStr) -> bool {
+    candidates.iter().any(|it| OsStr::new(it) == name)
+}
+
+/// Whether libqbm makes files of this name for the disk that `descriptor` describes, in the course of its life.
+fn could_be_made_for(descriptor: &Path, name: &str) -> bool {
+    let bitmap = name
+        .strip_prefix(&FileName::bitmap_prefix(descriptor))
+        .and_then(|rest| rest.strip_suffix(FileName::BITMAP_SUFFIX));
+    bitmap.is_some_and(|bitmap| !bitmap.is_empty())
+        || FileName::temporary(descriptor).is_of(name)
+        || FileName::state(descriptor).is_of(name)
+}
+
+fn identity(place: &Place, path: &Path) -> Option<FileIdentity> {
+    let storage = place.folder.open(Role::Backing, path, Access::default()).ok()?;
+    storage.identity()
+}
+
+/// The files that a descriptor in this folder names.
+fn names_of(descriptor: &Descriptor) -> Vec<&Path> {
+    let mut names = vec![descriptor.image().file.as_str()];
+    names.extend(descriptor.state().map(|state| state.file.as_str()));
+    for (_, entry) in descriptor.bitmaps() {
+        names.push(&entry.file);
+        if let BitmapKind::Allocation {
+            backing: Some(backing),
+        } = &entry.kind
+        {
+            names.push(&backing.file);
+        }
+    }
+    names
+        .into_iter()
+        .filter_map(|name| child_path(name).ok())
+        .collect()
+}
+
+/// Another file of the folder that is a descriptor, or could be one.
+struct Other<'n> {
+    name: &'n OsStr,
+    /// The files that it names, as far as there are such.
+    names: Vec<FileIdentity>,
+    /// What it names is not known.
+    unreadable: bool,
+}
+
+impl<'n> Other<'n> {
+    /// `None` where the file is no descriptor.
+    fn read(place: &Place, name: &'n OsStr) -> Option<Self> {
+        let storage = place
+            .folder
+            .open(Role::Backing, Path::new(name), Access::default())
+            .ok()?;
+        let mut first = [0; 512];
+        let length = storage.length().unwrap_or(0).min(first.len() as u64);
+        let first = &mut first[..usize::try_from(length).unwrap_or(0)];
+        read_slice(&*storage, first, 0).ok()?;
+        if first.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+            return None;
+        }
+        let other = |names, unreadable| Self {
+            name,
+            names,
+            unreadable,
+        };
+        match Descriptor::read(&*storage) {
+            Ok(descriptor) => {
+                let names = names_of(&descriptor);
+                let names = names.into_iter().filter_map(|name| identity(place, name));
+                Some(other(names.collect(), false))
+            }
+            // JSON, and none of ours.
+            Err(error)
+                if error.code() == ErrorCode::DescriptorInvalid
+                    && !first.windows(5).any(|it| it == b"\"QBM\"") =>
+            {
+                None
+            }
+            Err(_) => Some(other(Vec::new(), true)),
+        }
+    }
+
+    /// Why a file might be this one's, in words.
+    fn doubt(&self, name: &str) -> Option<String> {
+        let shown = self.name.display();
+        if self.unreadable {
+            return Some(format!("{shown} may name it, and cannot be read as a descriptor"));
+        }
+        could_be_made_for(Path::new(self.name), name).then(|| format!("it may be a new file of {shown}, too"))
+    }
+}

@@ -1,0 +1,437 @@
+//! Looking at a disk, file by file, from the descriptor on. What one file lacks keeps no other from being looked at.
+//!
+//! Invariant: with no repair nothing is written, and with one only under the locks of a writer; they are given up at
+//! the end.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::report::{CheckReport, FindingKind, Severity};
+use super::{CheckOptions, Repair, leftovers};
+use crate::bitmap::{BitmapFile, BitmapPolicy};
+use crate::descriptor::{BitmapEntry, Descriptor, Format};
+use crate::disk::bitmaps::Loading;
+use crate::disk::open::{ATTEMPTS, Files, Place};
+use crate::disk::overlay::{Backing, Chain, measured};
+use crate::disk::{Child, Progress, checksum};
+use crate::error::{Error, ErrorCode, Result};
+use crate::state::{Evidence, Found, Lock, MarkId, Sharing, Stamp, StateFile, Verdict};
+use crate::storage::{Access, Role, Storage};
+use crate::units::ByteRange;
+
+/// One look at a disk.
+pub(super) struct Looking<'o> {
+    options: &'o CheckOptions,
+    place: &'o Place,
+    repair: Repair,
+    report: CheckReport,
+}
+
+/// A bitmap whose file is there.
+struct BitmapSeen<'d> {
+    name: &'d str,
+    entry: &'d BitmapEntry,
+    file: BitmapFile,
+}
+
+impl BitmapSeen<'_> {
+    fn is_dirty(&self) -> bool {
+        !self.entry.kind.is_allocation()
+    }
+
+    fn records(&self) -> bool {
+        self.is_dirty() && self.entry.recording.unwrap_or(true)
+    }
+}
+
+/// Locks that are given up at the end.
+#[derive(Default)]
+struct Held(Vec<Lock>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(Lock::release);
+    }
+}
+
+/// The files that must be locked, and the descriptor that named them.
+struct Locked<'p> {
+    files: Files<'p>,
+    descriptor: Descriptor,
+    image: Option<Child>,
+    state: Option<(Arc<dyn Storage>, PathBuf)>,
+    report: CheckReport,
+    _held: Held,
+}
+
+impl<'o> Looking<'o> {
+    pub(super) fn new(options: &'o CheckOptions, place: &'o Place, repair: Repair) -> Self {
+        Self {
+            options,
+            place,
+            repair,
+            report: CheckReport::default(),
+        }
+    }
+
+    pub(super) fn look(mut self, progress: &mut Progress<'_>) -> Result<CheckReport> {
+        let mut locked = None;
+        // As at an open: what was read before the lock is read again.
+        for _ in 0..ATTEMPTS {
+            match self.locked() {
+                Ok(None) => {}
+                Ok(found) => {
+                    locked = found;
+                    break;
+                }
+                Err(error) if error.code() == ErrorCode::DescriptorInvalid => {
+                    let words = error.message().to_owned();
+                    self.report.add(FindingKind::DescriptorInvalid, "", words);
+                    return Ok(self.report);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let Some(locked) = locked else {
+            let words = "it keeps being changed while it is being checked";
+            return Err(Error::new(ErrorCode::Locked, words));
+        };
+        let Locked {
+            mut files,
+            descriptor,
+            image,
+            state,
+            report,
+            _held,
+        } = locked;
+        self.report = report;
+        let length = self.length(image.as_ref());
+        let bitmaps = self.bitmaps(&mut files, &descriptor, length);
+        self.chain(&mut files, &descriptor);
+        let foreign = match (&state, length) {
+            (Some((storage, path)), Some(length)) => {
+                self.state(&**storage, path, image.as_ref(), length, &bitmaps)?
+            }
+            _ => false,
+        };
+        if descriptor.state().is_none() && bitmaps.iter().any(BitmapSeen::is_dirty) {
+            self.report.add(
+                FindingKind::Unprotected,
+                "",
+                "the disk has no state file: a power cut can cost its bitmaps bits, and foreign writes go unnoticed; \
+                 the next open for writing makes one, unless it is told not to"
+                    .to_owned(),
+            );
+        }
+        if let Some(length) = length {
+            // With an image that others have cut, the bits behind its end may be all that tells what was there.
+            let clear = self.repair == Repair::All && !foreign;
+            for bitmap in &bitmaps {
+                self.tail(bitmap, length, clear);
+            }
+        }
+        let remove = matches!(self.repair, Repair::Leaks | Repair::All);
+        leftovers::look(self.place, &descriptor, &files, remove, &mut self.report);
+        if let (true, Some(image)) = (self.options.checksum, &image) {
+            self.checksum(&descriptor, image, progress)?;
+        }
+        Ok(self.report)
+    }
+
+    /// `None` where the descriptor has changed since it was read.
+    fn locked(&self) -> Result<Option<Locked<'o>>> {
+        let mut files = Files::new(self.place);
+        let descriptor = files.descriptor()?;
+        let mut report = CheckReport::default();
+        let repairs = self.repair != Repair::None;
+        let access = Access {
+            write: repairs,
+            direct: false,
+        };
+        let image = &descriptor.image().file;
+        let image = Self::open(
+            &mut report,
+            &mut files,
+            Role::Image,
+            "QBM.image.file",
+            image,
+            Access::default(),
+        );
+        let mut state = None;
+        if let Some(entry) = descriptor.state() {
+            match files.open(Role::State, "QBM.state.file", Path::new(""), &entry.file, access) {
+                Ok(found) => state = Some(found),
+                Err(error) if error.code() == ErrorCode::FileNotFound => {
+                    let words = format!(
+                        "{error}: nothing is known of the last user, so that the next open counts every byte as changed \
+                         in every bitmap"
+                    );
+                    report.add(FindingKind::StateMissing, "", words);
+                }
+                // Without its lock nothing may be repaired.
+                Err(error) if repairs => return Err(error),
+                Err(error) => Self::note(&mut report, &entry.file, &error),
+            }
+        }
+        let mut held = Held::default();
+        if !self.options.no_lock {
+            let sharing = if repairs { Sharing::Write } else { Sharing::Read };
+            if let Some((storage, path)) = &state {
+                held.0.extend(Lock::state(storage, path, sharing)?);
+            }
+            if let Some((storage, path)) = &image {
+                held.0.extend(Lock::image(storage, path, sharing)?);
+            }
+            if !self.place.handed_in && Files::new(self.place).descriptor()? != descriptor {
+                return Ok(None);
+            }
+        }
+        let image = image.map(|(storage, path)| Child::new(storage, path));
+        Ok(Some(Locked {
+            files,
+            descriptor,
+            image,
+            state,
+            report,
+            _held: held,
+        }))
+    }
+
+    fn open(
+        report: &mut CheckReport,
+        files: &mut Files<'_>,
+        role: Role,
+        key: &str,
+        name: &str,
+        access: Access,
+    ) -> Option<(Arc<dyn Storage>, PathBuf)> {
+        files
+            .open(role, key, Path::new(""), name, access)
+            .inspect_err(|error| Self::note(report, name, error))
+            .ok()
+    }
+
+    /// A file of the disk that cannot be used.
+    fn note(report: &mut CheckReport, name: &str, error: &Error) {
+        let kind = match error.code() {
+            ErrorCode::FileNotFound => FindingKind::FileMissing,
+            ErrorCode::FileInvalid => FindingKind::FileInvalid,
+            _ => FindingKind::NotChecked,
+        };
+        report.add(kind, name, error.message().to_owned());
+    }
+
+    fn length(&mut self, image: Option<&Child>) -> Option<u64> {
+        let length = measured(image?);
+        length.inspect_err(|error| self.report.add_error(error)).ok()
+    }
+
+    /// The bitmaps whose files are there, long enough, and can be read.
+    fn bitmaps<'d>(
+        &mut self,
+        files: &mut Files<'_>,
+        descriptor: &'d Descriptor,
+        length: Option<u64>,
+    ) -> Vec<BitmapSeen<'d>> {
+        let format = descriptor.image().format;
+        if format != Format::Raw {
+            let words =
+                format!("QBM.image.format: {format} images cannot be checked by this version; raw can");
+            self.report.add(FindingKind::NotChecked, "", words);
+        }
+        let access = Access {
+            write: self.repair == Repair::All,
+            direct: false,
+        };
+        let mut seen = Vec::new();
+        for (name, entry) in descriptor.bitmaps() {
+            let key = format!("QBM.bitmaps[{name:?}].file");
+            let opened = Self::open(&mut self.report, files, Role::Bitmap, &key, &entry.file, access);
+            let Some((storage, path)) = opened else {
+                continue;
+            };
+            let file = BitmapFile::new(storage, path, BitmapPolicy::WriteThrough);
+            let readable = length.map_or(Ok(()), |length| {
+                file.load(entry.granularity.granules_in(length)).map(drop)
+            });
+            match readable {
+                Ok(()) => seen.push(BitmapSeen { name, entry, file }),
+                Err(error) => Self::note(&mut self.report, &entry.file, &error.context(key)),
+            }
+        }
+        seen
+    }
+
+    fn chain(&mut self, files: &mut Files<'_>, descriptor: &Descriptor) {
+        if let Err(error) = Chain::open(files, Backing::of(descriptor), &Loading::new(None)) {
+            let kind = match error.code() {
+                ErrorCode::FileNotFound | ErrorCode::FileInvalid | ErrorCode::DescriptorInvalid => {
+                    FindingKind::ChainBroken
+                }
+                _ => FindingKind::NotChecked,
+            };
+            self.report.add(kind, "chain", error.message().to_owned());
+        }
+    }
+
+    /// What the state file says; tells whether others wrote to the image.
+    fn state(
+        &mut self,
+        storage: &dyn Storage,
+        path: &Path,
+        image: Option<&Child>,
+        length: u64,
+        bitmaps: &[BitmapSeen<'_>],
+    ) -> Result<bool> {
+        let found = match StateFile::inspect(storage, path) {
+            Ok(Ok(found)) => found,
+            Ok(Err(unusable)) => {
+                let words = format!(
+                    "{unusable}; nothing is known of the last user, so that the next open counts every byte as changed \
+                     in every bitmap"
+                );
+                self.report.add(FindingKind::StateDamaged, "", words);
+                return Ok(false);
+            }
+            Err(error) => {
+                self.report.add_error(&error);
+                return Ok(false);
+            }
+        };
+        if found.damaged_pieces() > 0 {
+            let words = format!(
+                "a part of the map in {} is damaged, so that all regions of that part count as active",
+                path.display()
+            );
+            self.report.add(FindingKind::StateDamaged, "", words);
+        }
+        self.inconsistent(&found, bitmaps);
+        match found.verdict(&self.evidence(storage, bitmaps)?, length) {
+            Verdict::Clean => {
+                let foreign = image.is_some_and(|image| self.foreign(&found, image, bitmaps));
+                return Ok(foreign);
+            }
+            Verdict::Exact => self.not_closed("nothing was lost, so that its bitmaps are exact"),
+            Verdict::Widen { ranges, why } => {
+                let bytes: u64 = ranges.iter().copied().map(ByteRange::len).sum();
+                self.not_closed(&format!(
+                    "{why}: up to {bytes} bytes more count as changed in every bitmap that records"
+                ));
+            }
+        }
+        Ok(false)
+    }
+
+    fn evidence(
+        &self,
+        storage: &dyn Storage,
+        bitmaps: &[BitmapSeen<'_>],
+    ) -> Result<Result<Evidence, crate::state::NoEvidence>> {
+        if let Some(epoch) = &self.options.cache_epoch {
+            return Evidence::of_epoch(epoch).map(Ok);
+        }
+        let dirty = bitmaps.iter().filter(|it| it.is_dirty());
+        Ok(Evidence::gather(storage, dirty.map(|it| it.file.storage())))
+    }
+
+    fn not_closed(&mut self, what: &str) {
+        let words =
+            format!("the disk was not closed, and {what}; the next open for writing, or -r all, recovers it");
+        self.report.add(FindingKind::NotClosed, "", words);
+    }
+
+    fn inconsistent(&mut self, found: &Found, bitmaps: &[BitmapSeen<'_>]) {
+        let marks = &found.header().marks;
+        for bitmap in bitmaps.iter().filter(|it| it.is_dirty()) {
+            if marks.contains(MarkId::of(bitmap.name, bitmap.entry.epoch.as_deref())) {
+                let words = format!(
+                    "bitmap {:?} is inconsistent: changes may be missing in it, and none has been recorded since it is; \
+                     -r dirty sets every bit, or remove it",
+                    bitmap.name
+                );
+                self.report
+                    .add(FindingKind::BitmapInconsistent, bitmap.name, words);
+            }
+        }
+    }
+
+    fn foreign(&mut self, found: &Found, image: &Child, bitmaps: &[BitmapSeen<'_>]) -> bool {
+        let Some(then) = &found.header().stamp else {
+            return false;
+        };
+        let why = match Stamp::of(&*image.storage, &image.path) {
+            Ok(now) => then.difference(&now),
+            Err(error) => {
+                self.report.add_error(&error);
+                None
+            }
+        };
+        let Some(why) = why else { return false };
+        let names: Vec<String> = bitmaps
+            .iter()
+            .filter(|it| it.records())
+            .map(|it| format!("{:?}", it.name))
+            .collect();
+        let written = format!("{} was written to by others ({why})", image.path.display());
+        let (severity, words) = if names.is_empty() {
+            (Severity::Note, format!("{written}, and no bitmap records"))
+        } else {
+            let words = format!(
+                "{written}: changes may be missing in {}; -r dirty sets every bit, -r trust takes the image as it is, \
+                 and the next open for writing makes them inconsistent for good",
+                names.join(", ")
+            );
+            (Severity::Corruption, words)
+        };
+        self.report
+            .add_as(FindingKind::ForeignWrites, severity, "", words);
+        true
+    }
+
+    fn tail(&mut self, bitmap: &BitmapSeen<'_>, length: u64, clear: bool) {
+        let granules = bitmap.entry.granularity.granules_in(length);
+        match bitmap.file.has_tail_bits(granules) {
+            Ok(false) => return,
+            Ok(true) => {}
+            Err(error) => return self.report.add_error(&error),
+        }
+        let words = format!(
+            "{} has bits behind the disk's end; libqbm does not read them, -r all clears them",
+            bitmap.file.path().display()
+        );
+        let finding = self.report.add(FindingKind::TailBits, bitmap.name, words);
+        if clear {
+            match bitmap.file.clear_tail_bits(granules) {
+                Ok(()) => finding.fixed = true,
+                Err(error) => {
+                    let words = error.message().to_owned();
+                    self.report.add(FindingKind::RepairFailed, bitmap.name, words);
+                }
+            }
+        }
+    }
+
+    fn checksum(
+        &mut self,
+        descriptor: &Descriptor,
+        image: &Child,
+        progress: &mut Progress<'_>,
+    ) -> Result<()> {
+        let Some(wanted) = descriptor.image().checksum else {
+            let words = "the descriptor has no checksum (QBM.image.checksum) to compare the image with";
+            self.report
+                .add(FindingKind::ChecksumMissing, "", words.to_owned());
+            return Ok(());
+        };
+        match checksum::of(image, progress) {
+            Ok(found) if found == wanted => {}
+            Ok(found) => {
+                let words = checksum::mismatch(image, wanted, found);
+                self.report.add(FindingKind::ChecksumWrong, "", words);
+            }
+            Err(error) if error.code() == ErrorCode::Canceled => return Err(error),
+            Err(error) => self.report.add_error(&error),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,177 @@
+//! Checking a disk that nobody uses, and repairing what can be repaired without guessing.
+//!
+//! [`look`] finds, file by file and so also on a disk that cannot be opened; what only an open can repair is repaired by
+//! one. May call the rest of the disk's engine. Invariant: no byte of an image, and no set bit of the disk, is ever taken
+//! away to make a check pass; what is removed is a file that provably belongs to nobody.
+
+mod leftovers;
+mod look;
+mod report;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::Arc;
+
+pub use report::{CheckReport, Finding, FindingKind, Severity};
+
+use super::open::{OpenOptions, Place};
+use super::{Disk, Progress};
+use crate::error::{Error, ErrorCode, Result};
+use crate::storage::Folder;
+use look::Looking;
+
+/// What a check may change. The numbers are part of the C ABI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(i32)]
+pub enum Repair {
+    /// Nothing.
+    #[default]
+    None = 0,
+    /// Files that no descriptor names are removed, and nothing else is changed.
+    Leaks = 1,
+    /// That, and bits behind the disk's end are cleared, a disk that was not closed is recovered, and a state file that is
+    /// damaged or missing is made anew: then every bit of every bitmap is set, as nothing is known of the last user.
+    All = 2,
+    /// Every bit is set in bitmaps that are inconsistent, or are so since others wrote to the image.
+    Dirty = 3,
+    /// The image is taken as it is: that others wrote to it does not count. What was inconsistent before stays so.
+    Trust = 4,
+}
+
+/// How to check a disk; then [`check`](CheckOptions::check) it.
+#[derive(Clone, Default)]
+pub struct CheckOptions {
+    repair: Repair,
+    checksum: bool,
+    no_lock: bool,
+    folder: Option<Arc<dyn Folder>>,
+    /// Of the opens that repair.
+    cache_epoch: Option<Arc<str>>,
+}
+
+impl CheckOptions {
+    /// Changes nothing, and leaves the image's checksum out.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What may be repaired.
+    #[must_use]
+    pub fn repair(mut self, repair: Repair) -> Self {
+        self.repair = repair;
+        self
+    }
+
+    /// The image is read from its beginning to its end, and compared with the checksum in the descriptor.
+    #[must_use]
+    pub fn checksum(mut self, yes: bool) -> Self {
+        self.checksum = yes;
+        self
+    }
+
+    /// Looks without a lock, at a disk that may be in use: then what is found may be how files look in the middle of a
+    /// change. Refused with a repair.
+    #[must_use]
+    pub fn no_lock(mut self, yes: bool) -> Self {
+        self.no_lock = yes;
+        self
+    }
+
+    /// All files come from `folder`.
+    #[must_use]
+    pub fn folder(mut self, folder: Arc<dyn Folder>) -> Self {
+        self.folder = Some(folder);
+        self
+    }
+
+    /// See [`OpenOptions::cache_epoch`].
+    #[must_use]
+    pub fn cache_epoch(mut self, epoch: &str) -> Self {
+        self.cache_epoch = Some(epoch.into());
+        self
+    }
+
+    /// Checks the disk that the descriptor at `path` describes, and repairs what it may. Nobody may write to the disk
+    /// meanwhile, nor, for a repair, use it: that is [`ErrorCode::Locked`].
+    ///
+    /// An error says that there could be no check; what was found is in the report. `progress` is told of the reading of
+    /// a checksum alone, in bytes, and may end it.
+    pub fn check(&self, path: impl AsRef<Path>, progress: &mut Progress<'_>) -> Result<CheckReport> {
+        let path = path.as_ref();
+        self.check_parts(path, progress)
+            .map_err(|error| error.context(format_args!("cannot check {}", path.display())))
+    }
+
+    fn check_parts(&self, path: &Path, progress: &mut Progress<'_>) -> Result<CheckReport> {
+        if self.no_lock && self.repair != Repair::None {
+            return Err(Error::new(
+                ErrorCode::InvalidArgument,
+                "a repair needs the disk for itself, and cannot do without the lock",
+            ));
+        }
+        let place = Place::find(path, self.folder.as_ref(), false)?;
+        let before = Looking::new(self, &place, self.repair).look(progress)?;
+        if !self.opens_for(&before) {
+            return Ok(before);
+        }
+        if let Err(error) = self.repair_by_open(path) {
+            let mut report = before;
+            report.add(
+                FindingKind::RepairFailed,
+                "",
+                format!("it was not repaired: {error}"),
+            );
+            return Ok(report);
+        }
+        // What the repair did is seen by looking again; the checksum has been compared.
+        let unread = Self {
+            checksum: false,
+            ..self.clone()
+        };
+        let after = Looking::new(&unread, &place, Repair::None).look(progress)?;
+        Ok(before.repaired(after))
+    }
+
+    /// Whether something was found that opening the disk for writing repairs, in the way that was asked for.
+    fn opens_for(&self, found: &CheckReport) -> bool {
+        let any = |kinds: &[FindingKind]| kinds.iter().any(|kind| found.has(*kind));
+        match self.repair {
+            Repair::None | Repair::Leaks => false,
+            // An open for writing turns foreign writes into marks that no `Trust` takes back; the user has not chosen yet.
+            Repair::All => {
+                !found.has(FindingKind::ForeignWrites)
+                    && any(&[
+                        FindingKind::NotClosed,
+                        FindingKind::StateMissing,
+                        FindingKind::StateDamaged,
+                    ])
+            }
+            Repair::Dirty => any(&[FindingKind::ForeignWrites, FindingKind::BitmapInconsistent]),
+            Repair::Trust => found.has(FindingKind::ForeignWrites),
+        }
+    }
+
+    fn repair_by_open(&self, path: &Path) -> Result<()> {
+        // What is below the disk is not needed for any of it, and may be what is broken.
+        let mut options = OpenOptions::new()
+            .no_backing(true)
+            .trust_image(self.repair == Repair::Trust);
+        if let Some(folder) = &self.folder {
+            options = options.folder(Arc::clone(folder));
+        }
+        if let Some(epoch) = &self.cache_epoch {
+            options = options.cache_epoch(epoch);
+        }
+        let disk: Disk = options.open(path)?;
+        if self.repair == Repair::Dirty {
+            for bitmap in disk.bitmap_list()? {
+                if bitmap.inconsistent {
+                    disk.bitmap_repair(&bitmap.name)?;
+                }
+            }
+        }
+        disk.close()
+    }
+}

@@ -1,0 +1,522 @@
+//! What a check finds, what it repairs, and above all what it leaves alone.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use super::{CheckOptions, CheckReport, FindingKind, Repair, Severity};
+use crate::disk::{AddBitmap, CreateOptions, Disk, OpenOptions, WriteFlags};
+use crate::error::ErrorCode;
+use crate::units::Granularity;
+
+const MIB: u64 = 1 << 20;
+
+struct Room {
+    dir: tempfile::TempDir,
+}
+
+impl Room {
+    /// With a disk of 4 MiB that was closed, with a bitmap `b` in which the first granule is dirty.
+    fn new() -> Self {
+        let room = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        CreateOptions::new().size(4 * MIB).create(room.disk()).unwrap();
+        let disk = room.open();
+        disk.bitmap_add("b", AddBitmap::default()).unwrap();
+        disk.write(&[7], 0, WriteFlags::empty()).unwrap();
+        disk.close().unwrap();
+        room
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn disk(&self) -> PathBuf {
+        self.path("disk.qbm")
+    }
+
+    fn open(&self) -> Disk {
+        Disk::open(self.disk()).unwrap()
+    }
+
+    fn options(repair: Repair) -> CheckOptions {
+        CheckOptions::new().repair(repair)
+    }
+
+    fn check(&self, repair: Repair) -> CheckReport {
+        self.run(&Self::options(repair))
+    }
+
+    fn run(&self, options: &CheckOptions) -> CheckReport {
+        options
+            .check(self.disk(), &mut |_, _| ControlFlow::Continue(()))
+            .unwrap()
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(self.dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Every file, byte for byte.
+    fn content(&self) -> Vec<(String, Vec<u8>)> {
+        let names = self.names();
+        let read = |name: String| {
+            let bytes = fs::read(self.path(&name)).unwrap();
+            (name, bytes)
+        };
+        names.into_iter().map(read).collect()
+    }
+
+    /// The content of the image, from which no repair may take anything.
+    fn image(&self) -> Vec<u8> {
+        fs::read(self.path("disk-data.img")).unwrap()
+    }
+
+    /// Somebody else writes to the image.
+    fn written_by_others(&self) {
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .open(self.path("disk-data.img"))
+            .unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"foreign", MIB).unwrap();
+    }
+
+    /// Leaves the disk as a process that was killed does.
+    fn killed(&self) {
+        let copy = tempfile::tempdir().unwrap();
+        let disk = self.open();
+        disk.write(&[1], 2 * MIB, WriteFlags::empty()).unwrap();
+        for name in self.names() {
+            fs::copy(self.path(&name), copy.path().join(&name)).unwrap();
+        }
+        drop(disk);
+        for name in self.names() {
+            fs::copy(copy.path().join(&name), self.path(&name)).unwrap();
+        }
+    }
+
+    fn count(&self, name: &str) -> u64 {
+        let disk = OpenOptions::new().read_only(true).open(self.disk()).unwrap();
+        disk.bitmap_count(name).unwrap()
+    }
+}
+
+fn kinds(report: &CheckReport) -> Vec<(FindingKind, bool)> {
+    report.findings.iter().map(|it| (it.kind, it.fixed)).collect()
+}
+
+#[track_caller]
+fn words(report: &CheckReport, part: &str) {
+    assert!(
+        report.findings.iter().any(|it| it.message.contains(part)),
+        "{part:?} is not in {report:#?}"
+    );
+}
+
+#[test]
+fn a_sound_disk_has_nothing_and_nothing_is_changed() {
+    let room = Room::new();
+    let before = room.content();
+    for repair in [
+        Repair::None,
+        Repair::Leaks,
+        Repair::All,
+        Repair::Dirty,
+        Repair::Trust,
+    ] {
+        assert_eq!(kinds(&room.check(repair)), [], "{repair:?}");
+    }
+    assert_eq!(room.content(), before);
+}
+
+#[test]
+fn a_descriptor_that_is_none_is_told_in_words() {
+    let room = Room::new();
+    for (text, part) in [
+        ("", "the file is empty"),
+        ("{\"QBM\": {\"version\": 1", "not readable as JSON"),
+    ] {
+        fs::write(room.disk(), text).unwrap();
+        let report = room.check(Repair::All);
+        assert_eq!(kinds(&report), [(FindingKind::DescriptorInvalid, false)]);
+        assert_eq!(report.remaining(Severity::Corruption), 1);
+        words(&report, part);
+        assert_eq!(fs::read_to_string(room.disk()).unwrap(), text);
+    }
+    fs::remove_file(room.disk()).unwrap();
+    let error = CheckOptions::new()
+        .check(room.disk(), &mut |_, _| ControlFlow::Continue(()))
+        .unwrap_err();
+    assert_eq!(error.code(), ErrorCode::FileNotFound);
+}
+
+#[test]
+fn files_that_are_gone_or_too_short_are_found_all_at_once() {
+    let room = Room::new();
+    let disk = room.open();
+    disk.bitmap_add("c", AddBitmap::default()).unwrap();
+    disk.close().unwrap();
+    fs::remove_file(room.path("disk-b.bitmap")).unwrap();
+    fs::write(room.path("disk-c.bitmap"), [0; 7]).unwrap();
+    let before = room.content();
+    let report = room.check(Repair::All);
+    assert_eq!(
+        kinds(&report),
+        [
+            (FindingKind::FileMissing, false),
+            (FindingKind::FileInvalid, false)
+        ]
+    );
+    words(&report, "disk-b.bitmap: No such file or directory");
+    words(
+        &report,
+        "is too small: 7 bytes, where the bits of the disk need 8",
+    );
+    assert_eq!(room.content(), before);
+
+    fs::remove_file(room.path("disk-data.img")).unwrap();
+    let report = room.check(Repair::None);
+    assert!(report.has(FindingKind::FileMissing));
+    words(&report, "QBM.image.file: cannot open");
+}
+
+#[test]
+fn bits_behind_the_end_are_cleared_and_no_others() {
+    let room = Room::new();
+    let disk = room.open();
+    // 8193 granules: the last byte of bits is shared with bits behind the end.
+    disk.truncate(4 * MIB + 512, crate::disk::TruncateFlags::empty())
+        .unwrap();
+    let options = AddBitmap {
+        granularity: Granularity::MIN,
+        ..AddBitmap::default()
+    };
+    disk.bitmap_add("fine", options).unwrap();
+    disk.write(&[1; 512], 4 * MIB, WriteFlags::empty()).unwrap();
+    disk.close().unwrap();
+    let path = room.path("disk-fine.bitmap");
+    let sound = fs::read(&path).unwrap();
+    for longer in [false, true] {
+        let mut bytes = sound.clone();
+        if longer {
+            bytes.resize(100_000, 0);
+            bytes[90_000] = 1;
+        } else {
+            bytes[1024] |= 0x80;
+        }
+        fs::write(&path, &bytes).unwrap();
+        for repair in [Repair::None, Repair::Leaks] {
+            let report = room.check(repair);
+            assert_eq!(kinds(&report), [(FindingKind::TailBits, false)]);
+            assert_eq!(report.remaining(Severity::Note), 1);
+        }
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+        assert_eq!(kinds(&room.check(Repair::All)), [(FindingKind::TailBits, true)]);
+        let mut expected = sound.clone();
+        expected.resize(bytes.len(), 0);
+        assert_eq!(fs::read(&path).unwrap(), expected);
+        assert_eq!(kinds(&room.check(Repair::None)), []);
+    }
+    assert_eq!(room.count("fine"), 1);
+}
+
+/// An image that somebody has cut short: the bits behind its end may be all that tells what was there.
+#[test]
+fn bits_behind_the_end_of_an_image_that_others_cut_stay() {
+    let room = Room::new();
+    let disk = room.open();
+    disk.write(&[1], 3 * MIB, WriteFlags::empty()).unwrap();
+    disk.close().unwrap();
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .open(room.path("disk-data.img"))
+        .unwrap();
+    file.set_len(MIB).unwrap();
+    let before = room.content();
+    let report = room.check(Repair::All);
+    assert_eq!(
+        kinds(&report),
+        [
+            (FindingKind::ForeignWrites, false),
+            (FindingKind::TailBits, false)
+        ]
+    );
+    assert_eq!(room.content(), before);
+}
+
+#[test]
+fn leftovers_go_and_nothing_else_does() {
+    let room = Room::new();
+    let ours = [
+        ".disk.qbm.tmp",
+        ".disk.qbm-3.tmp",
+        "disk-1.state",
+        "disk-old.bitmap",
+        "disk-b-1.bitmap",
+    ];
+    let others = [
+        "disk.txt",
+        "disk-data-1.img",
+        "disk.bitmap",
+        "disk-.bitmap",
+        "xdisk-b.bitmap",
+        "disk-01.state",
+        "disk-b.bitmap.bak",
+        ".disk.qbm-x.tmp",
+        "config.json",
+    ];
+    let sound = room.names();
+    for name in ours.iter().chain(&others) {
+        fs::write(room.path(name), b"{}").unwrap();
+    }
+    fs::create_dir(room.path("disk-folder.bitmap")).unwrap();
+    let report = room.check(Repair::None);
+    let found: Vec<&str> = report.findings.iter().map(|it| it.subject.as_str()).collect();
+    let mut expected = ours;
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+    assert_eq!(report.remaining(Severity::Leak), 5);
+    let report = room.check(Repair::Leaks);
+    assert_eq!(report.fixed(Severity::Leak), 5);
+    let mut left: Vec<String> = sound;
+    left.extend(others.map(str::to_owned));
+    left.push("disk-folder.bitmap".to_owned());
+    left.sort();
+    assert_eq!(room.names(), left);
+    assert_eq!(kinds(&room.check(Repair::None)), []);
+}
+
+/// `disk-b.qbm` has files that are called as those of `disk.qbm` could be.
+#[test]
+fn files_of_other_disks_are_no_leftovers() {
+    let room = Room::new();
+    CreateOptions::new()
+        .size(MIB)
+        .create(room.path("disk-b.qbm"))
+        .unwrap();
+    let other = Disk::open(room.path("disk-b.qbm")).unwrap();
+    other.bitmap_add("x", AddBitmap::default()).unwrap();
+    other.close().unwrap();
+    assert!(room.path("disk-b-x.bitmap").exists());
+    assert_eq!(kinds(&room.check(Repair::All)), []);
+
+    // One that neither names could be made by either, just now.
+    fs::write(room.path("disk-b-y.bitmap"), b"").unwrap();
+    let report = room.check(Repair::Leaks);
+    assert_eq!(kinds(&report), [(FindingKind::Leftover, false)]);
+    words(&report, "it may be a new file of disk-b.qbm, too");
+    fs::remove_file(room.path("disk-b-y.bitmap")).unwrap();
+
+    // Named by a link, and under another name.
+    fs::hard_link(room.path("disk-b-x.bitmap"), room.path("disk-same.bitmap")).unwrap();
+    assert_eq!(kinds(&room.check(Repair::Leaks)), []);
+
+    // A descriptor that cannot be read may name anything.
+    fs::write(room.path("disk-z.bitmap"), b"").unwrap();
+    fs::write(room.path("broken"), b"{\"QBM\": {\"version\": 9}}").unwrap();
+    let report = room.check(Repair::Leaks);
+    assert_eq!(kinds(&report), [(FindingKind::Leftover, false)]);
+    words(&report, "broken may name it, and cannot be read as a descriptor");
+    fs::remove_file(room.path("broken")).unwrap();
+    assert_eq!(kinds(&room.check(Repair::Leaks)), [(FindingKind::Leftover, true)]);
+    assert!(room.path("disk-b-x.bitmap").exists());
+}
+
+#[test]
+fn a_disk_that_was_not_closed_is_recovered() {
+    let room = Room::new();
+    room.killed();
+    let before = room.content();
+    let report = room.check(Repair::Leaks);
+    assert_eq!(kinds(&report), [(FindingKind::NotClosed, false)]);
+    assert_eq!(report.remaining(Severity::Note), 1);
+    words(&report, "the disk was not closed");
+    assert_eq!(room.content(), before);
+    assert_eq!(kinds(&room.check(Repair::All)), [(FindingKind::NotClosed, true)]);
+    assert_eq!(kinds(&room.check(Repair::None)), []);
+    assert!(room.count("b") >= 2);
+}
+
+#[test]
+fn a_state_file_that_is_damaged_or_gone_is_made_anew() {
+    let cases: [(fn(&Path), FindingKind); 3] = [
+        (
+            |path| {
+                let mut bytes = fs::read(path).unwrap();
+                bytes[0] ^= 1;
+                bytes[4096] ^= 1;
+                fs::write(path, bytes).unwrap();
+            },
+            FindingKind::StateDamaged,
+        ),
+        (|path| fs::write(path, b"").unwrap(), FindingKind::StateDamaged),
+        (|path| fs::remove_file(path).unwrap(), FindingKind::StateMissing),
+    ];
+    for (spoil, kind) in cases {
+        let room = Room::new();
+        let image = room.image();
+        spoil(&room.path("disk.state"));
+        let report = room.check(Repair::Leaks);
+        assert_eq!(kinds(&report), [(kind, false)]);
+        assert_eq!(report.remaining(Severity::Corruption), 1);
+        let report = room.check(Repair::All);
+        assert_eq!(kinds(&report), [(kind, true)]);
+        assert_eq!(kinds(&room.check(Repair::None)), []);
+        assert_eq!(room.count("b"), 64, "nothing is known, so every bit");
+        assert_eq!(room.image(), image);
+    }
+}
+
+#[test]
+fn foreign_writes_make_dirty_or_are_trusted_as_the_user_says() {
+    for (repair, dirty) in [(Repair::Dirty, 64), (Repair::Trust, 1)] {
+        let room = Room::new();
+        room.written_by_others();
+        let (before, image) = (room.content(), room.image());
+        for repair in [Repair::None, Repair::Leaks, Repair::All] {
+            let report = room.check(repair);
+            assert_eq!(kinds(&report), [(FindingKind::ForeignWrites, false)]);
+            assert_eq!(report.remaining(Severity::Corruption), 1);
+            words(&report, "was written to by others");
+        }
+        assert_eq!(room.content(), before, "the user has not chosen");
+        assert_eq!(kinds(&room.check(repair)), [(FindingKind::ForeignWrites, true)]);
+        assert_eq!(kinds(&room.check(Repair::None)), []);
+        assert_eq!(room.count("b"), dirty);
+        assert_eq!(room.image(), image);
+    }
+}
+
+/// Once an open for writing has made a bitmap inconsistent, writes went by unrecorded: nothing proves that none did.
+#[test]
+fn trust_takes_back_no_mark() {
+    let room = Room::new();
+    room.written_by_others();
+    let disk = room.open();
+    disk.write(&[1], 3 * MIB, WriteFlags::empty()).unwrap();
+    disk.close().unwrap();
+    for repair in [Repair::All, Repair::Trust] {
+        let report = room.check(repair);
+        assert_eq!(kinds(&report), [(FindingKind::BitmapInconsistent, false)]);
+        words(&report, "bitmap \"b\" is inconsistent");
+    }
+    assert_eq!(
+        kinds(&room.check(Repair::Dirty)),
+        [(FindingKind::BitmapInconsistent, true)]
+    );
+    assert_eq!(room.count("b"), 64);
+}
+
+#[test]
+fn foreign_writes_that_no_bitmap_missed_are_a_note() {
+    let room = Room::new();
+    let disk = room.open();
+    disk.bitmap_remove("b").unwrap();
+    disk.close().unwrap();
+    room.written_by_others();
+    let report = room.check(Repair::None);
+    assert_eq!(kinds(&report), [(FindingKind::ForeignWrites, false)]);
+    assert_eq!(report.remaining(Severity::Corruption), 0);
+}
+
+#[test]
+fn a_disk_in_use_is_locked() {
+    let room = Room::new();
+    let looks = |options: &CheckOptions| {
+        options
+            .check(room.disk(), &mut |_, _| ControlFlow::Continue(()))
+            .map_err(|e| e.code())
+    };
+    let writer = room.open();
+    assert_eq!(looks(&CheckOptions::new()), Err(ErrorCode::Locked));
+    looks(&CheckOptions::new().no_lock(true)).unwrap();
+    let repair = Room::options(Repair::Leaks);
+    assert_eq!(looks(&repair), Err(ErrorCode::Locked));
+    assert_eq!(
+        looks(&repair.clone().no_lock(true)),
+        Err(ErrorCode::InvalidArgument)
+    );
+    writer.close().unwrap();
+    let reader = OpenOptions::new().read_only(true).open(room.disk()).unwrap();
+    looks(&CheckOptions::new()).unwrap();
+    assert_eq!(looks(&repair), Err(ErrorCode::Locked));
+    reader.close().unwrap();
+    looks(&repair).unwrap();
+    room.open().close().unwrap();
+}
+
+#[test]
+fn a_broken_chain_is_found() {
+    let room = Room::new();
+    CreateOptions::new()
+        .backing("disk.qbm", crate::descriptor::Format::Qbm)
+        .create(room.path("top.qbm"))
+        .unwrap();
+    let check = || {
+        CheckOptions::new()
+            .check(room.path("top.qbm"), &mut |_, _| ControlFlow::Continue(()))
+            .unwrap()
+    };
+    assert_eq!(kinds(&check()), []);
+    fs::rename(room.path("disk-data.img"), room.path("away")).unwrap();
+    let report = check();
+    assert_eq!(kinds(&report), [(FindingKind::ChainBroken, false)]);
+    words(&report, "disk-data.img");
+}
+
+#[test]
+fn checksums_are_compared_where_that_is_asked_for() {
+    let room = Room::new();
+    let asked = CheckOptions::new().checksum(true);
+    assert_eq!(kinds(&room.run(&asked)), [(FindingKind::ChecksumMissing, false)]);
+    let text = fs::read_to_string(room.disk()).unwrap();
+    let with = |sum: &str| {
+        let text = text.replace(
+            "\"format\": \"raw\"",
+            &format!("\"format\": \"raw\", \"checksum\": \"sha256:{sum}\""),
+        );
+        fs::write(room.disk(), text).unwrap();
+    };
+    // As sha256sum says of a 7, and zeros up to 4 MiB.
+    with("6ea8b02cd0e1d1d4c1a8c8a4b4b3d2b3e6ea8b02cd0e1d1d4c1a8c8a4b4b3d2b");
+    let report = room.run(&asked);
+    assert_eq!(kinds(&report), [(FindingKind::ChecksumWrong, false)]);
+    let right = report.findings[0]
+        .message
+        .split_once("sha256:")
+        .map(|(_, rest)| rest[..64].to_owned())
+        .unwrap();
+    assert_eq!(kinds(&room.check(Repair::None)), [], "not asked for");
+    let open = OpenOptions::new().verify_checksum(true).read_only(true);
+    let error = open.open(room.disk()).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::FileInvalid);
+    assert!(error.message().contains("QBM.image.checksum"), "{error}");
+
+    let output = std::process::Command::new("sha256sum")
+        .arg(room.path("disk-data.img"))
+        .output()
+        .unwrap();
+    assert!(output.stdout.starts_with(right.as_bytes()), "sha256sum differs");
+    with(&right);
+    let mut told = Vec::new();
+    let report = asked
+        .check(room.disk(), &mut |done, total| {
+            told.push((done, total));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(kinds(&report), []);
+    assert_eq!(told.last(), Some(&(4 * MIB, 4 * MIB)));
+    open.open(room.disk()).unwrap();
+    let error = asked
+        .check(room.disk(), &mut |_, _| ControlFlow::Break(()))
+        .unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Canceled);
+}

@@ -1,0 +1,257 @@
+//! `qbm check`, `qbm info` and `-U` as their users meet them: on sound disks, on disks in use, and on broken ones.
+
+use qbm::{Disk, WriteFlags};
+use serde_json::{Value, json};
+
+use super::room::{Room, text};
+
+/// A disk with a bitmap, and something dirty in it, closed.
+fn room() -> Room {
+    let room = Room::new();
+    room.done(&["create", "-q", "disk.qbm", "1M"]);
+    room.done(&["bitmap", "--add", "disk.qbm", "b"]);
+    room.guest_writes("disk.qbm", 0, 1);
+    room
+}
+
+/// The exit code, and what was printed.
+fn check(room: &Room, args: &[&str]) -> (i32, String) {
+    let mut all = vec!["check"];
+    all.extend(args);
+    let output = room.run(&all);
+    assert_eq!(text(&output.stderr), "", "{all:?}");
+    (output.status.code().expect("an exit"), text(&output.stdout))
+}
+
+fn findings(room: &Room, args: &[&str]) -> (i32, Value) {
+    let mut all = vec!["--output", "json"];
+    all.extend(args);
+    let (code, said) = check(room, &all);
+    (code, serde_json::from_str(&said).expect("JSON"))
+}
+
+fn written_by_others(room: &Room) {
+    let mut image = room.read("disk-data.img");
+    image[4096] ^= 1;
+    room.write("disk-data.img", &image);
+}
+
+#[test]
+fn a_sound_disk() {
+    let room = room();
+    let sound = (0, "disk.qbm: no errors were found\n".to_owned());
+    assert_eq!(check(&room, &["disk.qbm"]), sound);
+    assert_eq!(check(&room, &["-r", "all", "disk.qbm"]), sound);
+    assert_eq!(check(&room, &["-q", "disk.qbm"]), (0, String::new()));
+    assert_eq!(
+        findings(&room, &["disk.qbm"]),
+        (
+            0,
+            json!({"filename": "disk.qbm", "format": "qbm", "check-errors": 0, "findings": []})
+        )
+    );
+}
+
+#[test]
+fn leaks_are_code_3_and_go() {
+    let room = room();
+    room.write("disk-old.bitmap", b"");
+    let words = "disk-old.bitmap is named by no descriptor: a crash has left it behind";
+    assert_eq!(
+        check(&room, &["disk.qbm"]),
+        (
+            3,
+            format!(
+                "leak: {words}\n\
+                 disk.qbm: 0 corruptions, 1 leaks, 0 things that could not be checked or repaired\n"
+            )
+        )
+    );
+    let (code, report) = findings(&room, &["-r", "leaks", "disk.qbm"]);
+    assert_eq!(code, 0);
+    assert_eq!(
+        report,
+        json!({
+            "filename": "disk.qbm", "format": "qbm", "check-errors": 0, "leaks-fixed": 1,
+            "findings": [{
+                "kind": "leftover", "severity": "leak", "subject": "disk-old.bitmap", "message": words, "fixed": true,
+            }],
+        })
+    );
+    assert!(!room.names().contains(&"disk-old.bitmap".to_owned()));
+}
+
+#[test]
+fn foreign_writes_are_code_2_until_the_user_chooses() {
+    for (choice, dirty) in [("dirty", 1 << 20), ("trust", 65536)] {
+        let room = room();
+        written_by_others(&room);
+        let (code, said) = check(&room, &["disk.qbm"]);
+        assert_eq!(code, 2);
+        assert!(
+            said.starts_with("corruption: disk-data.img was written to by others (it was last changed at "),
+            "{said}"
+        );
+        assert!(
+            said.contains("-r dirty sets every bit, -r trust takes the image as it is"),
+            "{said}"
+        );
+        let said = room.done(&["info", "disk.qbm"]);
+        assert!(
+            said.contains("recording, inconsistent; what is dirty is unknown\n"),
+            "{said}"
+        );
+        assert!(
+            said.ends_with(
+                "inconsistent bitmaps may lack changes: \"qbm check\" says why; \"qbm check -r dirty\" sets every bit\n"
+            ),
+            "{said}"
+        );
+        let (code, report) = findings(&room, &["-r", choice, "disk.qbm"]);
+        assert_eq!((code, &report["corruptions-fixed"]), (0, &json!(1)), "{report}");
+        let list = room.json(&["bitmap", "list", "--output", "json", "disk.qbm"]);
+        assert_eq!(list[0]["count"], json!(dirty));
+    }
+}
+
+#[test]
+fn what_cannot_be_checked_is_code_1() {
+    let room = room();
+    room.write("raw.img", &[0; 512]);
+    room.write("cut.qbm", b"{\"QBM\": {");
+    assert_eq!(
+        room.fails(&["check", "none.qbm"]),
+        (
+            1,
+            "qbm: cannot check none.qbm: No such file or directory\n".to_owned()
+        )
+    );
+    let (code, said) = room.fails(&["check", "raw.img"]);
+    assert_eq!(code, 1);
+    assert!(
+        said.ends_with("\"qbm create --image\" makes one for a raw image)\n"),
+        "{said}"
+    );
+    let (code, said) = check(&room, &["cut.qbm"]);
+    assert_eq!(code, 2);
+    assert!(said.starts_with("corruption: not readable as JSON"), "{said}");
+}
+
+#[test]
+fn a_checksum_is_compared() {
+    let room = room();
+    let (code, said) = check(&room, &["--checksum", "disk.qbm"]);
+    assert_eq!(code, 0);
+    assert!(said.starts_with("note: the descriptor has no checksum"), "{said}");
+    let descriptor = String::from_utf8(room.read("disk.qbm")).expect("UTF-8");
+    let sum = "0".repeat(64);
+    let with = descriptor.replace(
+        "\"format\": \"raw\"",
+        &format!("\"format\": \"raw\", \"checksum\": \"sha256:{sum}\""),
+    );
+    room.write("disk.qbm", with.as_bytes());
+    assert_eq!(check(&room, &["disk.qbm"]).0, 0);
+    let (code, said) = check(&room, &["--checksum", "disk.qbm"]);
+    assert_eq!(code, 2);
+    assert!(said.contains("the image was changed, or is damaged"), "{said}");
+}
+
+/// Whoever only reads may look at a disk in use; who writes, or repairs, hears what to do.
+#[test]
+fn a_disk_in_use_is_shared_by_force_only() {
+    let room = room();
+    let disk = Disk::open(room.path("disk.qbm")).expect("it opens");
+    disk.write(&[1; 512], 1 << 19, WriteFlags::empty())
+        .expect("written");
+    for args in [
+        &["info", "disk.qbm"][..],
+        &["map", "disk.qbm"],
+        &["bitmap", "list", "disk.qbm"],
+        &["bitmap", "dump", "disk.qbm", "b"],
+    ] {
+        let (code, said) = room.fails(args);
+        assert_eq!(code, 1);
+        assert!(said.contains("cannot lock disk.state for reading"), "{said}");
+        assert!(said.ends_with(" (-U reads it all the same)\n"), "{said}");
+        let mut forced = args.to_vec();
+        forced.push("-U");
+        room.done(&forced);
+        forced.pop();
+        forced.push("--force-share");
+        room.done(&forced);
+    }
+    let (code, said) = room.fails(&["check", "disk.qbm"]);
+    assert_eq!(code, 1);
+    assert!(
+        said.ends_with(" (-U checks it all the same, as it is in passing)\n"),
+        "{said}"
+    );
+    assert_eq!(check(&room, &["-U", "disk.qbm"]).0, 0);
+    let (_, said) = room.fails(&["check", "-r", "all", "disk.qbm"]);
+    assert!(
+        said.ends_with(" (a repair needs the disk for itself)\n"),
+        "{said}"
+    );
+    let (_, said) = room.fails(&["resize", "disk.qbm", "2M"]);
+    assert!(said.contains("(close the disk there first, "), "{said}");
+
+    let said = room.done(&["info", "-U", "disk.qbm"]);
+    assert!(
+        said.contains(
+            "state file: disk.state (in use, or not closed; 1 active regions of 64 MiB; bitmaps write-through)\n\
+             recovery: due at the next open for writing, and shown here as done: "
+        ),
+        "{said}"
+    );
+    let facts = room.json(&["info", "-U", "--output", "json", "disk.qbm"]);
+    let state = &facts["format-specific"]["data"]["state"];
+    assert_eq!(state["closed"], json!(false));
+    assert_eq!(state["active-regions"], json!(1));
+    assert!(state["recovery"].is_object(), "{facts:#}");
+    disk.close().expect("closed");
+    assert!(
+        room.done(&["info", "disk.qbm"])
+            .contains("state file: disk.state (closed; ")
+    );
+}
+
+#[test]
+fn create_takes_qemu_imgs_options() {
+    let room = Room::new();
+    room.done(&["create", "-q", "-o", "state=off", "bare.qbm", "1M"]);
+    assert!(!room.names().contains(&"bare.state".to_owned()));
+    assert!(
+        room.done(&["info", "bare.qbm"])
+            .contains("state file: none (a power cut can cost bitmaps bits; ")
+    );
+    let options = "preallocation=falloc,region_size=1M";
+    room.done(&["create", "-q", "-o", options, "-o", "state=on", "disk.qbm", "1M"]);
+    assert!(room.allocated("disk-data.img") >= 1 << 20);
+    assert!(
+        room.done(&["info", "disk.qbm"])
+            .contains("state file: disk.state (closed; regions of 1 MiB)\n")
+    );
+    room.done(&[
+        "create",
+        "-q",
+        "-b",
+        "disk.qbm",
+        "-F",
+        "qbm",
+        "-o",
+        "region_size=4M",
+        "top.qbm",
+    ]);
+    let twice = [
+        "create",
+        "--preallocation",
+        "off",
+        "-o",
+        "preallocation=full",
+        "x.qbm",
+        "1M",
+    ];
+    let (code, said) = room.fails(&twice);
+    assert_eq!(code, 1);
+    assert!(said.contains("are the same; give one of them"), "{said}");
+}
