@@ -255,17 +255,6 @@ impl Disk {
         if let Some(overlay) = &shape.overlay {
             return self.change_layers(overlay, &plan);
         }
-        if let (Some(marks), true) = (&plan.marks, mutation::on(Fault::DataOutsideGate)) {
-            marks.record()?;
-            drop(shape);
-            return self.change(
-                change,
-                offset,
-                len,
-                flags | WriteFlags::UNCHANGED,
-                WriteFlags::all(),
-            );
-        }
         blocking::change(&plan)?;
         if plan.durable {
             return self.sync_image(SyncMode::Data);

@@ -346,7 +346,8 @@ fn a_disk_that_was_not_closed_is_recovered() {
 
 #[test]
 fn a_state_file_that_is_damaged_or_gone_is_made_anew() {
-    let cases: [(fn(&Path), FindingKind); 3] = [
+    type Spoil = fn(&Path);
+    let cases: [(Spoil, FindingKind); 3] = [
         (
             |path| {
                 let mut bytes = fs::read(path).unwrap();
