@@ -5,7 +5,7 @@
 //! explorer may switch threads:
 //!
 //! ```text
-//! RUSTFLAGS="--cfg shuttle" cargo test --release --lib shuttle_
+//! RUSTFLAGS="--cfg shuttle" cargo test --profile models --lib shuttle_
 //! ```
 //!
 //! runs the tests whose names begin with `shuttle_`. A `cfg` and not a cargo feature, because features must add up:
