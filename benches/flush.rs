@@ -24,6 +24,7 @@ use common::{Library, OpenDisk, Random, Side, bare_flush, bare_write, batch, on_
 use qbm::{AddBitmap, CreateOptions, Disk};
 
 const BLOCK: u64 = 4096;
+const BYTES: [u8; 4096] = [0x5a; 4096];
 const LENGTH: u64 = 64 << 20;
 const LARGE: u64 = 100 << 30;
 /// Of the large disk, as the default is.
@@ -43,14 +44,14 @@ const WORKS: [Work; 4] = [
         name: "flush",
         writes: false,
         threads: 1,
-        batch: 500,
+        batch: 100,
         rounds: 101,
     },
     Work {
         name: "flush",
         writes: false,
         threads: 8,
-        batch: 500,
+        batch: 100,
         rounds: 25,
     },
     Work {
@@ -93,9 +94,8 @@ fn steady(library: &Library, folder: &Path, work: Work) {
     let disk = library.open(&path);
     let file = File::options().write(true).open(&image).expect("the image");
     let fd = file.as_raw_fd();
-    let buf = [0x5a; BLOCK as usize];
     // The first write marks the disk as in use.
-    disk.write(&buf, 0);
+    disk.write(&BYTES, 0);
     disk.flush();
     let rounds = on_threads(work.threads, |turns| {
         let mut random = Random::new(turns.thread, BLOCK, LENGTH);
@@ -104,7 +104,7 @@ fn steady(library: &Library, folder: &Path, work: Work) {
             rounds.push(turns.round(number, |side| {
                 let offsets: Vec<u64> = (0..work.batch).map(|_| random.next()).collect();
                 batch(offsets.into_iter(), |at| {
-                    one(side, work.writes, &disk, fd, &buf, at)
+                    one(side, work.writes, &disk, fd, at);
                 })
             }));
         }
@@ -119,17 +119,17 @@ fn steady(library: &Library, folder: &Path, work: Work) {
     );
 }
 
-fn one(side: Side, writes: bool, disk: &OpenDisk<'_>, fd: i32, buf: &[u8], at: u64) {
+fn one(side: Side, writes: bool, disk: &OpenDisk<'_>, fd: i32, at: u64) {
     match side {
         Side::Bare => {
             if writes {
-                bare_write(fd, buf, at);
+                bare_write(fd, &BYTES, at);
             }
             bare_flush(fd);
         }
         Side::Ours => {
             if writes {
-                disk.write(buf, at);
+                disk.write(&BYTES, at);
             }
             disk.flush();
         }
@@ -144,7 +144,6 @@ fn first_pass(library: &Library, folder: &Path) {
     let bare = File::create_new(dir.path().join("bare")).expect("a sparse file");
     bare.set_len(LARGE).expect("a length");
     let disk = library.open(&path);
-    let buf = [0x5a; BLOCK as usize];
     let mut order: Vec<u64> = (0..LARGE / REGION).map(|region| region * REGION).collect();
     let mut random = Random::new(1, 1, order.len() as u64);
     for index in 0..order.len() {
@@ -156,8 +155,8 @@ fn first_pass(library: &Library, folder: &Path) {
         ("granule dirty", REGION / 2 + BLOCK),
     ] {
         let offsets = || order.iter().map(|region| region + within);
-        let theirs = batch(offsets(), |at| bare_write(bare.as_raw_fd(), &buf, at));
-        let ours = batch(offsets(), |at| disk.write(&buf, at));
+        let theirs = batch(offsets(), |at| bare_write(bare.as_raw_fd(), &BYTES, at));
+        let ours = batch(offsets(), |at| disk.write(&BYTES, at));
         println!(
             "{:<24} {pass:<18} {:>9.1} {:>9.1} {:>9.1}",
             folder.display(),

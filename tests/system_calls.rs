@@ -19,6 +19,7 @@ use skip::skipped;
 
 const FOLDER: &str = "QBM_SYSTEM_CALLS_FOLDER";
 const TIMES: usize = 100;
+const NONE: WriteFlags = WriteFlags::empty();
 
 /// Not a test by itself: what runs under strace.
 #[test]
@@ -31,10 +32,8 @@ fn the_process_that_is_traced() {
 /// Three parts, each between two calls of `getppid`, which nothing else here uses.
 fn work(path: &Path) {
     let disk = Disk::open(path).expect("it opens");
-    let write = || {
-        disk.write(&[1; 4096], 64 << 10, WriteFlags::empty())
-            .expect("a write")
-    };
+    let block = [1; 4096];
+    let write = || disk.write(&block, 64 << 10, NONE).expect("a write");
     let flush = || disk.flush().expect("a flush");
     write();
     flush();
