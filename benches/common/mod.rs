@@ -14,6 +14,7 @@ use std::time::Instant;
 type Open = unsafe extern "C" fn(*const c_char, *const c_void, *mut *mut c_void) -> c_int;
 type Read = unsafe extern "C" fn(*mut c_void, *mut c_void, usize, u64) -> c_int;
 type Write = unsafe extern "C" fn(*mut c_void, *const c_void, usize, u64, u32) -> c_int;
+type Flush = unsafe extern "C" fn(*mut c_void) -> c_int;
 type Close = unsafe extern "C" fn(*mut c_void) -> c_int;
 
 /// libqbm.so, opened with dlopen.
@@ -21,6 +22,7 @@ pub struct Library {
     open: Open,
     read: Read,
     write: Write,
+    flush: Flush,
     close: Close,
 }
 
@@ -49,6 +51,7 @@ impl Library {
                 open: std::mem::transmute::<*mut c_void, Open>(find(c"qbm_open")),
                 read: std::mem::transmute::<*mut c_void, Read>(find(c"qbm_pread")),
                 write: std::mem::transmute::<*mut c_void, Write>(find(c"qbm_pwrite")),
+                flush: std::mem::transmute::<*mut c_void, Flush>(find(c"qbm_flush")),
                 close: std::mem::transmute::<*mut c_void, Close>(find(c"qbm_close")),
             }
         }
@@ -96,6 +99,14 @@ impl OpenDisk<'_> {
         let done = unsafe { (self.library.write)(self.disk, buf.as_ptr().cast(), buf.len(), offset, 0) };
         assert_eq!(done, 0);
     }
+
+    /// `qbm_flush`.
+    #[inline]
+    pub fn flush(&self) {
+        // SAFETY: an open disk.
+        let done = unsafe { (self.library.flush)(self.disk) };
+        assert_eq!(done, 0);
+    }
 }
 
 impl Drop for OpenDisk<'_> {
@@ -120,6 +131,14 @@ pub fn bare_write(fd: c_int, buf: &[u8], offset: u64) {
     // SAFETY: the buffer has that many bytes.
     let done = unsafe { libc::pwrite(fd, buf.as_ptr().cast(), buf.len(), offset.cast_signed()) };
     assert_eq!(done, buf.len().cast_signed());
+}
+
+/// `fdatasync`.
+#[inline]
+pub fn bare_flush(fd: c_int) {
+    // SAFETY: a number.
+    let done = unsafe { libc::fdatasync(fd) };
+    assert_eq!(done, 0);
 }
 
 /// Nanoseconds a call, of a bare batch and of one of ours.
