@@ -1,5 +1,5 @@
-/* Every failure that the header documents of the functions for bitmaps, but for inconsistent bitmaps, which no C program
- * can make: the errno, the code and the words; and nothing is changed. */
+/* Every failure that the header documents of the functions for bitmaps, but for those of inconsistent ones (see
+ * foreign_writes.c): the errno, the code and the words; and nothing is changed. */
 #include <sys/wait.h>
 
 #include "bitmap_parts.h"
