@@ -168,7 +168,14 @@ fn mistakes_are_told_in_words() {
         &["backup", "prune", "--keep-last", "0", "backups"],
         "cannot prune backups: at least one backup must be kept",
     );
+}
 
+#[test]
+fn disks_and_folders_that_do_not_fit_are_told_in_words() {
+    let room = room();
+    let backup = |disk, to| ["backup", "--bitmap", "nightly", "--to", to, disk];
+    let first = name(&back_up(&room, &[]));
+    room.guest_writes("disk.qbm", 0, 1);
     room.done(&["create", "-q", "other.qbm", "1M"]);
     let here = std::fs::canonicalize(room.path("disk.qbm")).expect("its path");
     refused(
