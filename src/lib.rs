@@ -1,5 +1,6 @@
 //! The engine of QBM, a disk image format made of plain parts.
 
+pub mod backup;
 pub mod bitmap;
 #[allow(
     missing_docs,

@@ -11,6 +11,10 @@ mod room;
 #[path = "common/skip.rs"]
 mod skip;
 
+#[path = "tool/backup.rs"]
+mod backup;
+#[path = "tool/backup_killed.rs"]
+mod backup_killed;
 #[path = "tool/bitmap.rs"]
 mod bitmap;
 #[path = "tool/bitmap_mistakes.rs"]

@@ -2,7 +2,7 @@
 
 use super::room::{Room, text};
 
-const VERBS: [&str; 8] = [
+const VERBS: [&str; 13] = [
     "create",
     "info",
     "map",
@@ -11,6 +11,11 @@ const VERBS: [&str; 8] = [
     "bitmap",
     "bitmap list",
     "bitmap dump",
+    "backup",
+    "backup list",
+    "backup verify",
+    "backup prune",
+    "restore",
 ];
 
 #[test]
@@ -21,7 +26,8 @@ fn generate_writes_a_page_for_every_verb_and_completions_for_every_shell() {
         let content = text(&room.read(&format!("out/{file}")));
         for word in VERBS.join(" ").split(' ') {
             // The page of the tool names its own commands only; what is below them has its own.
-            let known = file == "qbm.1" && ["list", "dump"].contains(&word) || content.contains(word);
+            let known = file == "qbm.1" && ["list", "dump", "verify", "prune"].contains(&word)
+                || content.contains(word);
             assert!(known, "{file} does not know {word}");
         }
         for hidden in ["completions", "generate"] {

@@ -3,6 +3,8 @@
 //! May call the library's public face only. Invariant: what went wrong is one line on standard error, and the exit
 //! code says whether it did: 0 done, 1 failed, 2 a command line that makes no sense (and `check` has codes of its own).
 
+mod backup;
+mod bar;
 mod bitmap;
 mod check;
 mod commit;
@@ -15,6 +17,7 @@ mod map;
 mod open;
 mod output;
 mod resize;
+mod restore;
 mod size;
 mod span;
 
@@ -42,6 +45,8 @@ Examples:
       5 GiB more.
   qbm bitmap --add disk.qbm nightly
       From now on, what is written is recorded in the bitmap nightly.
+  qbm backup disk.qbm --bitmap nightly --to /backups/vm1
+      What was written since the last time, or all of it.
   qbm help create
       Everything about one command.";
 
@@ -65,6 +70,8 @@ enum Verb {
     Bitmap(bitmap::Args),
     Resize(resize::Args),
     Commit(commit::Args),
+    Backup(backup::Args),
+    Restore(restore::Args),
     #[command(hide = true)]
     Completions(generate::CompletionArgs),
     #[command(hide = true)]
@@ -82,6 +89,8 @@ fn run(verb: &Verb) -> Outcome<ExitCode> {
         Verb::Bitmap(args) => bitmap::run(args),
         Verb::Resize(args) => resize::run(args),
         Verb::Commit(args) => commit::run(args),
+        Verb::Backup(args) => backup::run(args),
+        Verb::Restore(args) => restore::run(args),
         Verb::Completions(args) => generate::completions(args),
         Verb::Man(args) => generate::man(args),
         Verb::Generate(args) => generate::run(args),

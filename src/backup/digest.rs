@@ -1,0 +1,103 @@
+//! The checksum of a data file: of what it says, not of how the file system happens to store it.
+//!
+//! SHA-256 over every 4096-byte block that is not all zeros, in order: its offset as 8 little-endian bytes, then its
+//! bytes (the last block of a file may be shorter). Zeros count for nothing, so that a hole and a stretch of zeros have
+//! the same sum, and a sparse file is not read where there is nothing.
+
+use std::fmt::Write as _;
+use std::ops::Range;
+
+use sha2::{Digest as _, Sha256};
+
+/// The unit in which zeros are recognised.
+pub(super) const BLOCK: u64 = 4096;
+
+const BLOCK_BYTES: usize = 4096;
+
+static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+
+/// The sum of a data file so far.
+#[derive(Default)]
+pub(super) struct BlockDigest(Sha256);
+
+impl BlockDigest {
+    /// Adds blocks that are not zeros and begin at `offset`, a multiple of [`BLOCK`].
+    pub(super) fn add(&mut self, offset: u64, bytes: &[u8]) {
+        let mut at = offset;
+        for block in bytes.chunks(BLOCK_BYTES) {
+            self.0.update(at.to_le_bytes());
+            self.0.update(block);
+            at += BLOCK;
+        }
+    }
+
+    pub(super) fn finish(self) -> String {
+        named("sha256-blocks", &self.0.finalize())
+    }
+}
+
+/// The plain SHA-256 of a small file.
+pub(super) fn of_bytes(bytes: &[u8]) -> String {
+    named("sha256", &Sha256::digest(bytes))
+}
+
+fn named(kind: &str, sum: &[u8]) -> String {
+    let mut text = format!("{kind}:");
+    for byte in sum {
+        // Into a string it cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+pub(super) fn is_zero(block: &[u8]) -> bool {
+    block
+        .chunks(BLOCK_BYTES)
+        .all(|block| *block == ZEROS[..block.len()])
+}
+
+/// The runs of blocks of `bytes` that are not all zeros.
+pub(super) fn runs(bytes: &[u8]) -> impl Iterator<Item = Range<usize>> + '_ {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let block = |at: usize| &bytes[at..bytes.len().min(at + BLOCK_BYTES)];
+        while at < bytes.len() && is_zero(block(at)) {
+            at += BLOCK_BYTES;
+        }
+        let start = at;
+        while at < bytes.len() && !is_zero(block(at)) {
+            at += BLOCK_BYTES;
+        }
+        (start < bytes.len()).then(|| start..at.min(bytes.len()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_leave_zero_blocks_out() {
+        let mut bytes = vec![0; 5 * 4096 + 100];
+        assert_eq!(runs(&bytes).count(), 0);
+        bytes[4096] = 1;
+        bytes[2 * 4096 + 5] = 1;
+        bytes[5 * 4096 + 99] = 1;
+        let found: Vec<_> = runs(&bytes).collect();
+        assert_eq!(found, [4096..3 * 4096, 5 * 4096..5 * 4096 + 100]);
+    }
+
+    #[test]
+    fn a_sum_knows_where_its_blocks_lie() {
+        let sum = |offset| {
+            let mut digest = BlockDigest::default();
+            digest.add(offset, &[7; 4096]);
+            digest.finish()
+        };
+        assert_ne!(sum(0), sum(4096));
+        assert_eq!(
+            of_bytes(b""),
+            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
+    }
+}

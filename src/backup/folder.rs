@@ -1,0 +1,398 @@
+//! A folder of backups: what is in it, who may change it, and how a backup gets in and out.
+//!
+//! A backup is there when its descriptor has its name, and gone when it has not. Every other file is written, and
+//! durable, before that name is given, and removed after it is taken away; so a file that no descriptor names is what
+//! somebody who was killed has left, and goes with the next change of the folder.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::point::BackupPoint;
+use super::time::Moment;
+use crate::disk::{Disk, OpenOptions};
+use crate::error::{Error, ErrorCode, Result};
+use crate::state::{Lock, Sharing};
+use crate::storage::{Access, Folder, HostFolder, Role, Storage, SyncMode, write_slice};
+
+/// The file that whoever changes the folder has locked.
+const LOCK: &str = "qbm-backup.lock";
+
+/// What stands behind the name of a backup in the names of its files; see [`owner`].
+const TEMPORARY: &str = ".new";
+
+/// A folder of backups.
+#[derive(Debug)]
+pub struct BackupFolder {
+    path: PathBuf,
+    folder: HostFolder,
+    /// From the oldest on.
+    points: Vec<BackupPoint>,
+    /// Descriptors with a backup's name that tell of none, and why.
+    damaged: Vec<(String, Error)>,
+}
+
+impl BackupFolder {
+    /// Opens a folder that exists, and finds out what is in it. Nothing is changed.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_owned();
+        let folder = HostFolder::open(&path).map_err(|e| Error::io("open the folder", &path, &e))?;
+        let mut opened = Self {
+            path,
+            folder,
+            points: Vec::new(),
+            damaged: Vec::new(),
+        };
+        opened.scan()?;
+        Ok(opened)
+    }
+
+    /// The same; a folder that does not exist is made. What holds it must exist.
+    pub fn open_or_create(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        match fs::create_dir(path) {
+            Ok(()) => {
+                // The name of the folder must be as durable as what is to be in it.
+                let above = path
+                    .parent()
+                    .filter(|above| !above.as_os_str().is_empty())
+                    .unwrap_or(Path::new("."));
+                HostFolder::open(above)
+                    .and_then(|above| above.sync())
+                    .map_err(|e| Error::io("sync the folder", above, &e))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(Error::io("make the folder", path, &error)),
+        }
+        Self::open(path)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its backups, from the oldest on.
+    pub fn points(&self) -> &[BackupPoint] {
+        &self.points
+    }
+
+    /// Files with the name of a backup that tell of none, and why.
+    pub fn damaged(&self) -> &[(String, Error)] {
+        &self.damaged
+    }
+
+    /// The backup that `name` means: a whole name, the beginning of just one, or `latest`.
+    pub fn find(&self, name: &str) -> Result<&BackupPoint> {
+        let none = |words: String| Error::new(ErrorCode::FileNotFound, words);
+        let folder = self.path.display();
+        let Some(newest) = self.points.last() else {
+            return Err(none(format!("there is no backup in {folder}")));
+        };
+        if name == "latest" {
+            return Ok(newest);
+        }
+        if let Some(point) = self.named(name) {
+            return Ok(point);
+        }
+        let mut fitting = self.points.iter().filter(|point| point.name.starts_with(name));
+        match (fitting.next(), fitting.next()) {
+            (Some(point), None) if !name.is_empty() => Ok(point),
+            (Some(_), Some(_)) => Err(none(format!(
+                "more than one backup in {folder} has a name that begins with {name:?}"
+            ))),
+            _ => Err(none(format!(
+                "there is no backup {name:?} in {folder}; the newest is {}",
+                newest.name
+            ))),
+        }
+    }
+
+    /// The backups that `point` needs to be read: itself first, and the full one last.
+    pub fn chain<'f>(&'f self, point: &'f BackupPoint) -> Result<Vec<&'f BackupPoint>> {
+        let mut chain = vec![point];
+        let mut at = point;
+        while let Some(parent) = &at.parent {
+            let Some(next) = self.named(parent) else {
+                return Err(Error::new(
+                    ErrorCode::FileNotFound,
+                    format!(
+                        "the backup {} needs the backup {parent}, which is not in {}",
+                        at.name,
+                        self.path.display()
+                    ),
+                ));
+            };
+            // Parents are older. Whoever edited the records could have made a ring of them.
+            if next.sequence >= at.sequence {
+                return Err(Error::new(
+                    ErrorCode::DescriptorInvalid,
+                    format!(
+                        "the backup {} says that it came before its parent {parent}",
+                        at.name
+                    ),
+                ));
+            }
+            chain.push(next);
+            at = next;
+        }
+        Ok(chain)
+    }
+
+    /// The disk as it was, for reading.
+    pub fn open_point(&self, point: &BackupPoint) -> Result<Disk> {
+        self.chain(point)?;
+        self.open_alone(point, false)
+    }
+
+    pub(super) fn open_alone(&self, point: &BackupPoint, no_backing: bool) -> Result<Disk> {
+        let disk = OpenOptions::new()
+            .read_only(true)
+            .no_backing(no_backing)
+            .open(self.path.join(point.descriptor()))?;
+        if disk.length() == point.length {
+            return Ok(disk);
+        }
+        Err(Error::new(
+            ErrorCode::FileInvalid,
+            format!(
+                "the backup {} is of a disk of {} bytes, but its data file has {}",
+                point.name,
+                point.length,
+                disk.length()
+            ),
+        ))
+    }
+
+    pub(super) fn named(&self, name: &str) -> Option<&BackupPoint> {
+        self.points.iter().find(|point| point.name == name)
+    }
+
+    pub(super) fn shown(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    pub(super) fn names(&self) -> &dyn Folder {
+        &self.folder
+    }
+
+    pub(super) fn file(&self, name: &str) -> Result<Arc<dyn Storage>> {
+        self.folder
+            .open(Role::Backing, Path::new(name), Access::default())
+            .map_err(|e| Error::io("open", self.shown(name), &e))
+    }
+
+    fn scan(&mut self) -> Result<()> {
+        self.points.clear();
+        self.damaged.clear();
+        for file in self.list()? {
+            let Some(name) = file.strip_suffix(".qbm").filter(|name| is_name(name)) else {
+                continue;
+            };
+            let path = self.shown(&file);
+            let point = fs::read(&path)
+                .map_err(|e| Error::io("read", &path, &e))
+                .and_then(|bytes| BackupPoint::read(name, &bytes).map_err(|e| e.context(path.display())));
+            match point {
+                Ok(point) => self.points.push(point),
+                Err(error) => self.damaged.push((name.to_owned(), error)),
+            }
+        }
+        self.points
+            .sort_by(|a, b| (a.sequence, &a.name).cmp(&(b.sequence, &b.name)));
+        Ok(())
+    }
+
+    fn list(&self) -> Result<Vec<String>> {
+        let failed = |e: &io::Error| Error::io("list", &self.path, e);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(|e| failed(&e))? {
+            let name = entry.map_err(|e| failed(&e))?.file_name();
+            // A name that is no text is none of ours.
+            names.extend(name.into_string().ok());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Takes the folder for changes, and clears away what somebody who was killed has left in it.
+    pub(super) fn lock(&mut self) -> Result<FolderLock> {
+        self.folder
+            .check_writable()
+            .map_err(|e| Error::io("write to", &self.path, &e))?;
+        let path = self.shown(LOCK);
+        let access = Access {
+            write: true,
+            direct: false,
+        };
+        let name = Path::new(LOCK);
+        let storage = match self.folder.create(Role::State, name) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.folder.open(Role::State, name, access)
+            }
+            other => other,
+        }
+        .map_err(|e| Error::io("open", &path, &e))?;
+        let lock = Lock::state(&storage, &path, Sharing::Write).map_err(|error| match error.code() {
+            ErrorCode::Locked => Error::new(
+                ErrorCode::Locked,
+                format!(
+                    "another backup or prune is at work in {}; wait for its end",
+                    self.path.display()
+                ),
+            ),
+            _ => error,
+        })?;
+        // Before it was locked, another may have changed it.
+        self.scan()?;
+        self.sweep()?;
+        Ok(FolderLock { lock })
+    }
+
+    /// Removes the files that no backup names.
+    pub(super) fn sweep(&self) -> Result<()> {
+        let named: HashSet<String> = self.points.iter().flat_map(BackupPoint::files).collect();
+        for file in self.list()? {
+            let Some(owner) = owner(&file) else { continue };
+            // What belongs to a descriptor that cannot be read is left to whoever can.
+            let kept = named.contains(&file) || self.damaged.iter().any(|(name, _)| name == owner);
+            if !kept {
+                self.remove(&file)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove(&self, file: &str) -> Result<()> {
+        match self.folder.remove(Path::new(file)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io("remove", self.shown(file), &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A name that no backup has, for one that begins now, and its time.
+    pub(super) fn new_name(&self) -> (String, String) {
+        let now = Moment::now();
+        let base = now.compact();
+        let taken = |name: &String| {
+            self.named(name).is_some() || self.damaged.iter().any(|(damaged, _)| damaged == name)
+        };
+        let mut name = base.clone();
+        let mut number = 1u64;
+        while taken(&name) {
+            number += 1;
+            name = format!("{base}-{number}");
+        }
+        (name, now.rfc3339())
+    }
+
+    pub(super) fn next_sequence(&self) -> u64 {
+        self.points
+            .last()
+            .map_or(1, |point| point.sequence.saturating_add(1))
+    }
+
+    /// Makes a file that must not exist yet.
+    pub(super) fn create(&self, role: Role, name: &str) -> Result<Arc<dyn Storage>> {
+        self.folder
+            .create(role, Path::new(name))
+            .map_err(|e| Error::io("create", self.shown(name), &e))
+    }
+
+    /// Makes a backup visible, or another take its place: `descriptor` gets its name. Its files must be durable, but
+    /// their names need not be.
+    pub(super) fn publish(&self, point: &BackupPoint, descriptor: &[u8]) -> Result<()> {
+        let temporary = format!("{}{TEMPORARY}", point.name);
+        let synced = || {
+            self.folder
+                .sync()
+                .map_err(|e| Error::io("sync the folder", &self.path, &e))
+        };
+        let storage = self.create(Role::Descriptor, &temporary)?;
+        let path = self.shown(&temporary);
+        write_slice(&*storage, descriptor, 0).map_err(|e| Error::io("write", &path, &e))?;
+        storage
+            .sync(SyncMode::All)
+            .map_err(|e| Error::io("sync", &path, &e))?;
+        // M1: a power cut must not keep the descriptor's name and lose those of the files in it.
+        synced()?;
+        self.folder
+            .rename(Path::new(&temporary), Path::new(&point.descriptor()))
+            .map_err(|e| Error::io("rename", &path, &e))?;
+        synced()
+    }
+
+    /// What the folder shows now.
+    pub(super) fn rescan(&mut self) -> Result<()> {
+        self.scan()
+    }
+}
+
+/// The right to change a folder.
+pub(super) struct FolderLock {
+    lock: Option<Lock>,
+}
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        if let Some(lock) = self.lock.take() {
+            lock.release();
+        }
+    }
+}
+
+/// The backup that a file with this name would belong to; `None` where it is no name of ours.
+fn owner(file: &str) -> Option<&str> {
+    [
+        ".qbm",
+        TEMPORARY,
+        "-data.img",
+        "-merged.img",
+        "-allocation.bitmap",
+    ]
+    .iter()
+    .find_map(|suffix| file.strip_suffix(suffix))
+    .filter(|name| is_name(name))
+}
+
+/// Whether it is the name of a backup: `20261123T141339Z`, with a number behind it where two were made in one second.
+fn is_name(name: &str) -> bool {
+    let (time, number) = name.split_once('-').unwrap_or((name, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let shape = |(date, clock): (&str, &str)| {
+        date.len() == 8 && clock.len() == 7 && digits(date) && clock.strip_suffix('Z').is_some_and(digits)
+    };
+    time.split_once('T').is_some_and(shape) && digits(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_of_backups_are_ours() {
+        let ours = [
+            ("20261123T141339Z.qbm", "20261123T141339Z"),
+            ("20261123T141339Z-2.qbm", "20261123T141339Z-2"),
+            ("20261123T141339Z-data.img", "20261123T141339Z"),
+            ("20261123T141339Z-2-allocation.bitmap", "20261123T141339Z-2"),
+            ("20261123T141339Z.new", "20261123T141339Z"),
+        ];
+        for (file, name) in ours {
+            assert_eq!(owner(file), Some(name));
+        }
+        for file in [
+            "disk.qbm",
+            "20261123.qbm",
+            "20261123T141339Z.txt",
+            "2026112T141339Z-data.img",
+            "notes",
+        ] {
+            assert_eq!(owner(file), None, "{file}");
+        }
+    }
+}

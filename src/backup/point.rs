@@ -1,0 +1,215 @@
+//! One backup as its descriptor tells of it: the record under the key `backup`.
+//!
+//! Invariant: a record that is read has every field, of the right type; what does not is an error that names the key.
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, ErrorCode, Result};
+use crate::units::Granularity;
+
+/// The key beside `QBM` that holds the record.
+const KEY: &str = "backup";
+
+/// What a backup stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackupKind {
+    /// The whole disk.
+    Full,
+    /// What has changed since another backup.
+    Incremental,
+}
+
+impl BackupKind {
+    /// The word for it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Incremental => "incremental",
+        }
+    }
+}
+
+/// One backup in a folder: the disk at one point in time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackupPoint {
+    /// Its name in the folder, which is when it was begun: `20261123T141339Z`.
+    pub name: String,
+    /// Its place in the order in which the folder's backups were made.
+    pub sequence: u64,
+    /// When it was begun, as RFC 3339 writes it.
+    pub time: String,
+    /// The backup that it was made upon; `None` of a full one.
+    pub parent: Option<String>,
+    /// The descriptor of the disk that was backed up.
+    pub source: String,
+    /// The disk's length in bytes.
+    pub length: u64,
+    /// The bitmap that said what had changed.
+    pub bitmap: String,
+    /// In which unit.
+    pub granularity: Granularity,
+    /// The bitmap's epoch when the backup was begun; `None` where nothing can be said of that point any more.
+    pub based_on: Option<String>,
+    /// The bitmap's epoch from this backup on.
+    pub starts: String,
+    /// How many bytes are stored; zeros are not.
+    pub stored: u64,
+    /// Why it is a full one, or larger than it had to be; empty where there is nothing to tell.
+    pub reason: String,
+    /// The checksum of the data file's content: `sha256-blocks:` and 64 hexadecimal digits.
+    pub data_checksum: String,
+    /// The SHA-256 of the allocation bitmap's file; `None` of a full backup.
+    pub bitmap_checksum: Option<String>,
+    /// The data file's name.
+    pub(super) data_file: String,
+    /// The allocation bitmap's.
+    pub(super) bitmap_file: Option<String>,
+}
+
+impl BackupPoint {
+    /// What it stores.
+    pub fn kind(&self) -> BackupKind {
+        match self.parent {
+            None => BackupKind::Full,
+            Some(_) => BackupKind::Incremental,
+        }
+    }
+
+    /// The name of its descriptor in the folder.
+    pub fn descriptor(&self) -> String {
+        format!("{}.qbm", self.name)
+    }
+
+    /// All files that it has in the folder, without those of its parents.
+    pub(super) fn files(&self) -> impl Iterator<Item = String> {
+        [self.descriptor(), self.data_file.clone()]
+            .into_iter()
+            .chain(self.bitmap_file.clone())
+    }
+
+    /// Puts the record into a descriptor's text.
+    pub(super) fn write_to(&self, descriptor: &[u8]) -> Result<Vec<u8>> {
+        let mut document = object(descriptor)?;
+        document.insert(
+            KEY.to_owned(),
+            json!({
+                "version": 1,
+                "sequence": self.sequence,
+                "time": self.time,
+                "kind": self.kind().word(),
+                "parent": self.parent,
+                "source": self.source,
+                "length": self.length,
+                "bitmap": self.bitmap,
+                "granularity": self.granularity.bytes(),
+                "based-on": self.based_on,
+                "starts": self.starts,
+                "stored": self.stored,
+                "reason": self.reason,
+                "data-checksum": self.data_checksum,
+                "bitmap-checksum": self.bitmap_checksum,
+                "data-file": self.data_file,
+                "bitmap-file": self.bitmap_file,
+            }),
+        );
+        let mut text = format!("{:#}", Value::Object(document)).into_bytes();
+        text.push(b'\n');
+        Ok(text)
+    }
+
+    /// The record in a descriptor's text. The caller puts the file's name in front of the error.
+    pub(super) fn read(name: &str, descriptor: &[u8]) -> Result<Self> {
+        let document = object(descriptor)?;
+        let Some(record) = document.get(KEY).and_then(Value::as_object) else {
+            return Err(invalid(format!("{KEY}: there is no record of a backup")));
+        };
+        let fields = Fields(record);
+        match fields.number("version")? {
+            1 => {}
+            other => {
+                return Err(Error::new(
+                    ErrorCode::NotSupported,
+                    format!("{KEY}.version: {other} is not known; 1 is"),
+                ));
+            }
+        }
+        let granularity = fields.number("granularity")?;
+        Ok(Self {
+            name: name.to_owned(),
+            sequence: fields.number("sequence")?,
+            time: fields.text("time")?,
+            parent: fields.optional("parent")?,
+            source: fields.text("source")?,
+            length: fields.number("length")?,
+            bitmap: fields.text("bitmap")?,
+            granularity: Granularity::new(granularity)
+                .ok_or_else(|| invalid(format!("{KEY}.granularity: {granularity} is none")))?,
+            based_on: fields.optional("based-on")?,
+            starts: fields.text("starts")?,
+            stored: fields.number("stored")?,
+            reason: fields.text("reason")?,
+            data_checksum: fields.text("data-checksum")?,
+            bitmap_checksum: fields.optional("bitmap-checksum")?,
+            data_file: fields.file("data-file")?,
+            bitmap_file: fields
+                .optional("bitmap-file")?
+                .map(|file| plain_name("bitmap-file", file))
+                .transpose()?,
+        })
+    }
+}
+
+/// The members of a record.
+struct Fields<'r>(&'r Map<String, Value>);
+
+impl Fields<'_> {
+    fn get(&self, key: &str) -> Result<&Value> {
+        self.0
+            .get(key)
+            .ok_or_else(|| invalid(format!("{KEY}.{key}: it is missing")))
+    }
+
+    fn text(&self, key: &str) -> Result<String> {
+        self.optional(key)?
+            .ok_or_else(|| invalid(format!("{KEY}.{key}: null is no string")))
+    }
+
+    fn optional(&self, key: &str) -> Result<Option<String>> {
+        match self.get(key)? {
+            Value::Null => Ok(None),
+            Value::String(text) => Ok(Some(text.clone())),
+            other => Err(invalid(format!("{KEY}.{key}: {other} is no string"))),
+        }
+    }
+
+    fn number(&self, key: &str) -> Result<u64> {
+        let value = self.get(key)?;
+        value
+            .as_u64()
+            .ok_or_else(|| invalid(format!("{KEY}.{key}: {value} is no number of the kind")))
+    }
+
+    fn file(&self, key: &str) -> Result<String> {
+        plain_name(key, self.text(key)?)
+    }
+}
+
+/// A file beside the descriptor: what a prune removes must not lie elsewhere.
+fn plain_name(key: &str, file: String) -> Result<String> {
+    if file.is_empty() || file.contains('/') || file.starts_with('.') {
+        return Err(invalid(format!("{KEY}.{key}: {file:?} is no file of the folder")));
+    }
+    Ok(file)
+}
+
+fn object(descriptor: &[u8]) -> Result<Map<String, Value>> {
+    match serde_json::from_slice(descriptor) {
+        Ok(Value::Object(document)) => Ok(document),
+        Ok(_) => Err(invalid("it is no JSON object".to_owned())),
+        Err(error) => Err(invalid(format!("not JSON: {error}"))),
+    }
+}
+
+fn invalid(words: String) -> Error {
+    Error::new(ErrorCode::DescriptorInvalid, words)
+}

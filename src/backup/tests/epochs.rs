@@ -1,0 +1,217 @@
+//! DESIGN trap 11: an incremental backup knows that its bitmap starts where its parent ended; all else is a full one,
+//! in words.
+
+use super::*;
+
+/// Backs up once more, which must be right whatever it is.
+fn next(room: &Room) -> BackupPoint {
+    let point = room.back_up();
+    assert!(room.restored(&point.name) == room.content(), "{}", point.reason);
+    point
+}
+
+fn two_backups() -> (Room, BackupPoint) {
+    let room = Room::new();
+    room.write(1, 0, 50_000);
+    assert_eq!(next(&room).reason, "it is the first one in the folder");
+    room.write(2, 60_000, 5000);
+    let second = next(&room);
+    assert_eq!((second.kind(), &*second.reason), (BackupKind::Incremental, ""));
+    room.write(3, 1000, 3);
+    (room, second)
+}
+
+type Act = fn(&Room);
+
+#[test]
+fn a_bitmap_that_starts_elsewhere_means_a_full_backup() {
+    let elsewhere = |point: &BackupPoint| {
+        format!(
+            "the bitmap does not start at {}: it was cleared, enabled anew, made anew or used for another folder \
+             since, or the disk was rolled back",
+            point.name
+        )
+    };
+    let acts: [Act; 5] = [
+        |room| room.with(|disk| disk.bitmap_clear("nightly")),
+        |room| {
+            room.with(|disk| {
+                disk.bitmap_disable("nightly")?;
+                disk.write(&[9; 100], 70_000, WriteFlags::empty())?;
+                disk.bitmap_enable("nightly")
+            });
+        },
+        |room| {
+            room.with(|disk| {
+                disk.bitmap_remove("nightly")?;
+                disk.write(&[9; 100], 70_000, WriteFlags::empty())?;
+                disk.bitmap_add("nightly", crate::AddBitmap::default())
+            });
+        },
+        |room| room.with(|disk| disk.bitmap_reset("nightly", 0, 50_000)),
+        |room| {
+            room.try_back_up(&small(), "elsewhere").unwrap();
+        },
+    ];
+    for (index, act) in acts.into_iter().enumerate() {
+        let (room, second) = two_backups();
+        act(&room);
+        room.write(4, 2000, 3);
+        let third = next(&room);
+        assert_eq!(third.reason, elsewhere(&second), "{index}");
+        assert_eq!(third.kind(), BackupKind::Full);
+        room.write(5, 4000, 3);
+        assert_eq!(
+            next(&room).kind(),
+            BackupKind::Incremental,
+            "it goes on from there"
+        );
+    }
+}
+
+#[test]
+fn a_bitmap_that_is_gone_or_inconsistent_means_a_full_backup() {
+    let (room, _) = two_backups();
+    room.with(|disk| disk.bitmap_remove("nightly"));
+    assert_eq!(
+        next(&room).reason,
+        "the disk had no such bitmap, and so it is not known what has changed"
+    );
+    let image = room.path("vm/disk-data.img");
+    let mut content = room.content();
+    content[12_345] = 77;
+    content.extend([1; 512]);
+    fs::write(&image, content).unwrap();
+    assert_eq!(
+        next(&room).reason,
+        "the bitmap was inconsistent: the image may have been written to behind its back"
+    );
+    room.write(5, 4000, 3);
+    assert_eq!(next(&room).kind(), BackupKind::Incremental);
+}
+
+#[test]
+fn a_bitmap_of_another_name_means_a_full_backup() {
+    let (room, second) = two_backups();
+    room.with(|disk| disk.bitmap_add("weekly", crate::AddBitmap::default()));
+    let point = room.back_up_with(&Backup::new("weekly"));
+    let expected = format!(
+        "the newest backup, {}, was made with bitmap \"nightly\", not \"weekly\"",
+        second.name
+    );
+    assert_eq!(point.reason, expected);
+    assert!(room.restored(&point.name) == room.content());
+}
+
+#[test]
+fn a_folder_whose_newest_cannot_be_read_gets_a_full_backup() {
+    let (room, second) = two_backups();
+    fs::remove_file(room.path("backups").join(format!("{}-data.img", second.name))).unwrap();
+    let third = next(&room);
+    assert_eq!(third.kind(), BackupKind::Full);
+    assert!(
+        third
+            .reason
+            .starts_with(&format!("the newest backup, {}, cannot be read: ", second.name)),
+        "{}",
+        third.reason
+    );
+}
+
+/// The disk's folder as it was before the newest backup ended: somebody was killed before the thaw, or the host was
+/// rolled back. What that backup has and the disk has not is in no bitmap then.
+#[test]
+fn a_disk_from_before_the_newest_backup_goes_on_with_all_that_this_one_has() {
+    for newest_is_full in [false, true] {
+        let room = Room::new();
+        room.write(1, 0, 50_000);
+        if !newest_is_full {
+            next(&room);
+            room.write(2, 100_000, 5000);
+        }
+        room.snapshot("snapshot");
+        room.write(3, 200_000, 5000);
+        let newest = next(&room);
+        room.roll_back("snapshot");
+        room.write(4, 300_000, 5000);
+        let point = next(&room);
+        if newest_is_full {
+            // The bitmap did not exist yet.
+            assert_eq!(point.kind(), BackupKind::Full);
+        } else {
+            assert_eq!(point.kind(), BackupKind::Incremental);
+            assert_eq!(
+                point.reason,
+                format!(
+                    "the bitmap starts where it did for {}, as after a backup that was killed at its very end or a \
+                     disk that was rolled back: what that backup has is in this one too",
+                    newest.name
+                )
+            );
+        }
+        room.write(5, 400_000, 5000);
+        let point = next(&room);
+        assert_eq!((point.kind(), &*point.reason), (BackupKind::Incremental, ""));
+    }
+}
+
+#[test]
+fn a_disk_from_before_several_backups_gets_a_full_one() {
+    let (room, second) = two_backups();
+    room.snapshot("snapshot");
+    next(&room);
+    room.write(4, 200_000, 5000);
+    let newest = next(&room);
+    room.roll_back("snapshot");
+    let point = next(&room);
+    assert_eq!(point.kind(), BackupKind::Full);
+    assert_eq!(
+        point.reason,
+        format!(
+            "the bitmap starts at the older backup {}, not at {}: the disk was rolled back, or this folder came back \
+             from a copy",
+            second.name, newest.name
+        )
+    );
+}
+
+#[test]
+fn a_folder_of_another_disk_is_refused() {
+    let (room, _) = two_backups();
+    let before = files(&room.path("backups"));
+    fs::rename(room.path("vm"), room.path("old")).unwrap();
+    fs::create_dir(room.path("vm")).unwrap();
+    CreateOptions::new()
+        .size(LENGTH)
+        .create(room.path("vm/other.qbm"))
+        .unwrap();
+    let disk = Disk::open(room.path("vm/other.qbm")).unwrap();
+    let mut folder = room.folder();
+    let error = small()
+        .run(&disk, &mut folder, &mut |_, _| ControlFlow::Continue(()))
+        .unwrap_err();
+    let source = fs::canonicalize(room.dir.path()).unwrap().join("vm/disk.qbm");
+    assert_eq!(
+        error.message(),
+        format!(
+            "cannot back up {}: the backups in {} are of {}; use another folder, or say that the disk was moved",
+            disk.path().display(),
+            folder.path().display(),
+            source.display()
+        )
+    );
+    assert_eq!(disk.bitmap_list().unwrap().len(), 0, "nothing was changed");
+    assert!(files(&room.path("backups")) == before);
+}
+
+#[test]
+fn a_disk_that_moved_is_known_by_its_bitmap() {
+    let (room, _) = two_backups();
+    fs::rename(room.path("vm"), room.path("elsewhere")).unwrap();
+    let disk = Disk::open(room.path("elsewhere/disk.qbm")).unwrap();
+    let mut folder = room.folder();
+    let done = small()
+        .run(&disk, &mut folder, &mut |_, _| ControlFlow::Continue(()))
+        .unwrap();
+    assert_eq!(done.point.kind(), BackupKind::Incremental);
+}

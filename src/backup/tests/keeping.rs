@@ -1,0 +1,249 @@
+//! What a folder keeps, what it lets go, and what it says of what somebody has spoilt.
+
+use super::*;
+use crate::descriptor::Descriptor;
+
+fn proceed() -> impl FnMut(u64, u64) -> ControlFlow<()> {
+    |_, _| ControlFlow::Continue(())
+}
+
+fn three() -> (Room, Vec<(String, Vec<u8>)>) {
+    let room = Room::new();
+    let mut points = Vec::new();
+    for round in 1..=3u8 {
+        room.write(round, u64::from(round) * 10_000, 20_000);
+        points.push((room.back_up().name, room.content()));
+    }
+    (room, points)
+}
+
+#[test]
+fn the_files_of_a_backup_are_a_qbm_disk() {
+    let (room, points) = three();
+    let (last, content) = &points[2];
+    let descriptor = room.path("backups").join(format!("{last}.qbm"));
+    let parsed = Descriptor::parse(&fs::read(&descriptor).unwrap()).unwrap();
+    assert_eq!(parsed.image().file, format!("{last}-data.img"));
+    let mut read = vec![0; content.len()];
+    crate::OpenOptions::new()
+        .read_only(true)
+        .open(&descriptor)
+        .unwrap()
+        .read(&mut read, 0)
+        .unwrap();
+    assert!(read == *content);
+}
+
+#[test]
+fn what_is_canceled_leaves_nothing() {
+    let (room, _) = three();
+    room.write(9, 0, 100_000);
+    let before = files(&room.path("backups"));
+    let disk = Disk::open(room.disk()).unwrap();
+    let dirty = disk.bitmap_count("nightly").unwrap();
+    let error = small()
+        .run(&disk, &mut room.folder(), &mut |_, _| ControlFlow::Break(()))
+        .unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Canceled);
+    assert!(files(&room.path("backups")) == before);
+    let info = disk.bitmap_info("nightly").unwrap();
+    assert_eq!((info.busy, info.count), (false, Some(dirty)));
+    drop(disk);
+    let point = room.back_up();
+    assert_eq!(point.kind(), BackupKind::Incremental);
+    assert!(room.restored(&point.name) == room.content());
+}
+
+#[test]
+fn what_the_killed_have_left_is_swept() {
+    let (room, _) = three();
+    let folder = room.path("backups");
+    let before = names(&folder);
+    for name in [
+        "20200101T000000Z-data.img",
+        "20200101T000000Z-allocation.bitmap",
+        "20200101T000000Z.new",
+    ] {
+        fs::write(folder.join(name), b"half").unwrap();
+    }
+    fs::write(folder.join("notes.txt"), b"mine").unwrap();
+    let point = room.back_up();
+    let mut expected = before;
+    expected.extend(point.files());
+    expected.push("notes.txt".to_owned());
+    expected.sort();
+    assert_eq!(names(&folder), expected);
+}
+
+#[test]
+fn a_second_one_at_work_is_refused() {
+    let (room, _) = three();
+    let mut folder = room.folder();
+    let _lock = folder.lock().unwrap();
+    let error = room.folder().prune(1, &mut proceed()).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Locked);
+    let shown = room.path("backups");
+    assert_eq!(
+        error.message(),
+        format!(
+            "cannot prune {0}: another backup or prune is at work in {0}; wait for its end",
+            shown.display()
+        )
+    );
+}
+
+#[test]
+fn a_prune_merges_and_the_rest_goes_on() {
+    let (room, points) = three();
+    let pruned = room.folder().prune(2, &mut proceed()).unwrap();
+    assert_eq!(pruned.removed, [points[0].0.clone()]);
+    assert_eq!(pruned.merged, [points[1].0.clone()]);
+    let kept: Vec<String> = room
+        .folder()
+        .points()
+        .iter()
+        .flat_map(BackupPoint::files)
+        .collect();
+    let mut expected: Vec<String> = kept.into_iter().chain(["qbm-backup.lock".to_owned()]).collect();
+    expected.sort();
+    assert_eq!(names(&room.path("backups")), expected);
+    for (name, content) in &points[1..] {
+        assert!(room.restored(name) == *content);
+    }
+    assert_eq!(room.back_up().kind(), BackupKind::Incremental);
+    assert_eq!(
+        room.folder().prune(0, &mut proceed()).unwrap_err().code(),
+        ErrorCode::InvalidArgument
+    );
+    assert_eq!(room.folder().prune(9, &mut proceed()).unwrap(), Pruned::default());
+}
+
+/// As if it was killed after each of its steps: what is left must read the same, and the next prune ends it.
+#[test]
+fn a_prune_that_was_killed_is_ended_by_the_next() {
+    let (room, points) = three();
+    let whole = files(&room.path("backups"));
+    room.folder().prune(1, &mut proceed()).unwrap();
+    let pruned = files(&room.path("backups"));
+    let (last, content) = &points[2];
+    let descriptor = format!("{last}.qbm");
+    let merged = format!("{last}-merged.img");
+    let lay = |state: &BTreeMap<String, Vec<u8>>| {
+        fs::remove_dir_all(room.path("backups")).unwrap();
+        fs::create_dir(room.path("backups")).unwrap();
+        for (name, bytes) in state {
+            fs::write(room.path("backups").join(name), bytes).unwrap();
+        }
+    };
+    let mut state = whole;
+    let mut states = Vec::new();
+    state.insert(merged.clone(), b"half".to_vec());
+    states.push(state.clone());
+    state.insert(merged.clone(), pruned[&merged].clone());
+    state.insert(format!("{last}.new"), pruned[&descriptor].clone());
+    states.push(state.clone());
+    state.remove(&format!("{last}.new"));
+    state.insert(descriptor.clone(), pruned[&descriptor].clone());
+    states.push(state.clone());
+    for (gone, _) in [&points[1], &points[0]] {
+        state.remove(&format!("{gone}.qbm"));
+        states.push(state.clone());
+    }
+    for (index, state) in states.iter().enumerate() {
+        lay(state);
+        for point in room.folder().points() {
+            let (_, content) = points.iter().find(|(name, _)| *name == point.name).unwrap();
+            assert!(room.restored(&point.name) == *content, "{index}: {}", point.name);
+        }
+        room.folder().prune(1, &mut proceed()).unwrap();
+        let ended = files(&room.path("backups"));
+        assert_eq!(
+            ended.keys().collect::<Vec<_>>(),
+            pruned.keys().collect::<Vec<_>>()
+        );
+        assert!(room.restored(last) == *content, "{index}");
+    }
+}
+
+#[test]
+fn verify_finds_every_kind_of_damage_and_restores_refuse_it() {
+    type Spoil = fn(&Path, &str);
+    let spoils: [(Spoil, &str); 5] = [
+        (
+            |folder, name| {
+                let path = folder.join(format!("{name}-data.img"));
+                let mut bytes = fs::read(&path).unwrap();
+                bytes[25_000] ^= 1;
+                fs::write(path, bytes).unwrap();
+            },
+            "-data.img has the checksum sha256-blocks:",
+        ),
+        (
+            |folder, name| {
+                let path = folder.join(format!("{name}-allocation.bitmap"));
+                let mut bytes = fs::read(&path).unwrap();
+                bytes[0] ^= 1;
+                fs::write(path, bytes).unwrap();
+            },
+            "-allocation.bitmap has the checksum sha256:",
+        ),
+        (
+            |folder, name| fs::remove_file(folder.join(format!("{name}-data.img"))).unwrap(),
+            "No such file",
+        ),
+        (
+            |folder, name| {
+                let file = fs::OpenOptions::new()
+                    .write(true)
+                    .open(folder.join(format!("{name}-data.img")))
+                    .unwrap();
+                file.set_len(1000).unwrap();
+            },
+            "",
+        ),
+        (
+            |folder, name| fs::remove_file(folder.join(format!("{name}.qbm"))).unwrap(),
+            "which is not in",
+        ),
+    ];
+    for (index, (spoil, words)) in spoils.into_iter().enumerate() {
+        let (room, points) = three();
+        spoil(&room.path("backups"), &points[1].0);
+        let folder = room.folder();
+        let verified = folder.verify(&mut proceed()).unwrap();
+        assert_eq!(
+            (&verified[0].name, verified[0].error.is_none()),
+            (&points[0].0, true)
+        );
+        let wrong: Vec<String> = verified[1..]
+            .iter()
+            .map(|it| it.error.as_ref().unwrap().message().to_owned())
+            .collect();
+        assert!(wrong[0].contains(words), "{index}: {wrong:?}");
+        let to = room.path("restored.img");
+        let error = Restore::new()
+            .run(&folder, folder.find("latest").unwrap(), &to, &mut proceed())
+            .unwrap_err();
+        assert!(
+            error
+                .message()
+                .starts_with(&format!("cannot restore {} to ", points[2].0))
+        );
+        assert!(!to.exists(), "{index}");
+        assert!(room.folder().prune(1, &mut proceed()).is_err(), "{index}");
+        assert_eq!(room.folder().points().len(), folder.points().len());
+    }
+}
+
+#[test]
+fn a_chain_does_not_grow_for_ever() {
+    let room = Room::new();
+    let mut kinds = Vec::new();
+    for round in 0..130u64 {
+        room.write(1, round * 100, 1);
+        kinds.push(room.back_up().kind());
+    }
+    let full: Vec<usize> = (0..130).filter(|at| kinds[*at] == BackupKind::Full).collect();
+    assert_eq!(full, [0, 128]);
+    assert!(room.restored("latest") == room.content());
+}

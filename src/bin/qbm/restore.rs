@@ -1,0 +1,106 @@
+//! `qbm restore`: a backup becomes a disk again.
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use qbm::backup::{BackupFolder, Restore, RestoreFormat};
+use serde_json::json;
+
+use crate::bar::Bar;
+use crate::failure::Outcome;
+use crate::output::{Output, long_size, short_size};
+use crate::size::parse_size;
+
+const AFTER_HELP: &str = "\
+All that the backup stands on is compared with its checksums first; where something is damaged, nothing is written. A
+new file gets its name when all of it is there. An image, disk or block device that exists is compared, and written only
+where it differs; whoever is killed there runs the same command again. A QBM disk that exists keeps its bitmaps, and
+they record what the restore changes.
+
+Examples:
+  qbm restore /backups/vm1 --to disk.img
+      The newest backup as a raw image.
+  qbm restore /backups/vm1@20261101T020000Z --to /dev/vg0/vm1
+      That point in time, onto a block device.
+  qbm restore /backups/vm1@20261101 --to disk.qbm -O qbm
+      The backup whose name begins so, as a QBM disk; if disk.qbm exists, only what differs is written.
+  qemu-img convert -f raw -O qcow2 disk.img disk.qcow2
+      And from there to anything else.";
+
+/// Restore a backup to a raw image, a block device or a QBM disk
+#[derive(clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Args {
+    /// What is restored to. It is overwritten if it exists
+    #[arg(long, value_name = "FILE")]
+    to: PathBuf,
+
+    /// What FILE is, or is to be
+    #[arg(short = 'O', long, value_name = "FORMAT", default_value = "raw")]
+    format: Format,
+
+    /// Write at most so many bytes in a second, or with a suffix k, M, G
+    #[arg(short, long, value_name = "BYTES", value_parser = parse_size)]
+    rate_limit: Option<u64>,
+
+    /// Print for people or for programs
+    #[arg(long, value_name = "FORMAT", default_value = "human")]
+    output: Output,
+
+    /// Print nothing, neither how far it is nor when it is done
+    #[arg(short, long)]
+    quiet: bool,
+
+    /// The folder of the backups, and which of them: its name, the beginning of its name, or latest [default: latest]
+    #[arg(value_name = "FOLDER[@POINT]")]
+    from: String,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    /// A raw image or a block device
+    Raw,
+    /// A QBM disk: a descriptor, and a raw image beside it
+    Qbm,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let (folder, point) = match args.from.rsplit_once('@') {
+        // A folder may have that sign in its name.
+        Some(_) if Path::new(&args.from).is_dir() => (&*args.from, "latest"),
+        Some((folder, point)) => (folder, point),
+        None => (&*args.from, "latest"),
+    };
+    let folder = BackupFolder::open(folder)?;
+    let point = folder.find(point)?;
+    let mut how = Restore::new().format(match args.format {
+        Format::Raw => RestoreFormat::Raw,
+        Format::Qbm => RestoreFormat::Qbm,
+    });
+    if let Some(limit) = args.rate_limit {
+        how = how.limit(limit);
+    }
+    let bar = Bar::new(args.quiet, "restoring");
+    let restored = how.run(&folder, point, &args.to, &mut |done, total| bar.show(done, total))?;
+    drop(bar);
+    if args.quiet {
+        return Ok(());
+    }
+    let mut out = io::stdout().lock();
+    match args.output {
+        Output::Json => {
+            let facts = json!({"name": point.name, "length": restored.length, "written": restored.written});
+            writeln!(out, "{facts:#}")?;
+        }
+        Output::Human => writeln!(
+            out,
+            "restored {} to {}: {}, {} written",
+            point.name,
+            args.to.display(),
+            long_size(restored.length),
+            short_size(restored.written)
+        )?,
+    }
+    Ok(())
+}

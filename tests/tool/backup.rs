@@ -1,0 +1,236 @@
+//! `qbm backup` and `qbm restore`: what they say, and what they say to mistakes.
+
+use std::process::Command;
+
+use super::errors::refused;
+use super::room::Room;
+use super::skip::skipped;
+
+const TO: [&str; 5] = ["--bitmap", "nightly", "--to", "backups", "disk.qbm"];
+
+fn back_up(room: &Room, more: &[&str]) -> serde_json::Value {
+    let args = ["backup", "--output", "json"];
+    let args: Vec<&str> = args.iter().chain(&TO).chain(more).copied().collect();
+    room.json(&args)
+}
+
+fn name(facts: &serde_json::Value) -> String {
+    facts["name"].as_str().expect("a name").to_owned()
+}
+
+fn room() -> Room {
+    let room = Room::new();
+    room.done(&["create", "-q", "disk.qbm", "10M"]);
+    room
+}
+
+#[test]
+fn backups_are_made_listed_verified_restored_and_pruned() {
+    let room = room();
+    room.guest_writes("disk.qbm", 0, 100_000);
+    let said = room.done(&["backup", "--bitmap", "nightly", "--to", "backups", "disk.qbm"]);
+    let first = said.split(' ').next().expect("a name").to_owned();
+    assert_eq!(
+        said,
+        format!("{first} full backup, 100 KiB stored: it is the first one in the folder\n")
+    );
+    room.guest_writes("disk.qbm", 5_000_000, 1);
+    let facts = back_up(&room, &[]);
+    let second = name(&facts);
+    assert_eq!(facts["parent"], first);
+    assert_eq!(
+        (&facts["kind"], &facts["stored"]),
+        (&"incremental".into(), &4096.into())
+    );
+    room.guest_writes("disk.qbm", 7_000_000, 1);
+    let facts = back_up(&room, &["--since", &first]);
+    let third = name(&facts);
+    assert_eq!(
+        (&facts["parent"], &facts["stored"]),
+        (&first.clone().into(), &8192.into())
+    );
+    assert_eq!(
+        room.done(&["backup", "list", "backups"]),
+        format!(
+            "{first}  full of 10 MiB, 100 KiB stored\n\
+             {second}  incremental of 10 MiB upon {first}, 4 KiB stored\n\
+             {third}  incremental of 10 MiB upon {first}, 8 KiB stored\n"
+        )
+    );
+    assert_eq!(
+        room.done(&["backup", "verify", "backups"]),
+        format!("{first}  sound\n{second}  sound\n{third}  sound\n")
+    );
+    assert_eq!(
+        room.done(&["restore", "backups", "--to", "new.img"]),
+        format!("restored {third} to new.img: 10 MiB (10485760 bytes), 108 KiB written\n")
+    );
+    assert_eq!(room.read("new.img"), room.read("disk-data.img"));
+    let from = format!("backups@{second}");
+    assert_eq!(
+        room.done(&["restore", &from, "--to", "new.img"]),
+        format!("restored {second} to new.img: 10 MiB (10485760 bytes), 4 KiB written\n")
+    );
+    assert_eq!(
+        room.json(&["restore", &from, "--to", "new.img", "--output", "json"])["written"],
+        0
+    );
+    room.done(&["restore", "-q", &from, "--to", "new.qbm", "-O", "qbm"]);
+    assert_eq!(room.read("new-data.img"), room.read("new.img"));
+    if Command::new("qemu-img").arg("--version").output().is_ok() {
+        let compared = room
+            .command(
+                "qemu-img",
+                &["compare", "-f", "raw", "-F", "raw", "new.img", "new-data.img"],
+            )
+            .status();
+        assert!(compared.expect("it runs").success());
+    } else {
+        skipped("the comparison by qemu-img: it is not installed");
+    }
+    assert_eq!(
+        room.done(&["backup", "prune", "--keep-last", "2", "backups"]),
+        format!("{second} is a full one now\n{third} is a full one now\nremoved {first}\n")
+    );
+    assert_eq!(
+        room.done(&["backup", "prune", "--keep-last", "2", "backups"]),
+        "nothing to remove\n"
+    );
+    let list = room.json(&["backup", "list", "--output", "json", "backups"]);
+    assert_eq!(list.as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn mistakes_are_told_in_words() {
+    let room = room();
+    room.folder("empty");
+    room.write("file", b"x");
+    let backup = |disk, to| ["backup", "--bitmap", "nightly", "--to", to, disk];
+    refused(
+        &room,
+        &backup("missing.qbm", "backups"),
+        "cannot open missing.qbm: No such file or directory",
+    );
+    refused(
+        &room,
+        &backup("disk-data.img", "backups"),
+        "cannot open disk-data.img: not readable as JSON: expected value at line 1 column 1 (it is no QBM descriptor; \
+         \"qbm create --image\" makes one for a raw image)",
+    );
+    refused(
+        &room,
+        &backup("disk.qbm", "no/backups"),
+        "cannot make the folder no/backups: No such file or directory",
+    );
+    refused(
+        &room,
+        &backup("disk.qbm", "file"),
+        "cannot open the folder file: Not a directory",
+    );
+    refused(
+        &room,
+        &["restore", "empty", "--to", "x.img"],
+        "there is no backup in empty",
+    );
+    refused(
+        &room,
+        &["backup", "list", "nowhere"],
+        "cannot open the folder nowhere: No such file or directory",
+    );
+
+    let first = name(&back_up(&room, &[]));
+    room.guest_writes("disk.qbm", 0, 1);
+    refused(
+        &room,
+        &["restore", "backups@2020", "--to", "x.img"],
+        &format!("there is no backup \"2020\" in backups; the newest is {first}"),
+    );
+    let args: Vec<&str> = ["backup", "--since", "monday"]
+        .iter()
+        .chain(&TO)
+        .copied()
+        .collect();
+    refused(
+        &room,
+        &args,
+        &format!("cannot back up disk.qbm: there is no backup \"monday\" in backups; the newest is {first}"),
+    );
+    refused(
+        &room,
+        &["restore", "backups", "--to", "disk.qbm"],
+        &format!(
+            "cannot restore {first} to disk.qbm: it is a QBM descriptor, which a raw image would replace; ask for the \
+             format qbm, or name the image"
+        ),
+    );
+    refused(
+        &room,
+        &["backup", "prune", "--keep-last", "0", "backups"],
+        "cannot prune backups: at least one backup must be kept",
+    );
+}
+
+#[test]
+fn disks_and_folders_that_do_not_fit_are_told_in_words() {
+    let room = room();
+    let backup = |disk, to| ["backup", "--bitmap", "nightly", "--to", to, disk];
+    let first = name(&back_up(&room, &[]));
+    room.guest_writes("disk.qbm", 0, 1);
+    room.done(&["create", "-q", "other.qbm", "1M"]);
+    let here = std::fs::canonicalize(room.path("disk.qbm")).expect("its path");
+    refused(
+        &room,
+        &backup("other.qbm", "backups"),
+        &format!(
+            "cannot back up other.qbm: the backups in backups are of {}; use another folder, or say that the disk was \
+             moved (--moved)",
+            here.display()
+        ),
+    );
+    room.done(&["bitmap", "--disable", "disk.qbm", "nightly"]);
+    refused(
+        &room,
+        &backup("disk.qbm", "backups"),
+        "cannot back up disk.qbm: bitmap \"nightly\" is disabled, so that it does not see what is written; enable it \
+         first (\"qbm bitmap --enable disk.qbm NAME\"; the next backup is a full one then)",
+    );
+
+    let held = qbm::Disk::open(room.path("disk.qbm")).expect("it opens");
+    let before = room.names();
+    let (code, complaint) = room.fails(&backup("disk.qbm", "backups"));
+    assert_eq!((code, room.names()), (1, before));
+    assert!(
+        complaint.starts_with("qbm: cannot open disk.qbm: cannot lock ")
+            && complaint.ends_with("(who has the disk open must back it up itself, or close it first)\n"),
+        "{complaint}"
+    );
+    drop(held);
+
+    let data = format!("backups/{first}-data.img");
+    let mut spoilt = room.read(&data);
+    spoilt[4096] ^= 1;
+    room.write(&data, &spoilt);
+    let output = room.run(&["backup", "verify", "backups"]);
+    assert_eq!(output.status.code(), Some(1));
+    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(
+        complaint,
+        "qbm: 1 of 1 backups in backups cannot be restored as they were made\n"
+    );
+}
+
+#[test]
+fn a_command_line_that_makes_no_sense() {
+    let room = room();
+    for args in [
+        &["backup", "disk.qbm"][..],
+        &["backup", "disk.qbm", "--to", "x"],
+        &["backup", "prune", "backups"],
+        &["restore", "backups"],
+        &[
+            "backup", "--full", "--since", "x", "--bitmap", "b", "--to", "x", "disk.qbm",
+        ],
+    ] {
+        assert_eq!(room.fails(args).0, 2, "{args:?}");
+    }
+}
