@@ -10,6 +10,7 @@ mod capi;
 pub mod descriptor;
 mod disk;
 mod error;
+mod format;
 mod mutation;
 #[cfg(test)]
 #[path = "../tests/common/skip.rs"]
@@ -22,9 +23,10 @@ mod units;
 pub use bitmap::BitmapPolicy;
 pub use descriptor::Format;
 pub use disk::{
-    AddBitmap, AddedBits, BitmapAction, BitmapContent, BitmapInfo, BlockStatus, CreateOptions, Disk, Info,
-    Layer, MergeSource, Notice, NoticeCode, OnBitmapError, OpenOptions, OverlayInfo, Preallocation, Progress,
-    Recovery, StatusFlags, Thaw, TruncateFlags, WriteFlags, bitmap_transaction,
+    AddBitmap, AddedBits, BitmapAction, BitmapContent, BitmapInfo, BlockStatus, CreateOptions, Disk,
+    ExportOptions, Exported, ImportOptions, Imported, Info, Layer, MergeSource, Merged, Notice, NoticeCode,
+    OnBitmapError, OpenOptions, OverlayInfo, Preallocation, Progress, Recovery, StatusFlags, Thaw,
+    TruncateFlags, WriteFlags, bitmap_transaction,
 };
 pub use error::{Error, ErrorCode, Result};
 pub use units::{ByteRange, Granularity, GranuleIndex, GranuleRange, MAX_LENGTH};
@@ -34,6 +36,13 @@ pub use units::{ByteRange, Granularity, GranuleIndex, GranuleRange, MAX_LENGTH};
 #[doc(hidden)]
 pub fn fuzz_state_file(bytes: &[u8]) {
     state::survives_rewriting(bytes);
+}
+
+/// For `fuzz/fuzz_targets/qcow2.rs` alone.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub fn fuzz_qcow2(storage: &dyn storage::Storage) {
+    format::qcow2::read_all(storage);
 }
 
 /// So that the Rust in README.md compiles.

@@ -7,8 +7,10 @@ mod bitmap;
 mod commit;
 mod create;
 mod dirty;
+mod export;
 mod failure;
 mod generate;
+mod import;
 mod info;
 mod map;
 mod open;
@@ -60,6 +62,8 @@ enum Verb {
     Bitmap(bitmap::Args),
     Resize(resize::Args),
     Commit(commit::Args),
+    Import(import::Args),
+    Export(export::Args),
     #[command(hide = true)]
     Completions(generate::CompletionArgs),
     #[command(hide = true)]
@@ -76,6 +80,8 @@ fn run(verb: &Verb) -> Outcome {
         Verb::Bitmap(args) => bitmap::run(args),
         Verb::Resize(args) => resize::run(args),
         Verb::Commit(args) => commit::run(args),
+        Verb::Import(args) => import::run(args),
+        Verb::Export(args) => export::run(args),
         Verb::Completions(args) => generate::completions(args),
         Verb::Man(args) => generate::man(args),
         Verb::Generate(args) => generate::run(args),
