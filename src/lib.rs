@@ -11,6 +11,7 @@ mod capi;
 pub mod descriptor;
 mod disk;
 mod error;
+mod format;
 mod mutation;
 #[cfg(test)]
 #[path = "../tests/common/skip.rs"]
@@ -24,9 +25,10 @@ pub use bitmap::BitmapPolicy;
 pub use descriptor::Format;
 pub use disk::{
     AddBitmap, AddedBits, BitmapAction, BitmapContent, BitmapInfo, BlockStatus, CheckOptions, CheckReport,
-    CreateOptions, Disk, Finding, FindingKind, Info, Layer, MergeSource, Notice, NoticeCode, OnBitmapError,
-    OpenOptions, OverlayInfo, Preallocation, Progress, Recovery, Repair, Severity, StateFound, StateInfo,
-    StatusFlags, Thaw, TruncateFlags, WriteFlags, bitmap_transaction,
+    CreateOptions, Disk, ExportOptions, Exported, Finding, FindingKind, ImportOptions, Imported, Info, Layer,
+    MergeSource, Merged, Notice, NoticeCode, OnBitmapError, OpenOptions, OverlayInfo, Preallocation,
+    Progress, Recovery, Repair, Severity, StateFound, StateInfo, StatusFlags, Thaw, TruncateFlags,
+    WriteFlags, bitmap_transaction,
 };
 pub use error::{Error, ErrorCode, Result};
 pub use units::{ByteRange, Granularity, GranuleIndex, GranuleRange, MAX_LENGTH};
@@ -36,6 +38,13 @@ pub use units::{ByteRange, Granularity, GranuleIndex, GranuleRange, MAX_LENGTH};
 #[doc(hidden)]
 pub fn fuzz_state_file(bytes: &[u8]) {
     state::survives_rewriting(bytes);
+}
+
+/// For `fuzz/fuzz_targets/qcow2.rs` alone.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub fn fuzz_qcow2(storage: &dyn storage::Storage) {
+    format::qcow2::read_all(storage);
 }
 
 /// So that the Rust in README.md compiles.

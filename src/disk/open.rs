@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use super::alive::Alive;
-use super::bitmaps::{Bitmap, Excuses, Loading, OnBitmapError, Shape};
+use super::bitmaps::{Bitmap, BitmapContent, Excuses, Loading, OnBitmapError, Shape};
 use super::checksum;
 use super::gate::Gate;
 use super::overlay::{self, Backing, Chain, Hold, Overlay};
@@ -91,6 +91,8 @@ pub struct OpenOptions {
     verify_checksum: bool,
     pub(super) cache_epoch: Option<Arc<str>>,
     pub(super) retire_interval: Option<Duration>,
+    /// What somebody else has written to the image, as he has recorded it.
+    pub(super) foreign_writes: Option<Arc<BitmapContent>>,
 }
 
 impl OpenOptions {

@@ -124,14 +124,16 @@ impl Recovering<'_> {
                 recovery = Some(self.widen(bitmaps, Suspects::Recording, &ranges, why)?);
             }
         }
+        let recorded = self.take_foreign_writes(bitmaps)?;
         let distrusted = match &foreign {
-            Some(_) if !self.options.trust_image => recover::distrust(bitmaps),
+            Some(_) if !self.options.trust_image && !recorded => recover::distrust(bitmaps),
             _ => Vec::new(),
         };
         self.load(bitmaps)?;
         let mut session = None;
         if !self.options.read_only {
-            if recovery.is_some() {
+            // D1: what others have written is in the files before the stamp that tells of it is replaced.
+            if recovery.is_some() || recorded {
                 recover::rewrite(bitmaps, Suspects::Recording)?;
             }
             let (file, active) = StateFile::adopt(storage, path, found)?;
@@ -187,6 +189,15 @@ impl Recovering<'_> {
             reason: Some(why),
             added,
         })
+    }
+
+    /// Adds what somebody else has recorded of his writes, if the opener has brought it; says whether he has.
+    fn take_foreign_writes(&self, bitmaps: &[Bitmap]) -> Result<bool> {
+        let Some(writes) = &self.options.foreign_writes else {
+            return Ok(false);
+        };
+        recover::add(bitmaps, writes, self.loading, self.length)?;
+        Ok(true)
     }
 
     fn tell_of_foreign_writes(&self, why: &str, distrusted: &[String]) {

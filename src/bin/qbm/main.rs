@@ -10,8 +10,10 @@ mod check;
 mod commit;
 mod create;
 mod dirty;
+mod export;
 mod failure;
 mod generate;
+mod import;
 mod info;
 mod map;
 mod open;
@@ -72,6 +74,8 @@ enum Verb {
     Commit(commit::Args),
     Backup(backup::Args),
     Restore(restore::Args),
+    Import(import::Args),
+    Export(export::Args),
     #[command(hide = true)]
     Completions(generate::CompletionArgs),
     #[command(hide = true)]
@@ -91,6 +95,8 @@ fn run(verb: &Verb) -> Outcome<ExitCode> {
         Verb::Commit(args) => commit::run(args),
         Verb::Backup(args) => backup::run(args),
         Verb::Restore(args) => restore::run(args),
+        Verb::Import(args) => import::run(args),
+        Verb::Export(args) => export::run(args),
         Verb::Completions(args) => generate::completions(args),
         Verb::Man(args) => generate::man(args),
         Verb::Generate(args) => generate::run(args),

@@ -3,9 +3,9 @@
 //! Invariant (D1): whatever may have changed unseen is set before anybody asks; and what the disk goes on to rely on is
 //! written again and synced, as it may have been in the page cache alone.
 
-use super::{Bitmap, Loading};
+use super::{Bitmap, BitmapContent, Loading};
 use crate::disk::AddedBits;
-use crate::error::Result;
+use crate::error::{Error, ErrorCode, Result};
 use crate::state::{MarkId, Marks};
 use crate::units::ByteRange;
 
@@ -80,6 +80,26 @@ pub(in crate::disk) fn widen(
         }
     }
     Ok(added)
+}
+
+/// Makes dirty in the bitmaps that record whatever is dirty in `writes`. In memory alone.
+pub(in crate::disk) fn add(
+    bitmaps: &[Bitmap],
+    writes: &BitmapContent,
+    loading: &Loading,
+    length: u64,
+) -> Result<()> {
+    if writes.length != length {
+        return Err(Error::new(
+            ErrorCode::Locked,
+            format!("its image has become {length} bytes long, from {}", writes.length),
+        ));
+    }
+    for bitmap in bitmaps.iter().filter(|bitmap| Suspects::Recording.has(bitmap)) {
+        let bits = loading.bits(bitmap, bitmaps, length)?;
+        bits.merge_scaled(&writes.bits, writes.granularity, bitmap.granularity, length);
+    }
+    Ok(())
 }
 
 /// Writes the bits of those bitmaps again, and syncs them.

@@ -1,0 +1,179 @@
+//! A qcow2 whose raw data file is the disk's image, with the disk's bitmaps in it.
+//!
+//! Invariant: an existing file is never written to, and a failure leaves nothing behind.
+
+use std::io;
+use std::path::Path;
+
+use super::{SINCE_EXPORT, name_from};
+use crate::disk::open::Place;
+use crate::disk::{BitmapInfo, Disk, OpenOptions};
+use crate::error::{Error, ErrorCode, Result};
+use crate::format::qcow2::{NewBitmap, Thin, shown_length};
+use crate::storage::{Role, Storage, SyncMode};
+
+/// How to hand a disk to QEMU; then [`export`](ExportOptions::export) it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ExportOptions {
+    skip_inconsistent: bool,
+}
+
+/// What an export has made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exported {
+    /// The raw image, as the qcow2 names it.
+    pub image: String,
+    /// The length of the disk that QEMU shows: the image's, up to the next multiple of 512.
+    pub length: u64,
+    /// The disk's bitmaps that are in it.
+    pub bitmaps: Vec<String>,
+    /// Those that were left out, as they are inconsistent.
+    pub left_out: Vec<String>,
+}
+
+impl ExportOptions {
+    /// All bitmaps must be consistent.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Inconsistent bitmaps are left out, instead of an error.
+    #[must_use]
+    pub fn skip_inconsistent(mut self, yes: bool) -> Self {
+        self.skip_inconsistent = yes;
+        self
+    }
+
+    /// Makes the qcow2 `target`, whose raw data file is the image of the disk `disk`, with the disk's bitmaps in it.
+    ///
+    /// Nothing is copied but bits, and neither the disk nor its image is changed. The qcow2 has one bitmap more where a
+    /// bitmap records: `qbm-since-export`, in which QEMU records what [`ImportOptions::merge_bitmaps`] needs. Until that
+    /// is called, writes of QEMU are not in the disk's bitmaps, and its next open for writing calls them inconsistent.
+    ///
+    /// Fails with `NotSupported` for an overlay, whose image has only a part of it, `BitmapInconsistent` where a bitmap
+    /// is, `FileExists` where the name is taken, and `Locked` where somebody has the disk open for writing.
+    ///
+    /// [`ImportOptions::merge_bitmaps`]: super::ImportOptions::merge_bitmaps
+    pub fn export(&self, disk: impl AsRef<Path>, target: impl AsRef<Path>) -> Result<Exported> {
+        let (disk, target) = (disk.as_ref(), target.as_ref());
+        let open = OpenOptions::new().read_only(true).open(disk)?;
+        self.export_parts(&open, target).map_err(|error| {
+            error.context(format_args!(
+                "cannot export {} to {}",
+                disk.display(),
+                target.display()
+            ))
+        })
+    }
+
+    fn export_parts(&self, disk: &Disk, target: &Path) -> Result<Exported> {
+        if disk.layered {
+            return Err(Error::new(
+                ErrorCode::NotSupported,
+                "it is an overlay, whose image has only what was written to it",
+            ));
+        }
+        let (bitmaps, left_out) = self.choose(disk)?;
+        let place = Place::find(target, None, false)?;
+        let image = name_from(&place.shown, &disk.layer(0)?.path)?;
+        let length = shown_length(disk.length())
+            .ok_or_else(|| Error::new(ErrorCode::NotSupported, "QEMU shows no disk of this length"))?;
+        let thin = Thin {
+            path: target,
+            size: length,
+            data_file: &image,
+            bitmaps: in_qcow2(disk, &bitmaps)?,
+        };
+        write(thin, &place)?;
+        Ok(Exported {
+            image,
+            length,
+            bitmaps: bitmaps.into_iter().map(|info| info.name).collect(),
+            left_out,
+        })
+    }
+
+    /// Those that go along, and the names of those that are left out.
+    fn choose(&self, disk: &Disk) -> Result<(Vec<BitmapInfo>, Vec<String>)> {
+        let (broken, sound): (Vec<_>, Vec<_>) = disk
+            .bitmap_list()?
+            .into_iter()
+            .partition(|info| info.inconsistent);
+        if let (Some(first), false) = (broken.first(), self.skip_inconsistent) {
+            return Err(Error::new(
+                ErrorCode::BitmapInconsistent,
+                format!(
+                    "bitmap {:?} is inconsistent (changes may be missing in it), so that the next backup must be a full \
+                     one",
+                    first.name
+                ),
+            ));
+        }
+        if sound.iter().any(|info| info.name == SINCE_EXPORT) {
+            return Err(Error::new(
+                ErrorCode::BitmapExists,
+                format!("its bitmap {SINCE_EXPORT:?} has the name of one that the qcow2 is to have besides"),
+            ));
+        }
+        Ok((sound, broken.into_iter().map(|info| info.name).collect()))
+    }
+}
+
+/// The bitmaps of the qcow2, with one more where there must be a way back.
+fn in_qcow2<'d>(disk: &'d Disk, infos: &'d [BitmapInfo]) -> Result<Vec<NewBitmap<'d>>> {
+    let mut bitmaps = Vec::with_capacity(infos.len() + 1);
+    for info in infos {
+        bitmaps.push(NewBitmap {
+            name: &info.name,
+            granularity: info.granularity,
+            recording: info.recording,
+            bytes: disk.bitmap_serialized_len(&info.name)?,
+            serialize: Box::new(|offset, out| disk.bitmap_serialize(&info.name, offset, out)),
+        });
+    }
+    let recording = bitmaps.iter().filter(|bitmap| bitmap.recording);
+    // As fine as the finest: the way back is to make none of them coarser.
+    if let Some(finest) = recording.min_by_key(|bitmap| bitmap.granularity) {
+        let (granularity, bytes) = (finest.granularity, finest.bytes);
+        bitmaps.push(NewBitmap {
+            name: SINCE_EXPORT,
+            granularity,
+            recording: true,
+            bytes,
+            serialize: Box::new(|_, out| {
+                out.fill(0);
+                Ok(())
+            }),
+        });
+    }
+    Ok(bitmaps)
+}
+
+/// Makes the file, durably, or leaves none.
+fn write(thin: Thin<'_>, place: &Place) -> Result<()> {
+    let folder = &*place.folder;
+    folder
+        .check_writable()
+        .map_err(|e| Error::io("create files in", &place.shown, &e))?;
+    let storage = folder
+        .create(Role::Image, &place.name)
+        .map_err(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists => {
+                Error::new(ErrorCode::FileExists, "it exists already, and is not overwritten")
+            }
+            _ => Error::system(&e),
+        })?;
+    let written = thin.write(&*storage).and_then(|()| sync(&*storage, place));
+    if written.is_err() {
+        // The first failure is the one to tell.
+        let _ = folder.remove(&place.name);
+    }
+    written
+}
+
+fn sync(storage: &dyn Storage, place: &Place) -> Result<()> {
+    storage
+        .sync(SyncMode::All)
+        .and_then(|()| place.folder.sync())
+        .map_err(|e| Error::io("sync", place.shown.join(&place.name), &e))
+}

@@ -1,0 +1,109 @@
+//! The qcow2 that something is taken from.
+//!
+//! Invariant: it is locked, as QEMU's programs lock it, for as long as it is read: nobody writes to it meanwhile.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::descriptor::names::child_path;
+use crate::disk::BitmapContent;
+use crate::disk::open::Place;
+use crate::error::{Error, ErrorCode, Result};
+use crate::format::qcow2::{BitmapRecord, DataFile, Part, Qcow2, shown_length};
+use crate::state::{Lock, Sharing};
+use crate::storage::{Access, Role, Storage};
+
+/// An open qcow2.
+pub(super) struct Source {
+    storage: Arc<dyn Storage>,
+    path: PathBuf,
+    /// The folder that it lies in, where the name of its data file leads from.
+    pub(super) folder: PathBuf,
+    _lock: Option<Lock>,
+}
+
+impl Source {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let place = Place::find(path, None, false)?;
+        let storage = place
+            .folder
+            .open(Role::Image, &place.name, Access::default())
+            .map_err(|e| Error::system(&e))?;
+        let lock = Lock::image(&storage, path, Sharing::Read)?;
+        Ok(Self {
+            storage,
+            path: path.to_owned(),
+            folder: place.shown,
+            _lock: lock,
+        })
+    }
+
+    pub(super) fn read(&self) -> Result<Qcow2<'_>> {
+        Qcow2::read(&*self.storage, &self.path)
+    }
+
+    /// Where its raw data file is.
+    pub(super) fn data_file(&self, qcow2: &Qcow2<'_>) -> Result<PathBuf> {
+        let refused = |why: &str| Error::new(ErrorCode::NotSupported, why);
+        match qcow2.data_file() {
+            DataFile::Raw(Some(name)) => {
+                let path = child_path(name).map_err(|e| e.context(format_args!("its data file {name:?}")))?;
+                Ok(self.folder.join(path))
+            }
+            DataFile::Raw(None) => Err(refused("it does not say which raw image its data file is")),
+            DataFile::Inside => Err(refused(
+                "its data lies within the qcow2, and no raw image has it; only one whose data file is a raw image can be \
+                 taken over as it is",
+            )),
+            DataFile::Mapped => Err(refused(
+                "its data file is no raw image (data_file_raw is off, or a program that knows nothing of it has written \
+                 since)",
+            )),
+        }
+    }
+}
+
+/// The bits of a bitmap, for an image of `length` bytes.
+pub(super) fn content(qcow2: &Qcow2<'_>, record: &BitmapRecord, length: u64) -> Result<BitmapContent> {
+    let mut content = BitmapContent::new(record.granularity, length)?;
+    qcow2.bits(record, &mut |range, part| match part {
+        Part::Zeros => Ok(()),
+        Part::Ones => content.deserialize_ones(range),
+        Part::Bytes(bytes) => content.deserialize(range.start(), bytes),
+    })?;
+    Ok(content)
+}
+
+/// Fails where the qcow2 shows more or less than the whole of the image, up to QEMU's next sector.
+pub(super) fn check_length(qcow2: &Qcow2<'_>, length: u64, image: &Path) -> Result<()> {
+    if shown_length(length) == Some(qcow2.size()) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::FileInvalid,
+        format!(
+            "it shows a disk of {} bytes, and {} is {length} bytes long; a QBM disk is as long as its image",
+            qcow2.size(),
+            image.display()
+        ),
+    ))
+}
+
+/// The bitmaps that QEMU did not save, in words.
+pub(super) fn in_use(records: &[&BitmapRecord]) -> Error {
+    let names: Vec<String> = records
+        .iter()
+        .map(|record| format!("{:?}", record.name))
+        .collect();
+    let they_are = match records {
+        [_] => format!("bitmap {} is", names.join(", ")),
+        _ => format!("the bitmaps {} are", names.join(", ")),
+    };
+    Error::new(
+        ErrorCode::BitmapInconsistent,
+        format!(
+            "{they_are} marked as in use: the program that recorded last has not saved its bits (it was killed, or still \
+             runs), so that changes may be missing, and the next backup must be a full one"
+        ),
+    )
+}
