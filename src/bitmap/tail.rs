@@ -13,7 +13,7 @@ const STEP: u64 = 256 << 10;
 impl BitmapFile {
     /// Whether a bit is set behind the first `len`.
     pub(crate) fn has_tail_bits(&self, len: u64) -> Result<bool> {
-        let end = self.file_length()?;
+        let end = self.tail_end(len)?;
         if let Some((_, byte, mask)) = self.last_byte(len, end)?
             && byte & mask != 0
         {
@@ -43,7 +43,7 @@ impl BitmapFile {
 
     /// Clears every bit behind the first `len`, durably. The file keeps its length.
     pub(crate) fn clear_tail_bits(&self, len: u64) -> Result<()> {
-        let end = self.file_length()?;
+        let end = self.tail_end(len)?;
         let failed = |e: std::io::Error| Error::io("write", self.path(), &e);
         if let Some((at, byte, mask)) = self.last_byte(len, end)? {
             write_slice(self.storage(), &[byte & !mask], at).map_err(failed)?;
@@ -70,9 +70,17 @@ impl BitmapFile {
         Ok(Some((at, byte[0], 0xff << used)))
     }
 
-    fn file_length(&self) -> Result<u64> {
-        self.storage()
+    /// Where the bytes end that may have been meant as bits: a file is the bitmap's own, of a block device only the
+    /// words that the bits take are.
+    fn tail_end(&self, len: u64) -> Result<u64> {
+        let end = self
+            .storage()
             .length()
-            .map_err(|e| Error::io("measure", self.path(), &e))
+            .map_err(|e| Error::io("measure", self.path(), &e))?;
+        Ok(if self.storage().limits().block_device {
+            end.min(len.div_ceil(64) * 8)
+        } else {
+            end
+        })
     }
 }

@@ -521,3 +521,34 @@ fn checksums_are_compared_where_that_is_asked_for() {
         .unwrap_err();
     assert_eq!(error.code(), ErrorCode::Canceled);
 }
+
+/// A regular file is the bitmap's own; of a block device only the words that the bits take are.
+#[test]
+fn of_a_block_device_only_the_last_word_is_looked_at() {
+    use crate::bitmap::{BitmapFile, BitmapPolicy};
+    use crate::storage::simulated::SimDisk;
+    use crate::storage::{Folder as _, Limits, Role};
+    for block_device in [false, true] {
+        let sim = SimDisk::new();
+        sim.set_limits(Limits {
+            block_device,
+            ..Limits::default()
+        });
+        let mut bytes = vec![0; 4096];
+        bytes[1] = 0x0f;
+        bytes[8] = 1;
+        sim.put("bits", &bytes);
+        let access = crate::storage::Access {
+            write: true,
+            direct: false,
+        };
+        let storage = sim.open(Role::Bitmap, Path::new("bits"), access).unwrap();
+        let file = BitmapFile::new(storage, "bits".into(), BitmapPolicy::WriteThrough);
+        assert_eq!(file.has_tail_bits(12).unwrap(), !block_device);
+        assert!(file.has_tail_bits(11).unwrap());
+        file.clear_tail_bits(11).unwrap();
+        assert!(!file.has_tail_bits(11).unwrap());
+        let now = sim.read("bits").unwrap();
+        assert_eq!((now[1], now[8]), (0x07, u8::from(block_device)));
+    }
+}
