@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
+use std::io::Read as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -27,7 +29,7 @@ impl Server {
             .expect("qemu-nbd starts");
         let mut server = Self { process, socket };
         let patience = Instant::now() + Duration::from_secs(20);
-        while std::os::unix::net::UnixStream::connect(&server.socket).is_err() {
+        while !server.greets() {
             assert!(
                 Instant::now() < patience && server.process.try_wait().expect("its state").is_none(),
                 "qemu-nbd does not answer"
@@ -35,6 +37,16 @@ impl Server {
             std::thread::sleep(Duration::from_millis(5));
         }
         server
+    }
+
+    /// It listens before it opens the image, and greets afterwards.
+    fn greets(&self) -> bool {
+        let Ok(mut stream) = UnixStream::connect(&self.socket) else {
+            return false;
+        };
+        let mut greeting = [0; 8];
+        let patience = stream.set_read_timeout(Some(Duration::from_secs(1)));
+        patience.is_ok() && stream.read_exact(&mut greeting).is_ok() && &greeting == b"NBDMAGIC"
     }
 
     /// What clients connect to.
@@ -54,10 +66,17 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // By SIGTERM it closes the image. One that was killed has not been waited for, so the number is still its own.
-        // SAFETY: our own process.
-        unsafe { libc::kill(self.process.id().cast_signed(), libc::SIGTERM) };
-        let _ = self.process.wait();
+        // By SIGTERM it closes the image. It takes no notice of one that comes before its main loop runs.
+        let patience = Instant::now() + Duration::from_secs(20);
+        while let Ok(None) = self.process.try_wait() {
+            if Instant::now() > patience {
+                println!("qemu-nbd does not end");
+                let _ = self.process.kill();
+            }
+            // SAFETY: our own process, which nobody has waited for.
+            unsafe { libc::kill(self.process.id().cast_signed(), libc::SIGTERM) };
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let _ = std::fs::remove_file(&self.socket);
     }
 }
