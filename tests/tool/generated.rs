@@ -2,12 +2,14 @@
 
 use super::room::{Room, text};
 
-const VERBS: [&str; 8] = [
+const VERBS: [&str; 10] = [
     "create",
     "info",
     "map",
     "resize",
     "commit",
+    "import",
+    "export",
     "bitmap",
     "bitmap list",
     "bitmap dump",
