@@ -16,10 +16,11 @@
 )]
 
 mod common;
+#[path = "common/qcow2_server.rs"]
+mod qcow2_server;
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use common::{have, must};
 use qbm::{AddBitmap, CreateOptions, Disk, Granularity, MergeSource, WriteFlags};
@@ -188,9 +189,9 @@ impl Pair {
     /// Compares the bitmaps `names`, as both sides kept them.
     fn assert_same(&self, names: &[String]) {
         let disk = Disk::open(&self.qbm).expect("it opens");
-        let server = Server::start(self.dir.path(), &self.qcow2, names);
+        let server = qcow2_server::Server::start(self.dir.path(), &self.qcow2, names);
         for name in names {
-            let (ours, theirs) = (dirty(&disk, name), server.dirty(name));
+            let (ours, theirs) = (dirty(&disk, name), server.dirty(name, LENGTH));
             assert_eq!(ours, theirs, "bitmap {name}: (start, end) of dirty bytes");
             let mut bytes = vec![0; stored(&disk, name)];
             disk.bitmap_serialize(name, 0, &mut bytes).expect("the bytes");
@@ -219,73 +220,6 @@ fn dirty(disk: &Disk, name: &str) -> Vec<(u64, u64)> {
         at = run.end();
     }
     found
-}
-
-/// A running qemu-nbd.
-struct Server {
-    process: Child,
-    socket: PathBuf,
-}
-
-impl Server {
-    fn start(folder: &Path, image: &Path, bitmaps: &[String]) -> Self {
-        let socket = folder.join("nbd");
-        // One that an earlier server left.
-        let _ = std::fs::remove_file(&socket);
-        let mut run = Command::new("qemu-nbd");
-        run.args(["--read-only", "--persistent", "-f", "qcow2", "-k"])
-            .arg(&socket);
-        for name in bitmaps {
-            run.args(["-B", name]);
-        }
-        let process = run.arg(image).spawn().expect("qemu-nbd runs");
-        let mut server = Self { process, socket };
-        let start = Instant::now();
-        while !server.socket.exists() {
-            let ended = server.process.try_wait().expect("its state");
-            assert!(ended.is_none(), "qemu-nbd ended: {ended:?}");
-            assert!(
-                start.elapsed() < Duration::from_secs(60),
-                "qemu-nbd does not listen"
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        server
-    }
-
-    /// What QEMU calls dirty, as start and end; extents that touch are one.
-    fn dirty(&self, name: &str) -> Vec<(u64, u64)> {
-        let said = must(
-            Command::new("nbdinfo")
-                .arg(format!("--map=qemu:dirty-bitmap:{name}"))
-                .arg("--json")
-                .arg(format!("nbd+unix:///?socket={}", self.socket.display())),
-        );
-        let extents: Vec<serde_json::Value> = serde_json::from_str(&said).expect("JSON");
-        let mut found: Vec<(u64, u64)> = Vec::new();
-        let mut at = 0;
-        for extent in &extents {
-            let number = |key| extent[key].as_u64().unwrap_or_else(|| panic!("{key} in {said}"));
-            let (start, end) = (number("offset"), number("offset") + number("length"));
-            assert_eq!(start, at, "the map has a gap");
-            at = end;
-            match (number("type"), found.last_mut()) {
-                (0, _) => (),
-                (1, Some(last)) if last.1 == start => last.1 = end,
-                (1, _) => found.push((start, end)),
-                (other, _) => panic!("type {other} in {said}"),
-            }
-        }
-        assert_eq!(at, LENGTH, "the map ends early");
-        found
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
 
 /// As much of qcow2 as it takes to find a bitmap's bytes: QEMU's docs/interop/qcow2.txt, "Bitmaps extension".

@@ -29,6 +29,8 @@ mod generated;
 mod map;
 #[path = "tool/picture.rs"]
 mod picture;
+#[path = "tool/qemu.rs"]
+mod qemu;
 
 use room::Room;
 use serde_json::json;

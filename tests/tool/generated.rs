@@ -2,12 +2,14 @@
 
 use super::room::{Room, text};
 
-const VERBS: [&str; 13] = [
+const VERBS: [&str; 16] = [
     "create",
     "info",
     "map",
     "resize",
     "commit",
+    "import",
+    "export",
     "bitmap",
     "bitmap list",
     "bitmap dump",
@@ -16,6 +18,7 @@ const VERBS: [&str; 13] = [
     "backup verify",
     "backup prune",
     "restore",
+    "check",
 ];
 
 #[test]

@@ -54,10 +54,6 @@ pub fn run(args: &Args) -> Outcome {
             ErrorCode::BitmapInconsistent => {
                 Failure::Hint(error, "--skip-inconsistent leaves such bitmaps out".to_owned())
             }
-            ErrorCode::NotSupported if error.message().contains("it is an overlay") => {
-                let hint = "\"qbm commit\" writes what an overlay has into its backing image";
-                Failure::Hint(error, hint.to_owned())
-            }
             _ => Failure::Engine(error),
         })?;
     if !args.quiet {

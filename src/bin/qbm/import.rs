@@ -118,14 +118,8 @@ pub fn line(what: &str, those: &[String]) -> String {
 }
 
 fn explain(error: Error, args: &Args) -> Failure {
-    let hint = match error.code() {
-        ErrorCode::BitmapInconsistent if !args.skip_in_use && error.message().contains("as in use") => {
-            "--skip-in-use leaves such bitmaps out"
-        }
-        ErrorCode::NotSupported if error.message().contains("lies within the qcow2") => {
-            "\"qemu-img convert -O raw\" makes a raw image, and --image takes the bitmaps along to that"
-        }
-        _ => return Failure::Engine(error),
-    };
-    Failure::Hint(error, hint.to_owned())
+    if error.code() == ErrorCode::BitmapInconsistent && !args.skip_in_use {
+        return Failure::Hint(error, "--skip-in-use leaves such bitmaps out".to_owned());
+    }
+    Failure::Engine(error)
 }

@@ -37,8 +37,8 @@ impl ImportOptions {
     /// the bitmaps inconsistent, which they remain. Writes that went through neither the disk nor this qcow2 are in none
     /// of their bitmaps; the caller vouches that there were none.
     ///
-    /// Fails with `FileInvalid` where the qcow2 is none of this disk, or its `qbm-since-export` is missing or disabled,
-    /// and with `BitmapInconsistent` where that, or a bitmap that is to be merged, is in use.
+    /// Fails with `FileInvalid` where the qcow2 is none of this disk, or its `qbm-since-export` is missing, disabled or in
+    /// use, and with `BitmapInconsistent` where a bitmap is in use that is to be merged.
     ///
     /// [`ExportOptions::export`]: super::ExportOptions::export
     pub fn merge_bitmaps(&self, source: impl AsRef<Path>, disk: impl AsRef<Path>) -> Result<Merged> {
@@ -55,6 +55,11 @@ impl ImportOptions {
     fn merge_parts(&self, source: &Path, disk: &Path) -> Result<Merged> {
         let source = Source::open(source)?;
         let qcow2 = source.read()?;
+        if qcow2.has_lost_bitmaps() {
+            return Err(unknown(
+                "is not valid any more, as a program has written that knows nothing of bitmaps",
+            ));
+        }
         let (descriptor, length) = same_image(&source, &qcow2, disk)?;
         let dirty = || {
             descriptor
@@ -89,23 +94,25 @@ impl ImportOptions {
     }
 }
 
+/// There is no way back, because the bitmap that would be it is not as it must be.
+fn unknown(why: &str) -> Error {
+    Error::new(
+        ErrorCode::FileInvalid,
+        format!("its bitmap {SINCE_EXPORT:?} {why}: nobody knows what was written since it was exported"),
+    )
+}
+
 /// What was written through the qcow2 since it was exported.
 fn since_export(qcow2: &Qcow2<'_>, length: u64) -> Result<BitmapContent> {
-    let unknown = |why: &str| {
-        Error::new(
-            ErrorCode::FileInvalid,
-            format!(
-                "its bitmap {SINCE_EXPORT:?} {why}, so that nobody knows what was written since it was exported"
-            ),
-        )
-    };
     let record: &BitmapRecord = qcow2
         .bitmaps()
         .iter()
         .find(|record| record.name == SINCE_EXPORT)
         .ok_or_else(|| unknown("is missing"))?;
     if record.in_use {
-        return Err(source::in_use(&[record]));
+        return Err(unknown(
+            "was not saved, as its last user was killed or still runs",
+        ));
     }
     if !record.recording {
         return Err(unknown("does not record"));

@@ -5,7 +5,7 @@
 use std::io;
 use std::path::Path;
 
-use super::{SINCE_EXPORT, name_from};
+use super::{SINCE_EXPORT, in_words, whole_path};
 use crate::disk::open::Place;
 use crate::disk::{BitmapInfo, Disk, OpenOptions};
 use crate::error::{Error, ErrorCode, Result};
@@ -21,7 +21,7 @@ pub struct ExportOptions {
 /// What an export has made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exported {
-    /// The raw image, as the qcow2 names it.
+    /// The raw image, as the qcow2 names it: from the root, as QEMU takes a relative name from wherever it runs.
     pub image: String,
     /// The length of the disk that QEMU shows: the image's, up to the next multiple of 512.
     pub length: u64,
@@ -70,12 +70,13 @@ impl ExportOptions {
         if disk.layered {
             return Err(Error::new(
                 ErrorCode::NotSupported,
-                "it is an overlay, whose image has only what was written to it",
+                "it is an overlay, whose image has only what was written to it (committed, its backing has it all)",
             ));
         }
         let (bitmaps, left_out) = self.choose(disk)?;
         let place = Place::find(target, None, false)?;
-        let image = name_from(&place.shown, &disk.layer(0)?.path)?;
+        // QEMU takes a relative name from the folder that it happens to run in.
+        let image = in_words(&whole_path(&disk.layer(0)?.path)?)?;
         let length = shown_length(disk.length())
             .ok_or_else(|| Error::new(ErrorCode::NotSupported, "QEMU shows no disk of this length"))?;
         let thin = Thin {

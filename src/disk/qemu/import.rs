@@ -73,7 +73,7 @@ impl ImportOptions {
         let qcow2 = source.read()?;
         let place = Place::find(disk, None, false).map_err(|e| e.context(disk.display()))?;
         let (image, length) = self.image_of(&source, &qcow2, &place)?;
-        let (taken, left_out) = self.choose(qcow2.bitmaps())?;
+        let (taken, left_out) = self.choose(&qcow2)?;
         let mut contents = Vec::with_capacity(taken.len());
         for record in &taken {
             contents.push(source::content(&qcow2, record, length)?);
@@ -109,8 +109,12 @@ impl ImportOptions {
     }
 
     /// Those that are taken along, and the names of those that are left out.
-    fn choose<'r>(&self, records: &'r [BitmapRecord]) -> Result<(Vec<&'r BitmapRecord>, Vec<String>)> {
-        let (in_use, taken): (Vec<_>, Vec<_>) = records
+    fn choose<'q>(&self, qcow2: &'q Qcow2<'_>) -> Result<(Vec<&'q BitmapRecord>, Vec<String>)> {
+        if qcow2.has_lost_bitmaps() && !self.skip_in_use {
+            return Err(source::lost());
+        }
+        let (in_use, taken): (Vec<_>, Vec<_>) = qcow2
+            .bitmaps()
             .iter()
             .filter(|record| record.name != SINCE_EXPORT)
             .partition(|record| record.in_use);

@@ -20,30 +20,37 @@ use crate::error::{Error, ErrorCode, Result};
 /// its other bitmaps meanwhile: clears them after backups of its own, removes them, makes new ones of the same name.
 const SINCE_EXPORT: &str = "qbm-since-export";
 
-/// How a file in `folder` is to call the file at `path`: by its bare name where that lies in the same folder, so that
-/// both can be moved together. Links are followed in the folders only: that of a device is to stay the name it has.
+/// How the descriptor in `folder` is to call the file at `path`: by its bare name where that lies in the same folder, so
+/// that both can be moved together.
 fn name_from(folder: &Path, path: &Path) -> Result<String> {
-    let parent = followed(path.parent().unwrap_or(Path::new("")))?;
-    let file = path.file_name().ok_or_else(|| {
-        Error::new(
+    let whole = whole_path(path)?;
+    let same_folder = whole.parent() == Some(&*followed(folder)?);
+    let name = match whole.file_name() {
+        Some(file) if same_folder => in_words(Path::new(file))?,
+        _ => return in_words(&whole),
+    };
+    // What stands before a colon would be a scheme.
+    Ok(format!("{}{name}", if name.contains(':') { "./" } else { "" }))
+}
+
+/// The file's path from the root. Links are followed in the folders only: that of a device is to stay the name it has.
+fn whole_path(path: &Path) -> Result<PathBuf> {
+    let Some(file) = path.file_name() else {
+        return Err(Error::new(
             ErrorCode::InvalidArgument,
             format!("{} names no file", path.display()),
-        )
-    })?;
-    let named = if parent == followed(folder)? {
-        PathBuf::from(file)
-    } else {
-        parent.join(file)
+        ));
     };
-    let name = named.to_str().ok_or_else(|| {
+    Ok(followed(path.parent().unwrap_or(Path::new("")))?.join(file))
+}
+
+fn in_words(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_owned).ok_or_else(|| {
         Error::new(
             ErrorCode::NotSupported,
-            format!("the name {} is not UTF-8", named.display()),
+            format!("the name {} is not UTF-8", path.display()),
         )
-    })?;
-    // What stands before a colon would be a protocol, for QEMU and for libqbm alike.
-    let protocol = !name.starts_with('/') && name.contains(':');
-    Ok(format!("{}{name}", if protocol { "./" } else { "" }))
+    })
 }
 
 fn followed(folder: &Path) -> Result<PathBuf> {

@@ -17,8 +17,8 @@ use crate::storage::{Access, Role, Storage};
 pub(super) struct Source {
     storage: Arc<dyn Storage>,
     path: PathBuf,
-    /// The folder that it lies in, where the name of its data file leads from.
-    pub(super) folder: PathBuf,
+    /// The folder that it lies in.
+    folder: PathBuf,
     _lock: Option<Lock>,
 }
 
@@ -42,22 +42,44 @@ impl Source {
         Qcow2::read(&*self.storage, &self.path)
     }
 
+    /// Where a data file of this name is. QEMU takes a relative one from the folder that it runs in, and people from that
+    /// of the qcow2; the two are mostly one.
+    fn found(&self, name: &Path) -> Result<PathBuf> {
+        let beside = self.folder.join(name);
+        if name.is_absolute() || !name.exists() {
+            return Ok(beside);
+        }
+        if !beside.exists() {
+            return Ok(name.to_owned());
+        }
+        let followed = |path: &Path| std::fs::canonicalize(path).map_err(|e| Error::io("find", path, &e));
+        if followed(&beside)? == followed(name)? {
+            return Ok(beside);
+        }
+        Err(Error::new(
+            ErrorCode::FileInvalid,
+            format!(
+                "its data file {:?} is in its own folder and in the current one, and they are not the same",
+                name.display()
+            ),
+        ))
+    }
+
     /// Where its raw data file is.
     pub(super) fn data_file(&self, qcow2: &Qcow2<'_>) -> Result<PathBuf> {
         let refused = |why: &str| Error::new(ErrorCode::NotSupported, why);
         match qcow2.data_file() {
             DataFile::Raw(Some(name)) => {
                 let path = child_path(name).map_err(|e| e.context(format_args!("its data file {name:?}")))?;
-                Ok(self.folder.join(path))
+                self.found(path)
             }
             DataFile::Raw(None) => Err(refused("it does not say which raw image its data file is")),
             DataFile::Inside => Err(refused(
-                "its data lies within the qcow2, and no raw image has it; only one whose data file is a raw image can be \
-                 taken over as it is",
+                "its data lies within the qcow2, and not in a raw image (\"qemu-img convert -O raw\" makes one, which can \
+                 be named as the image)",
             )),
             DataFile::Mapped => Err(refused(
-                "its data file is no raw image (data_file_raw is off, or a program that knows nothing of it has written \
-                 since)",
+                "its data file is no raw image (\"qemu-img convert -O raw\" makes one, which can be named as the image)",
             )),
         }
     }
@@ -87,6 +109,15 @@ pub(super) fn check_length(qcow2: &Qcow2<'_>, length: u64, image: &Path) -> Resu
             image.display()
         ),
     ))
+}
+
+/// All bitmaps, where a program that knows nothing of them has written, in words.
+pub(super) fn lost() -> Error {
+    Error::new(
+        ErrorCode::BitmapInconsistent,
+        "a program that knows nothing of bitmaps has written to it since they were saved, so that changes are missing in \
+         all of them, and the next backup must be a full one",
+    )
 }
 
 /// The bitmaps that QEMU did not save, in words.

@@ -53,14 +53,8 @@ impl<'s> Qcow2<'s> {
         let first = file.bytes(0, length.min(FIRST_BYTES), "the header")?;
         let header = Header::parse(&first)?;
         let mut bitmaps = Vec::new();
-        if let Some(at) = &header.directory {
-            if !header.bitmaps_valid {
-                return Err(Error::new(
-                    ErrorCode::BitmapInconsistent,
-                    "a program that knows nothing of bitmaps has written to it since they were saved, so that changes \
-                     may be missing in all of them",
-                ));
-            }
+        // One that is not valid any more is not read: its clusters may have become something else.
+        if let Some(at) = header.directory.as_ref().filter(|_| header.bitmaps_valid) {
             file.check_aligned(at.offset, header.cluster_bits, "the bitmap directory")?;
             let bytes = file.bytes(at.offset, at.bytes, "the bitmap directory")?;
             bitmaps = directory::parse(&bytes, at.bitmaps)?;
@@ -80,6 +74,11 @@ impl<'s> Qcow2<'s> {
     /// Where its data is.
     pub(crate) fn data_file(&self) -> &DataFile {
         &self.header.data_file
+    }
+
+    /// Whether it had bitmaps, and a program that knows nothing of them has written to it since: they are not read.
+    pub(crate) fn has_lost_bitmaps(&self) -> bool {
+        self.header.directory.is_some() && !self.header.bitmaps_valid
     }
 
     /// Its bitmaps.

@@ -214,7 +214,7 @@ fn places(bytes: &[u8]) -> (usize, usize) {
 
 #[test]
 fn every_field_that_is_wrong_is_refused_in_words() {
-    use ErrorCode::{BitmapInconsistent, FileInvalid, NotSupported};
+    use ErrorCode::{FileInvalid, NotSupported};
     let good = valid();
     let (directory, table) = places(&good);
     let length = good.len();
@@ -224,20 +224,61 @@ fn every_field_that_is_wrong_is_refused_in_words() {
     let named = |words: &str| format!("bitmap directory: entry 0: bitmap \"nightly\": {words}");
     let of_bits = |words: &str| format!("bitmap \"nightly\": {words}");
     let cases: Vec<(usize, &[u8], ErrorCode, String)> = vec![
-        (0, b"QFI\xfa", FileInvalid, "it is no qcow2 image: it does not begin with QFI\\xfb".into()),
-        (7, &[4], NotSupported, "it is of qcow2 version 4; 2 and 3 can be read".into()),
-        (23, &[8], FileInvalid, "header: 8 cluster bits are not between 9 and 21".into()),
-        (23, &[22], FileInvalid, "header: 22 cluster bits are not between 9 and 21".into()),
+        (
+            0,
+            b"QFI\xfa",
+            FileInvalid,
+            "it is no qcow2 image: it does not begin with QFI\\xfb".into(),
+        ),
+        (
+            7,
+            &[4],
+            NotSupported,
+            "it is of qcow2 version 4; 2 and 3 can be read".into(),
+        ),
+        (
+            23,
+            &[8],
+            FileInvalid,
+            "header: 8 cluster bits are not between 9 and 21".into(),
+        ),
+        (
+            23,
+            &[22],
+            FileInvalid,
+            "header: 22 cluster bits are not between 9 and 21".into(),
+        ),
         (
             24,
             &[0x80],
             NotSupported,
-            "header: a disk of 9223372036921884672 bytes is longer than the limit of 9223372036854775807".into(),
+            "header: a disk of 9223372036921884672 bytes is longer than the limit of 9223372036854775807"
+                .into(),
         ),
-        (72, &[1], NotSupported, "header: the incompatible features 0x100000000000000 are unknown".into()),
-        (79, &[6], FileInvalid, "it is marked corrupt; \"qemu-img check -r all\" may repair it".into()),
-        (103, &[96], FileInvalid, "header: its length 96 is no multiple of 8 from 104 on".into()),
-        (103, &[105], FileInvalid, "header: its length 105 is no multiple of 8 from 104 on".into()),
+        (
+            72,
+            &[1],
+            NotSupported,
+            "header: the incompatible features 0x100000000000000 are unknown".into(),
+        ),
+        (
+            79,
+            &[6],
+            FileInvalid,
+            "it is marked corrupt; \"qemu-img check -r all\" may repair it".into(),
+        ),
+        (
+            103,
+            &[96],
+            FileInvalid,
+            "header: its length 96 is no multiple of 8 from 104 on".into(),
+        ),
+        (
+            103,
+            &[105],
+            FileInvalid,
+            "header: its length 105 is no multiple of 8 from 104 on".into(),
+        ),
         (
             100,
             &[1],
@@ -245,35 +286,56 @@ fn every_field_that_is_wrong_is_refused_in_words() {
             "header: its length 16777320 reaches behind the first cluster".into(),
         ),
         (
-            95,
-            &[2],
-            BitmapInconsistent,
-            "a program that knows nothing of bitmaps has written to it since they were saved, so that changes may be \
-             missing in all of them"
-                .into(),
-        ),
-        (
             data + 4,
             &[1],
             FileInvalid,
             "header extension 0x44415441: its 16777224 bytes do not fit in the first cluster".into(),
         ),
-        (data + 8, &[0xff], NotSupported, "data file extension: the name is not UTF-8".into()),
-        (bitmaps + 7, &[16], FileInvalid, "bitmaps extension: it is 16 bytes long, not 24".into()),
-        (bitmaps + 11, &[0], FileInvalid, "bitmaps extension: 0 bitmaps are not between 1 and 65535".into()),
-        (bitmaps + 9, &[1], FileInvalid, "bitmaps extension: 65537 bitmaps are not between 1 and 65535".into()),
-        (bitmaps + 15, &[1], FileInvalid, "bitmaps extension: its reserved field is 0x1, not zero".into()),
+        (
+            data + 8,
+            &[0xff],
+            NotSupported,
+            "data file extension: the name is not UTF-8".into(),
+        ),
+        (
+            bitmaps + 7,
+            &[16],
+            FileInvalid,
+            "bitmaps extension: it is 16 bytes long, not 24".into(),
+        ),
+        (
+            bitmaps + 11,
+            &[0],
+            FileInvalid,
+            "bitmaps extension: 0 bitmaps are not between 1 and 65535".into(),
+        ),
+        (
+            bitmaps + 9,
+            &[1],
+            FileInvalid,
+            "bitmaps extension: 65537 bitmaps are not between 1 and 65535".into(),
+        ),
+        (
+            bitmaps + 15,
+            &[1],
+            FileInvalid,
+            "bitmaps extension: its reserved field is 0x1, not zero".into(),
+        ),
         (
             bitmaps + 16,
             &[1],
             FileInvalid,
-            "bitmaps extension: a directory of 72057594037927968 bytes is longer than the limit of 67107840".into(),
+            "bitmaps extension: a directory of 72057594037927968 bytes is longer than the limit of 67107840"
+                .into(),
         ),
         (
             bitmaps + 31,
             &[8],
             FileInvalid,
-            format!("the bitmap directory: offset {} is not where a cluster of its own begins", directory + 8),
+            format!(
+                "the bitmap directory: offset {} is not where a cluster of its own begins",
+                directory + 8
+            ),
         ),
         (
             bitmaps + 24,
@@ -284,21 +346,66 @@ fn every_field_that_is_wrong_is_refused_in_words() {
                 directory + (1 << 56)
             ),
         ),
-        (bitmaps + 11, &[2], FileInvalid, "bitmap directory: entry 1: it ends in the middle of a field".into()),
-        (directory + 15, &[6], FileInvalid, named("its flags 0x6 have bits that are unknown")),
-        (directory + 16, &[2], FileInvalid, named("its type 2 is not 1, dirty")),
-        (directory + 17, &[8], FileInvalid, named("8 granularity bits are not between 9 and 31")),
-        (directory + 17, &[200], FileInvalid, named("200 granularity bits are not between 9 and 31")),
-        (directory + 19, &[0], FileInvalid, entry("a name of 0 bytes is not between 1 and 1023")),
-        (directory + 18, &[4], FileInvalid, entry("a name of 1031 bytes is not between 1 and 1023")),
-        (directory + 18, &[1], FileInvalid, entry("it ends in the middle of a field")),
+        (
+            bitmaps + 11,
+            &[2],
+            FileInvalid,
+            "bitmap directory: entry 1: it ends in the middle of a field".into(),
+        ),
+        (
+            directory + 15,
+            &[6],
+            FileInvalid,
+            named("its flags 0x6 have bits that are unknown"),
+        ),
+        (
+            directory + 16,
+            &[2],
+            FileInvalid,
+            named("its type 2 is not 1, dirty"),
+        ),
+        (
+            directory + 17,
+            &[8],
+            FileInvalid,
+            named("8 granularity bits are not between 9 and 31"),
+        ),
+        (
+            directory + 17,
+            &[200],
+            FileInvalid,
+            named("200 granularity bits are not between 9 and 31"),
+        ),
+        (
+            directory + 19,
+            &[0],
+            FileInvalid,
+            entry("a name of 0 bytes is not between 1 and 1023"),
+        ),
+        (
+            directory + 18,
+            &[4],
+            FileInvalid,
+            entry("a name of 1031 bytes is not between 1 and 1023"),
+        ),
+        (
+            directory + 18,
+            &[1],
+            FileInvalid,
+            entry("it ends in the middle of a field"),
+        ),
         (
             directory + 23,
             &[1],
             NotSupported,
             entry("it has 1 bytes of extra data, whose meaning is unknown"),
         ),
-        (directory + 24, &[0xff], NotSupported, entry("its name is not UTF-8")),
+        (
+            directory + 24,
+            &[0xff],
+            NotSupported,
+            entry("its name is not UTF-8"),
+        ),
         (
             directory + 11,
             &[0],
@@ -309,7 +416,10 @@ fn every_field_that_is_wrong_is_refused_in_words() {
             directory + 7,
             &[1],
             FileInvalid,
-            of_bits(&format!("its table: offset {} is not where a cluster of its own begins", table + 1)),
+            of_bits(&format!(
+                "its table: offset {} is not where a cluster of its own begins",
+                table + 1
+            )),
         ),
         (
             table,
@@ -317,7 +427,12 @@ fn every_field_that_is_wrong_is_refused_in_words() {
             FileInvalid,
             of_bits("table entry 0: 0x100000000030000 has bits that are unknown"),
         ),
-        (table + 7, &[1], FileInvalid, of_bits("table entry 0: 0x30001 has bits that are unknown")),
+        (
+            table + 7,
+            &[1],
+            FileInvalid,
+            of_bits("table entry 0: 0x30001 has bits that are unknown"),
+        ),
         (
             table + 6,
             &[2],
@@ -365,6 +480,10 @@ fn flags_are_read() {
     let qcow2 = room.read().expect("it is read");
     assert!(qcow2.bitmaps()[0].in_use);
     assert!(!qcow2.bitmaps()[0].recording);
+    bytes[95] = 2;
+    let room = Room::with(&bytes);
+    let qcow2 = room.read().expect("it is read");
+    assert!(qcow2.has_lost_bitmaps() && qcow2.bitmaps().is_empty());
     // The raw bit gone: somebody has written who knows nothing of it.
     bytes[95] = 1;
     assert_eq!(
