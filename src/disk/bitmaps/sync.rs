@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{Bitmap, Shape};
 use crate::disk::Disk;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 impl Disk {
     /// Puts the bits of every write that completed before this call into the files of the persistent bitmaps, or of
@@ -53,11 +53,14 @@ impl Disk {
         };
         bitmap.save()?;
         // A file whose sync failed may have lost what the kernel had for it: its bits vouch for nothing now (A2).
-        kept.file.sync().inspect_err(|e| {
-            if let Some(session) = &self.session {
-                session.note_failure();
-            }
-            self.fail(e);
-        })
+        kept.file.sync().inspect_err(|e| self.bits_unsure(e))
+    }
+
+    /// The sync of a bitmap's file has failed.
+    pub(in crate::disk) fn bits_unsure(&self, error: &Error) {
+        if let Some(session) = &self.session {
+            session.note_failure();
+        }
+        self.fail(error);
     }
 }

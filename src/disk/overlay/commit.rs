@@ -20,6 +20,7 @@ use crate::disk::bitmaps::{Loading, Shape};
 use crate::disk::open::{Files, OpenOptions, Place};
 use crate::disk::{Child, Disk, Structure, TruncateFlags, WriteFlags};
 use crate::error::{Error, ErrorCode, Result};
+use crate::mutation;
 use crate::storage::{Access, Role, SyncMode, Zeroing, read_slice, write_slice};
 use crate::units::ByteRange;
 
@@ -312,6 +313,7 @@ impl Target {
     /// Makes all of it durable.
     fn finish(self) -> Result<()> {
         match self {
+            Self::Raw(_) if mutation::on(mutation::Fault::BackingUnsynced) => Ok(()),
             Self::Raw(image) => image
                 .storage
                 .sync(SyncMode::Data)
