@@ -53,6 +53,42 @@ pub(crate) enum Fault {
     TailLeftToBacking,
     /// A commit clears the bits of granules that were written after it had copied them.
     CommitMissesWrites,
+    /// The first change goes out before the state file says unclean.
+    BegunSilently,
+    /// The state file does not say that bitmaps are saved lazily.
+    PolicyUntold,
+    /// A starting point is taken without a flush.
+    StartUnflushed,
+    /// A bitmap stops recording without being made durable.
+    StoppedUnsettled,
+    /// Bits that an operation adds to a bitmap's file are not synced.
+    AddedUnsynced,
+    /// A descriptor names new files whose names are not durable.
+    NamesUnsynced,
+    /// A descriptor's rename is taken for durable.
+    RenameUnsynced,
+    /// A disk gets longer before its bitmaps do.
+    GrownFirst,
+    /// What was cut off a disk comes back clean.
+    RegrownClean,
+    /// The state file says clean before the bitmaps are durable.
+    CleanFirst,
+    /// Recovery renews the evidence before it has written what it relies on.
+    EvidenceFirst,
+    /// Recovery does not write what it relies on.
+    NotRewritten,
+    /// Recovery takes the descriptor's name for durable.
+    FoundNamesUnsynced,
+    /// Recovery takes the image's length for durable.
+    FoundLengthUnsynced,
+    /// Bitmaps that a foreign write has made inconsistent are not marked before the stamp is replaced.
+    StampFirst,
+    /// A failed sync of the image is reported and forgotten.
+    FailedSyncForgotten,
+    /// A commit clears the allocation bits before the backing is durable.
+    BackingUnsynced,
+    /// A length that could not be set is taken for unchanged.
+    LengthNotMeasured,
 }
 
 pub(crate) use switch::*;

@@ -19,7 +19,7 @@ mod common;
 #[path = "common/qcow2_server.rs"]
 mod qcow2_server;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use common::{have, must};

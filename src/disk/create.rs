@@ -237,7 +237,7 @@ impl CreateOptions {
         let folder = &*place.folder;
         folder
             .check_writable()
-            .map_err(|e| Error::io("create files in", &place.shown, &e))?;
+            .map_err(|e| Error::io("create files in", place.folder_name(), &e))?;
         let (name, storage) = create_unique(folder, Role::Image, &FileName::data(&place.name))?;
         let mut files = vec![name.clone()];
         let made = self

@@ -10,6 +10,8 @@ mod bitmaps;
 mod blocking;
 mod check;
 mod checksum;
+#[cfg(test)]
+mod crash_tests;
 mod create;
 mod gate;
 mod info;
@@ -223,6 +225,9 @@ impl Disk {
     /// was met.
     pub fn close(self) -> Result<()> {
         self.flush()?;
+        if let (Some(session), true) = (&self.session, mutation::on(Fault::CleanFirst)) {
+            session.end(&self.image)?;
+        }
         self.bitmap_sync(None)?;
         match &self.session {
             Some(session) => session.end(&self.image),
@@ -275,7 +280,9 @@ impl Disk {
     fn sync_image(&self, mode: SyncMode) -> Result<()> {
         self.image.storage.sync(mode).map_err(|e| {
             let error = self.image.failed("flush", &e);
-            self.fail(&error);
+            if !mutation::on(Fault::FailedSyncForgotten) {
+                self.fail(&error);
+            }
             error
         })
     }
@@ -311,7 +318,9 @@ impl Disk {
     #[cold]
     fn begin_changes(&self) -> Result<()> {
         self.alive.check_unfailed()?;
-        if let Some(session) = &self.session {
+        if let Some(session) = &self.session
+            && !mutation::on(Fault::BegunSilently)
+        {
             session.begin()?;
         }
         self.alive.wake();

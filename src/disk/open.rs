@@ -439,6 +439,15 @@ impl Place {
             locking: false,
         })
     }
+
+    /// What messages call the folder.
+    pub(super) fn folder_name(&self) -> &Path {
+        if self.shown.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            &self.shown
+        }
+    }
 }
 
 /// Offsets beyond this do not fit the system's calls.
@@ -589,12 +598,9 @@ impl<'p> Files<'p> {
         if !self.place.confined {
             return Ok(followed);
         }
-        let here = if self.place.shown.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            &self.place.shown
-        };
-        let beneath = followed.strip_prefix(follow(here)?).map(Path::to_owned);
+        let beneath = followed
+            .strip_prefix(follow(self.place.folder_name())?)
+            .map(Path::to_owned);
         beneath.map_err(|_| outside(&whole))
     }
 

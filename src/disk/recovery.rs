@@ -17,10 +17,11 @@ use crate::descriptor::names::{FileName, create_unique};
 use crate::descriptor::save::{self, SaveError};
 use crate::descriptor::{Descriptor, StateEntry};
 use crate::error::{Error, Result};
+use crate::mutation::{self, Fault};
 use crate::state::{
     Evidence, Found, Header, Lock, NoEvidence, RegionSet, RegionSize, Sharing, Stamp, StateFile, Verdict,
 };
-use crate::storage::{Role, Storage};
+use crate::storage::{Role, Storage, SyncMode};
 use crate::units::ByteRange;
 
 /// What the descriptor's state file turned out to be.
@@ -133,12 +134,16 @@ impl Recovering<'_> {
         let mut session = None;
         if !self.options.read_only {
             // D1: what others have written is in the files before the stamp that tells of it is replaced.
-            if recovery.is_some() || recorded {
-                recover::rewrite(bitmaps, Suspects::Recording)?;
+            if (recovery.is_some() || recorded) && !mutation::on(Fault::EvidenceFirst) {
+                self.make_durable(bitmaps, Suspects::Recording)?;
             }
             let (file, active) = StateFile::adopt(storage, path, found)?;
             let adopted = self.session(file, active, now.ok())?;
-            if !distrusted.is_empty() {
+            if mutation::on(Fault::EvidenceFirst) {
+                adopted.begin()?;
+                self.make_durable(bitmaps, Suspects::Recording)?;
+            }
+            if !distrusted.is_empty() && !mutation::on(Fault::StampFirst) {
                 // Durable before the stamp that tells of it is replaced.
                 adopted.mark(&recover::marks_of(bitmaps))?;
             }
@@ -163,9 +168,33 @@ impl Recovering<'_> {
         let whole = [ByteRange::between(0, self.length)];
         let recovery = self.widen(bitmaps, Suspects::All, &whole, why)?;
         if !self.options.read_only {
-            recover::rewrite(bitmaps, Suspects::All)?;
+            self.make_durable(bitmaps, Suspects::All)?;
         }
         Ok(recovery)
+    }
+
+    /// Makes durable what the disk goes on to rely on, as a process that was killed may have left it in the page cache
+    /// alone (D1). First the image's length: bits behind the end are about to go, and a power cut must not bring back what
+    /// they stood for. Then the bits of `suspects`. And the descriptor under its name: the old one, if it came back, would
+    /// have bitmap files that know nothing of what is written from here on.
+    fn make_durable(&self, bitmaps: &[Bitmap], suspects: Suspects) -> Result<()> {
+        if !mutation::on(Fault::FoundLengthUnsynced) {
+            let synced = self.image.storage.sync(SyncMode::Data);
+            synced.map_err(|e| self.image.failed("flush", &e))?;
+        }
+        if !mutation::on(Fault::NotRewritten) {
+            recover::rewrite(bitmaps, suspects)?;
+        }
+        if mutation::on(Fault::FoundNamesUnsynced) {
+            return Ok(());
+        }
+        match self.place.folder.sync() {
+            // Where no name can be changed, none was.
+            Err(e) if e.raw_os_error() != Some(libc::EROFS) => {
+                Err(Error::io("sync the folder", self.place.folder_name(), &e))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn widen(
@@ -331,7 +360,7 @@ pub(super) struct NewState {
 impl NewState {
     pub(super) fn create(place: &Place, region: RegionSize) -> Result<Self> {
         let folder = &*place.folder;
-        let in_folder = |action: &str, e: io::Error| Error::io(action, &place.shown, &e);
+        let in_folder = |action: &str, e: io::Error| Error::io(action, place.folder_name(), &e);
         folder
             .check_writable()
             .map_err(|e| in_folder("create files in", e))?;

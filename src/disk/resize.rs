@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use super::Disk;
 use super::bitmaps::Resized;
 use crate::error::{Error, ErrorCode, Result};
+use crate::mutation::{self, Fault};
 use crate::storage::SyncMode;
 use crate::units::MAX_LENGTH;
 
@@ -48,9 +49,13 @@ impl Disk {
         }
         let mut resized = Resized::new(&shape, &self.loading, old, length)?;
         let overlay = self.resized_layers(&shape, old, length)?;
+        if length > old && mutation::on(Fault::GrownFirst) {
+            self.set_image_length(old, length)?;
+            self.sync_image(SyncMode::Data)?;
+        }
         if length > old {
             resized.grow_files()?;
-            resized.sync_files().inspect_err(|e| self.fail(e))?;
+            resized.sync_files().inspect_err(|e| self.bits_unsure(e))?;
             if let Some(session) = &self.session {
                 // The gate is closed, so no region is pinned; larger regions first need all to be retired.
                 session.intent().cover(length, || self.settle_all(&shape))?;
@@ -62,10 +67,8 @@ impl Disk {
         if length < old {
             self.length.store(length, Ordering::Release);
         }
-        if let Err(e) = self.image.storage.set_length(length) {
-            self.length.store(old, Ordering::Release);
-            return Err(self.image.failed("resize", &e));
-        }
+        self.set_image_length(old, length)
+            .inspect_err(|_| self.length.store(old, Ordering::Release))?;
         self.length.store(length, Ordering::Release);
         let synced = self.sync_image(SyncMode::Data);
         // Not before the cut is durable: a power cut that takes it back must find files that are long enough.
@@ -77,5 +80,19 @@ impl Disk {
         }
         *shape = resized.into_shape(&shape, overlay);
         synced
+    }
+
+    /// Makes the image `length` bytes long. Where that fails it has its `old` length still, or the disk has failed: what
+    /// a writer went on to record by the old length would cost bits of the new one (D1).
+    fn set_image_length(&self, old: u64, length: u64) -> Result<()> {
+        let storage = &self.image.storage;
+        storage.set_length(length).map_err(|e| {
+            let error = self.image.failed("resize", &e);
+            let unchanged = storage.length().is_ok_and(|now| now == old);
+            if !unchanged && !mutation::on(Fault::LengthNotMeasured) {
+                self.fail(&error);
+            }
+            error
+        })
     }
 }

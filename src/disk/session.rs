@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::Child;
 use crate::bitmap::BitmapPolicy;
 use crate::error::Result;
+use crate::mutation::{self, Fault};
 use crate::state::{Evidence, IntentMap, MarkId, RegionSet, Stamp, StateFile};
 use crate::sync::{Mutex, PoisonError};
 
@@ -82,7 +83,12 @@ impl Session {
     /// Marks the disk unclean, before the first change. Once is enough.
     pub(super) fn begin(&self) -> Result<()> {
         let _one = self.beginning.lock().unwrap_or_else(PoisonError::into_inner);
-        self.file.begin(self.policy, self.evidence.clone())?;
+        let policy = if mutation::on(Fault::PolicyUntold) {
+            BitmapPolicy::WriteThrough
+        } else {
+            self.policy
+        };
+        self.file.begin(policy, self.evidence.clone())?;
         self.owes.store(true, Ordering::Release);
         Ok(())
     }

@@ -130,8 +130,8 @@ impl RegionSet {
             && bytes[4..HEAD] == number(piece).to_le_bytes();
         let words = &mut self.words[Self::words_of(piece)];
         if sound {
-            for (word, at) in words.iter_mut().zip(bytes[HEAD..].chunks_exact(8)) {
-                *word = u64::from_le_bytes(std::array::from_fn(|i| at[i]));
+            for (word, at) in words.iter_mut().zip(bytes[HEAD..].as_chunks().0) {
+                *word = u64::from_le_bytes(*at);
             }
         } else {
             words.fill(u64::MAX);
@@ -149,8 +149,8 @@ impl RegionSet {
     /// Adds what these bytes of piece number `piece`, as [`Self::encode`] made them, hold.
     pub(super) fn add_piece(&mut self, piece: usize, bytes: &[u8; PIECE]) {
         let words = &mut self.words[Self::words_of(piece)];
-        for (word, at) in words.iter_mut().zip(bytes[HEAD..].chunks_exact(8)) {
-            *word |= u64::from_le_bytes(std::array::from_fn(|i| at[i]));
+        for (word, at) in words.iter_mut().zip(bytes[HEAD..].as_chunks().0) {
+            *word |= u64::from_le_bytes(*at);
         }
     }
 }

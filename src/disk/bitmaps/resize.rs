@@ -10,6 +10,7 @@ use crate::bitmap::{BitmapFile, Bits};
 use crate::descriptor::Descriptor;
 use crate::disk::overlay::Overlay;
 use crate::error::{Error, Result};
+use crate::mutation::{self, Fault};
 use crate::units::{ByteRange, Granularity};
 
 /// The bitmaps as they are on a disk of another length.
@@ -126,7 +127,7 @@ fn resized(bits: &Bits, bitmap: &Bitmap, start: &Start, old: u64, new: u64) -> R
     let granularity: Granularity = bitmap.granularity;
     let other = Bits::new(granularity.granules_in(new))?;
     other.merge_from(bits);
-    if bitmap.records() {
+    if bitmap.records() && !mutation::on(Fault::RegrownClean) {
         let back = ByteRange::between(old, new.min(start.length.unwrap_or(0)));
         other.set(granularity.touched_by(back));
     }

@@ -10,6 +10,7 @@ use super::{BitmapAction, MergeSource, Shape};
 use crate::disk::gate::Closed;
 use crate::disk::{Disk, Structure};
 use crate::error::{Error, ErrorCode, Result};
+use crate::mutation::{self, Fault};
 use crate::sync::MutexGuard;
 
 /// Applies all of `actions`, each to its disk and in their order, or none, at one point between the writes to all of
@@ -50,7 +51,7 @@ impl Party<'_> {
     /// A starting point needs what was written before to be durable. `shape` is there when the gate is closed.
     fn flush(&self, shape: Option<&Shape>) -> Result<()> {
         match shape {
-            _ if !self.starts => Ok(()),
+            _ if !self.starts || mutation::on(Fault::StartUnflushed) => Ok(()),
             Some(shape) => self.disk.sync_shape(shape),
             None => self.disk.sync_written(),
         }

@@ -65,18 +65,18 @@ impl Disk {
             Ok(()) => Ok(()),
             Err(why) => excuses
                 .mark_bitmap(bitmap, &why)
-                .inspect_err(|e| self.lost_bits(e)),
+                .inspect_err(|e| self.bits_unsure(e)),
         }
     }
 
     fn settle_file(&self, bitmap: &Bitmap, kept: &Kept) -> Result<()> {
         bitmap.save()?;
         // A file whose sync failed may have lost what the kernel had for it: its bits vouch for nothing now (A2).
-        kept.file.sync().inspect_err(|e| self.lost_bits(e))
+        kept.file.sync().inspect_err(|e| self.bits_unsure(e))
     }
 
-    /// Whatever the evidence says later, a bitmap's file is not exact.
-    fn lost_bits(&self, why: &Error) {
+    /// The sync of a bitmap's file has failed: whatever the evidence says later, the file is not exact.
+    pub(in crate::disk) fn bits_unsure(&self, why: &Error) {
         if let Some(session) = &self.session {
             session.note_failure();
         }

@@ -14,6 +14,7 @@ use crate::descriptor::save::{self, SaveError};
 use crate::descriptor::{BitmapEntry, BitmapKind, Descriptor};
 use crate::disk::{Disk, Structure};
 use crate::error::{Error, Result};
+use crate::mutation::{self, Fault};
 use crate::storage::Role;
 
 impl Disk {
@@ -53,7 +54,9 @@ impl Disk {
         let old = shape.find(&staged.bitmap.name)?.loaded();
         if let (Some(kept), Some(old), Some(new)) = (&staged.bitmap.kept, old, staged.bitmap.loaded()) {
             kept.file.add_in_place(old, new)?;
-            kept.file.sync().inspect_err(|e| self.fail(e))?;
+            if !mutation::on(Fault::AddedUnsynced) {
+                kept.file.sync().inspect_err(|e| self.bits_unsure(e))?;
+            }
         }
         *shape = shape.with(stage.all(), self.writable);
         Ok(true)
@@ -69,23 +72,23 @@ impl Disk {
             self.place
                 .folder
                 .check_writable()
-                .map_err(|e| Error::io("create files in", &self.place.shown, &e))?;
+                .map_err(|e| Error::io("create files in", self.place.folder_name(), &e))?;
         }
         for staged in &mut stage.bitmaps {
             if needs_file(staged) {
                 staged.bitmap.kept = self.make_file(&staged.bitmap, made)?;
-            } else if staged.stopped {
+            } else if staged.stopped && !mutation::on(Fault::StoppedUnsettled) {
                 // Recovery no longer widens it, so nothing that it was told of may be in the page cache alone.
                 self.settle(&staged.bitmap)?;
                 staged.bitmap.check_consistent("disabled")?;
             }
         }
-        if !made.is_empty() {
+        if !made.is_empty() && !mutation::on(Fault::NamesUnsynced) {
             // M1: a power cut must not keep the new descriptor and lose the names of the files in it.
             self.place
                 .folder
                 .sync()
-                .map_err(|e| Error::io("sync the folder", &self.place.shown, &e))?;
+                .map_err(|e| Error::io("sync the folder", self.place.folder_name(), &e))?;
         }
         let mut descriptor = stage.descriptor.clone();
         for staged in &stage.bitmaps {

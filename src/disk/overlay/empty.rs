@@ -68,7 +68,7 @@ impl Disk {
         let folder = &*self.place.folder;
         folder
             .check_writable()
-            .map_err(|e| Error::io("create files in", &self.place.shown, &e))?;
+            .map_err(|e| Error::io("create files in", self.place.folder_name(), &e))?;
         let file_name = FileName::bitmap(&self.place.name, &overlay.name);
         let (name, storage) = create_unique(folder, Role::Bitmap, &file_name)?;
         let remove = |name: &str| {
@@ -85,7 +85,7 @@ impl Disk {
             .and_then(|()| {
                 folder
                     .sync()
-                    .map_err(|e| Error::io("sync the folder", &self.place.shown, &e))
+                    .map_err(|e| Error::io("sync the folder", self.place.folder_name(), &e))
             })
             .and_then(|()| renamed(structure, &overlay.name, &name))
             .and_then(|it| Ok((it, Durability::of_synced(file, &bits)?)));

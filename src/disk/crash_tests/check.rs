@@ -1,0 +1,185 @@
+//! What must hold of a disk that is opened after a crash: D1, D2, A1, A2, A3 and M1 (DESIGN §5), held against the model.
+
+use super::life::{Kind, NAME, REGION, STATE, bytes, view_of};
+use super::model::{Moments, Seen, View};
+use crate::bitmap::BitmapPolicy;
+use crate::disk::Disk;
+use crate::state::StateFile;
+use crate::storage::simulated::SimDisk;
+use crate::storage::{Access, Role};
+
+/// How the disk is opened after a crash.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Opening<'a> {
+    pub(super) kind: Kind,
+    /// The page cache's epoch.
+    pub(super) cache: &'a str,
+    pub(super) writable: bool,
+    /// Bytes in which bits too many are no fault, a bit for each 512 of them: what an earlier crash has added.
+    pub(super) extra: u64,
+}
+
+/// What was found after a crash.
+pub(super) struct Found {
+    pub(super) disk: Disk,
+    pub(super) content: Vec<u8>,
+    pub(super) view: View,
+    /// As [`Opening::extra`], of this crash.
+    pub(super) extra: u64,
+}
+
+impl Moments<'_> {
+    /// Opens what a crash has left, and holds it against what may be there. An error says what is wrong.
+    pub(super) fn check(&self, state: &SimDisk, opening: Opening<'_>) -> Result<Found, String> {
+        let disk = opening
+            .kind
+            .options(state, opening.cache)
+            .read_only(!opening.writable)
+            .open(NAME)
+            .map_err(|e| format!("M1: it does not open: {e}"))?;
+        let mut content = vec![0; bytes(disk.length())];
+        disk.read(&mut content, 0)
+            .map_err(|e| format!("A1: it cannot be read: {e}"))?;
+        let word = |name: &str| {
+            let mut word = [0; 8];
+            disk.bitmap_serialize(name, 0, &mut word)?;
+            Ok(u64::from_le_bytes(word))
+        };
+        let view = view_of(&disk, word).map_err(|e| format!("D1: a bitmap cannot be read: {e}"))?;
+        self.check_shape(&view)?;
+        if let Some(sector) = self.unexplained(&content) {
+            return Err(format!(
+                "A1, A2: sector {sector} is neither what was flushed nor newer: {:?}, {}",
+                &content[sector * 512..][..4],
+                self.explain(sector)
+            ));
+        }
+        let mut extra = opening.extra;
+        for (name, seen) in &view.bitmaps {
+            self.check_changes(name, seen, &content, view.length)?;
+            let (least, most) = self.bounds(name, seen);
+            let whole = granules(view.length, seen.granularity);
+            if least & whole & !seen.bits != 0 {
+                return Err(format!(
+                    "D1: bitmap {name:?} has lost granules {:b}",
+                    least & whole & !seen.bits
+                ));
+            }
+            let more = seen.bits & !most;
+            if more == 0 || self.anything_failed() {
+                continue;
+            }
+            if !self.killed || opening.kind.policy == BitmapPolicy::Lazy {
+                extra |= active(state)?;
+            }
+            if more & !touched(extra, seen.granularity) != 0 {
+                return Err(format!("D2: bitmap {name:?} has granules {more:b} too many"));
+            }
+        }
+        Ok(Found {
+            disk,
+            content,
+            view,
+            extra,
+        })
+    }
+
+    /// M1: all of the old or all of the new.
+    fn check_shape(&self, found: &View) -> Result<(), String> {
+        let shape = |view: &View| {
+            let bitmaps = view.bitmaps.iter();
+            let bitmaps =
+                bitmaps.map(|(name, it)| (name.clone(), it.granularity, it.recording, it.epoch.clone()));
+            bitmaps.collect::<Vec<_>>()
+        };
+        let known = |view: &View| shape(view) == shape(found);
+        let length = found.length == self.before.length || found.length == self.after.length;
+        if self.anything_failed() || (length && (known(self.before) || known(self.after))) {
+            return Ok(());
+        }
+        Err(format!(
+            "M1: neither the old nor the new: {found:?}\nthe old: {:?}\nthe new: {:?}",
+            self.before, self.after
+        ))
+    }
+
+    /// D1: every granule that differs from what it was at the starting point is dirty.
+    fn check_changes(&self, name: &str, seen: &Seen, content: &[u8], length: u64) -> Result<(), String> {
+        // One that does not record misses what comes; what it had is in the bounds.
+        if !seen.recording {
+            return Ok(());
+        }
+        // A simulated file's length, and what is behind it, are lost and kept apart from each other. No file system does
+        // that, so a cut that is cut off is judged by what it was to leave.
+        let judged = self.after.length.min(length);
+        let judged = if self.anything_failed() {
+            self.before.length.min(judged)
+        } else {
+            judged
+        };
+        let changed = self.changed(&content[..bytes(judged)], &seen.epoch, seen.granularity)?;
+        let missing = changed.iter().map(|bits| bits & !seen.bits);
+        match missing.min_by_key(|bits| bits.count_ones()) {
+            None | Some(0) => Ok(()),
+            Some(missing) => Err(format!(
+                "D1: bitmap {name:?} lacks granules {missing:b} of {} bytes",
+                seen.granularity
+            )),
+        }
+    }
+
+    /// The bits that a bitmap must have, and those that it may: by what was reported before and behind the step in which
+    /// the crash came.
+    fn bounds(&self, name: &str, found: &Seen) -> (u64, u64) {
+        let views = [self.before, self.after];
+        let same = views.into_iter().filter_map(|view| view.bitmaps.get(name));
+        let same: Vec<_> = same
+            .filter(|it| it.epoch == found.epoch)
+            .map(|it| it.bits)
+            .collect();
+        if same.is_empty() {
+            return (0, u64::MAX);
+        }
+        let least = same.iter().fold(u64::MAX, |all, bits| all & bits);
+        (least, same.iter().fold(0, |all, bits| all | bits))
+    }
+}
+
+/// The granules of a disk.
+fn granules(length: u64, granularity: u64) -> u64 {
+    match length.div_ceil(granularity) {
+        64 => u64::MAX,
+        count => (1 << count) - 1,
+    }
+}
+
+/// The granules that share a byte with these, of which each bit is 512 bytes.
+fn touched(bytes: u64, granularity: u64) -> u64 {
+    let units = granularity / 512;
+    let granule = |at: u64| {
+        if units >= 64 {
+            u64::MAX
+        } else {
+            ((1 << units) - 1) << (at * units)
+        }
+    };
+    (0..64 / units)
+        .filter(|at| bytes & granule(*at) != 0)
+        .fold(0, |bits, at| bits | 1 << at)
+}
+
+/// The regions that the state file calls active.
+fn active(state: &SimDisk) -> Result<u64, String> {
+    let storage = state
+        .folder()
+        .open(Role::State, STATE.as_ref(), Access::default())
+        .map_err(|e| e.to_string())?;
+    let found = StateFile::inspect(&*storage, STATE.as_ref()).map_err(|e| e.to_string())?;
+    let found = found.map_err(|e| e.to_string())?;
+    if found.header().clean {
+        return Ok(0);
+    }
+    let units = REGION / 512;
+    let region = |at: u64| ((1 << units) - 1) << (at * units);
+    Ok(found.active().iter().fold(0, |bytes, at| bytes | region(at)))
+}

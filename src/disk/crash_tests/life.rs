@@ -1,0 +1,396 @@
+//! A disk on a simulated disk, to which steps are done while a model writes down what they promise.
+
+use std::time::Duration;
+
+use super::model::{MAX, Model, Seen, View};
+use super::steps::Step;
+use crate::bitmap::BitmapPolicy;
+use crate::descriptor::Format;
+use crate::disk::{
+    AddBitmap, BitmapAction, BitmapContent, CreateOptions, Disk, MergeSource, OpenOptions, Thaw,
+    TruncateFlags, WriteFlags,
+};
+use crate::error::{Error, Result};
+use crate::storage::simulated::SimDisk;
+use crate::units::Granularity;
+
+pub(super) const NAME: &str = "disk.qbm";
+pub(super) const STATE: &str = "disk.state";
+const BASE: &str = "base.img";
+const LENGTH: u64 = 24 << 10;
+pub(super) const REGION: u64 = 4096;
+
+/// What a life is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kind {
+    /// The disk takes from a backing image.
+    pub(super) overlay: bool,
+    pub(super) policy: BitmapPolicy,
+    /// Regions are retired at every flush.
+    pub(super) eager: bool,
+}
+
+impl Kind {
+    pub(super) const RAW: Self = Self {
+        overlay: false,
+        policy: BitmapPolicy::WriteThrough,
+        eager: true,
+    };
+    pub(super) const LAZY: Self = Self {
+        policy: BitmapPolicy::Lazy,
+        ..Self::RAW
+    };
+    pub(super) const OVERLAY: Self = Self {
+        overlay: true,
+        ..Self::RAW
+    };
+    pub(super) const PATIENT: Self = Self {
+        eager: false,
+        ..Self::RAW
+    };
+
+    /// How the disk on `sim` is opened; the page cache lives as long as `cache` stays the same.
+    pub(super) fn options(self, sim: &SimDisk, cache: &str) -> OpenOptions {
+        let options = OpenOptions::new()
+            .folder(sim.folder())
+            .bitmap_policy(self.policy)
+            .cache_epoch(cache);
+        if self.eager {
+            options.retire_interval(Duration::ZERO)
+        } else {
+            options
+        }
+    }
+}
+
+pub(super) struct Life {
+    pub(super) sim: SimDisk,
+    pub(super) kind: Kind,
+    pub(super) model: Model,
+    disk: Option<Disk>,
+    cache: String,
+    /// What the backing shows.
+    base: Vec<u8>,
+    written: u8,
+}
+
+/// What is in the backing: no zero, and no two sectors alike.
+fn base() -> Vec<u8> {
+    (0..20_000usize)
+        .map(|at| u8::try_from((at / 512 * 7 + at) % 255).unwrap_or(0) + 1)
+        .collect()
+}
+
+impl Life {
+    /// A new disk, open. Tells how many calls that took.
+    pub(super) fn new(kind: Kind) -> Result<(Self, u64)> {
+        let sim = SimDisk::new();
+        let base = if kind.overlay { base() } else { Vec::new() };
+        let mut create = CreateOptions::new()
+            .size(LENGTH)
+            .region_bytes(REGION)
+            .folder(sim.folder());
+        if kind.overlay {
+            sim.put(BASE, &base);
+            let granularity = Granularity::new(2048).unwrap_or_default();
+            create = create.backing(BASE, Format::Raw).granularity(granularity);
+        }
+        create.create(NAME)?;
+        let view = View {
+            length: LENGTH,
+            ..View::default()
+        };
+        let mut life = Self {
+            model: Model::new(base.clone(), view),
+            sim,
+            kind,
+            disk: None,
+            cache: "first".to_owned(),
+            base,
+            written: 0,
+        };
+        life.open()?;
+        let start = life.now();
+        Ok((life, start))
+    }
+
+    /// Goes on after a crash, with `disk`, which was opened with `cache`.
+    pub(super) fn after(sim: &SimDisk, disk: Disk, kind: Kind, cache: &str, model: Model) -> Self {
+        Self {
+            sim: sim.clone(),
+            kind,
+            model,
+            disk: Some(disk),
+            cache: cache.to_owned(),
+            base: sim.read(BASE).unwrap_or_default(),
+            written: 100,
+        }
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        self.sim.events().len() as u64
+    }
+
+    pub(super) fn length(&self) -> usize {
+        self.disk.as_ref().map_or(0, |disk| bytes(disk.length()))
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.disk
+            .as_ref()
+            .is_none_or(|disk| disk.info().is_ok_and(|info| info.failed))
+    }
+
+    fn open(&mut self) -> Result<()> {
+        if self.disk.is_none() {
+            self.disk = Some(self.kind.options(&self.sim, &self.cache).open(NAME)?);
+        }
+        Ok(())
+    }
+
+    /// Does a step, and writes down what it promised. What is refused, or fails, promised nothing.
+    pub(super) fn step(&mut self, step: Step) -> Result<()> {
+        let begun = self.now();
+        self.written = self.written.wrapping_add(1).max(1);
+        let result = self.act(step, begun);
+        let ended = self.now();
+        if result.is_ok() && step.flushes() {
+            self.model.flushed(begun, ended);
+        }
+        self.observe(begun, ended);
+        result
+    }
+
+    /// A step has failed by a call that failed, which will not happen again: what it left is what there is.
+    pub(super) fn look_again(&mut self, begun: u64) {
+        self.model.step_failed();
+        let _ = self.look(begun);
+        self.observe(begun, self.now());
+    }
+
+    /// Takes what is there now for what was written.
+    fn look(&mut self, begun: u64) -> Result<()> {
+        let Some(disk) = &self.disk else { return Ok(()) };
+        let mut found = vec![0; bytes(disk.length())];
+        disk.read(&mut found, 0)?;
+        let ended = self.now();
+        if let Some(sector) = self.model.at(ended, false).unexplained(&found) {
+            let words = format!("A1: sector {sector} is neither what was flushed nor newer");
+            return Err(Error::new(crate::error::ErrorCode::Io, words));
+        }
+        found.resize(MAX, 0);
+        self.model.found(begun, &found);
+        Ok(())
+    }
+
+    /// Looks at what the disk says of itself.
+    fn observe(&mut self, begun: u64, ended: u64) {
+        let Some(disk) = &self.disk else { return };
+        let Ok(view) = view_of(disk, |info| disk.bits_kept(info)) else {
+            return;
+        };
+        for info in disk.bitmap_list().unwrap_or_default() {
+            for epoch in [info.epoch, info.next_epoch].into_iter().flatten() {
+                self.model.starts(&epoch);
+            }
+        }
+        self.model.stepped(begun, ended, view);
+    }
+
+    fn act(&mut self, step: Step, begun: u64) -> Result<()> {
+        match step {
+            Step::Reopen => {
+                if let Some(disk) = self.disk.take() {
+                    disk.close()?;
+                }
+                return self.open();
+            }
+            Step::Die => {
+                self.disk = None;
+                self.open()?;
+                // What was not flushed may be gone with the allocation bits, which only a flush writes.
+                return if self.kind.overlay {
+                    self.look(begun)
+                } else {
+                    Ok(())
+                };
+            }
+            _ => self.open()?,
+        }
+        let Some(disk) = &self.disk else { return Ok(()) };
+        let length = bytes(disk.length());
+        match step {
+            Step::Write { at, len, .. } | Step::Zero { at, len, .. } | Step::Discard { at, len } => {
+                let len = len.min(length.saturating_sub(at));
+                let fua = matches!(step, Step::Write { fua: true, .. });
+                let content = if matches!(step, Step::Write { .. }) {
+                    self.written
+                } else {
+                    0
+                };
+                let content = vec![content; len];
+                let flags = if fua { WriteFlags::FUA } else { WriteFlags::empty() };
+                let result = match step {
+                    Step::Write { .. } => disk.write(&content, at as u64, flags),
+                    Step::Zero { unmap, .. } => {
+                        let flags = if unmap {
+                            WriteFlags::MAY_UNMAP
+                        } else {
+                            WriteFlags::empty()
+                        };
+                        disk.write_zeroes(at as u64, len as u64, flags)
+                    }
+                    _ => disk.discard(at as u64, len as u64, flags),
+                };
+                let ended = if result.is_ok() { self.now() } else { u64::MAX };
+                if result.is_ok() || !refused(&result) {
+                    self.model.wrote(begun, ended, at.min(length), &content, fua);
+                }
+                result
+            }
+            Step::Unchanged { at, len } => {
+                let len = len.min(length.saturating_sub(at));
+                let content = self.model.content[at.min(length)..][..len].to_vec();
+                let result = disk.write(&content, at as u64, WriteFlags::UNCHANGED);
+                let ended = if result.is_ok() { self.now() } else { u64::MAX };
+                self.model.wrote(begun, ended, at.min(length), &content, false);
+                result
+            }
+            Step::Flush => disk.flush(),
+            Step::Sync => disk.bitmap_sync(None),
+            Step::SyncOne(name) => disk.bitmap_sync(Some(name)),
+            Step::Truncate(new) => {
+                let result = disk.truncate(new as u64, TruncateFlags::SHRINK);
+                if result.is_ok() && new < length {
+                    self.model
+                        .wrote(begun, self.now(), new, &vec![0; length - new], true);
+                } else if !refused(&result) && result.is_err() {
+                    let low = new.min(length);
+                    self.model.wrote(begun, u64::MAX, low, &vec![0; MAX - low], false);
+                }
+                result
+            }
+            Step::MakeEmpty => {
+                let result = disk.make_empty();
+                let mut content = self.base.clone();
+                content.resize(MAX, 0);
+                content[length..].fill(0);
+                if result.is_ok() {
+                    self.model.wrote(begun, self.now(), 0, &content, true);
+                } else if !refused(&result) {
+                    self.model.wrote(begun, u64::MAX, 0, &content, false);
+                }
+                result
+            }
+            Step::Commit => {
+                let result = disk.commit(&mut |_, _| std::ops::ControlFlow::Continue(()));
+                if result.is_ok() {
+                    let rest = self.base.get(length..).unwrap_or_default().to_vec();
+                    self.base = [&self.model.content[..length], &rest].concat();
+                }
+                result
+            }
+            _ => change_bitmaps(disk, step),
+        }
+    }
+}
+
+/// What is done to bitmaps.
+fn change_bitmaps(disk: &Disk, step: Step) -> Result<()> {
+    match step {
+        Step::Add {
+            name,
+            granularity,
+            persistent,
+            recording,
+        } => disk.bitmap_add(
+            name,
+            AddBitmap {
+                granularity: Granularity::new(granularity).unwrap_or_default(),
+                persistent,
+                recording,
+            },
+        ),
+        Step::Remove(name) => disk.bitmap_remove(name),
+        Step::Clear(name) => disk.bitmap_clear(name),
+        Step::Enable(name) => disk.bitmap_enable(name),
+        Step::Disable(name) => disk.bitmap_disable(name),
+        Step::Rename(name, to) => disk.bitmap_rename(name, to),
+        Step::Persist(name, persistent) => disk.bitmap_set_persistent(name, persistent),
+        Step::Set { name, at, len } => disk.bitmap_set(name, at as u64, len as u64),
+        Step::Reset { name, at, len } => disk.bitmap_reset(name, at as u64, len as u64),
+        Step::Merge(name, from) => disk.bitmap_merge(name, &[MergeSource::Bitmap(from)]),
+        Step::Replace(name, from) => {
+            let blank = disk.bitmap_blank(name)?;
+            let other = disk.bitmap_content(from).ok();
+            let fits = |it: &BitmapContent| it.granularity() == blank.granularity();
+            disk.bitmap_replace(name, &other.filter(fits).unwrap_or(blank))
+        }
+        Step::Freeze(name) => disk.bitmap_freeze(name),
+        Step::Thaw(name, true) => disk.bitmap_thaw(name, Thaw::Commit),
+        Step::Thaw(name, false) => disk.bitmap_thaw(name, Thaw::Rollback),
+        Step::Hand(from, to) => disk.bitmap_transaction(&[
+            BitmapAction::Merge {
+                target: to,
+                sources: vec![MergeSource::Bitmap(from)],
+            },
+            BitmapAction::Clear { name: from },
+        ]),
+        Step::Swap(old, new) => disk.bitmap_transaction(&[
+            BitmapAction::Disable { name: old },
+            BitmapAction::Add {
+                name: new,
+                options: AddBitmap {
+                    granularity: Granularity::new(2048).unwrap_or_default(),
+                    ..AddBitmap::default()
+                },
+            },
+        ]),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a call was refused by the rules, so that nothing was tried.
+pub(super) fn refused(result: &Result<()>) -> bool {
+    use crate::error::ErrorCode::{
+        BitmapBusy, BitmapExists, BitmapNotFound, BitmapState, InvalidArgument, NotSupported, OutOfRange,
+    };
+    let code = result.as_ref().err().map(Error::code);
+    matches!(
+        code,
+        Some(
+            BitmapBusy
+                | BitmapExists
+                | BitmapNotFound
+                | BitmapState
+                | InvalidArgument
+                | NotSupported
+                | OutOfRange
+        )
+    )
+}
+
+/// What `disk` says of itself, with the bits of its bitmaps as `bits` has them.
+pub(super) fn view_of(disk: &Disk, bits: impl Fn(&str) -> Result<u64>) -> Result<View> {
+    let mut view = View {
+        length: disk.length(),
+        ..View::default()
+    };
+    for info in disk.bitmap_list()? {
+        if !info.persistent {
+            continue;
+        }
+        let seen = Seen {
+            bits: bits(&info.name)?,
+            granularity: info.granularity.bytes(),
+            recording: info.recording,
+            epoch: info.epoch.unwrap_or_default(),
+        };
+        view.bitmaps.insert(info.name, seen);
+    }
+    Ok(view)
+}
+
+pub(super) fn bytes(length: u64) -> usize {
+    usize::try_from(length).unwrap_or(usize::MAX)
+}

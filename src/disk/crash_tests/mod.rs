@@ -1,0 +1,18 @@
+//! Crash tests of the whole engine on the simulated disk (DESIGN §8, 4a and 5), held against what a guest and a backup
+//! were told.
+//!
+//! A [`life::Life`] is an open disk to which [`steps`] are done while a [`model::Model`] writes down what each of them
+//! promised. [`power`] stops that life after every call that changes something and looks at what is left with the rules of
+//! [`check`]; [`failing`] has every call fail in turn; [`mutations`] takes the engine's protections away one by one, and
+//! shows that the tests notice. The tests of parts stand beside the parts.
+//!
+//! A long run: `QBM_CRASH_STATES=10000000 cargo test --release --lib crash_tests -- --nocapture`.
+
+mod check;
+mod failing;
+mod foreign;
+mod life;
+mod model;
+mod mutations;
+mod power;
+mod steps;

@@ -1,0 +1,83 @@
+//! (e) The engine's protections, each taken out: the crash tests must notice, or they guard nothing.
+//!
+//! Those that take several threads to show are left to the models under shuttle, and those of allocation bits to
+//! `overlay::tests::crash`; `docs/durability.md` has the whole table.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::failing;
+use super::life::Kind;
+use super::power::{Depth, look_at, random};
+use super::steps::{everything, everything_of_an_overlay};
+use crate::mutation::{Fault, with};
+
+/// Which of the tests notices.
+#[derive(Clone, Copy)]
+enum By {
+    /// [`super::power`]: power cuts and kills in a life of this kind, with these words.
+    Power(Kind, &'static str),
+    /// [`super::failing`]: a call that fails, with these words.
+    Failing(&'static str),
+}
+
+const TABLE: [(Fault, By); 20] = [
+    (Fault::BegunSilently, By::Power(Kind::RAW, "D1")),
+    (Fault::PolicyUntold, By::Power(Kind::LAZY, "D1")),
+    (Fault::IntentUnsynced, By::Power(Kind::RAW, "D1")),
+    (Fault::ClearedUnsettled, By::Power(Kind::RAW, "D1")),
+    (Fault::StartUnflushed, By::Power(Kind::RAW, "A1, A2")),
+    (Fault::StoppedUnsettled, By::Power(Kind::RAW, "D1")),
+    (Fault::AddedUnsynced, By::Power(Kind::PATIENT, "D1")),
+    (Fault::NamesUnsynced, By::Power(Kind::RAW, "M1")),
+    (Fault::RenameUnsynced, By::Power(Kind::RAW, "M1")),
+    (Fault::GrownFirst, By::Power(Kind::RAW, "D1")),
+    (Fault::RegrownClean, By::Power(Kind::RAW, "D1")),
+    (Fault::CleanFirst, By::Power(Kind::LAZY, "D1")),
+    (Fault::EvidenceFirst, By::Power(Kind::RAW, "D1")),
+    (Fault::NotRewritten, By::Power(Kind::RAW, "D1")),
+    (Fault::FoundNamesUnsynced, By::Power(Kind::RAW, "M1")),
+    (Fault::FoundLengthUnsynced, By::Power(Kind::RAW, "M1")),
+    (Fault::BackingUnsynced, By::Power(Kind::OVERLAY, "A1, A2")),
+    (Fault::FailedSyncForgotten, By::Failing("A2")),
+    (Fault::BitBeforePiece, By::Failing("D1")),
+    (Fault::LengthNotMeasured, By::Failing("D1")),
+];
+
+/// What the tests say of a disk with `fault`.
+fn verdict(fault: Fault, by: By) -> Result<u64, String> {
+    let depth = Depth {
+        states: 12,
+        onward: 5,
+    };
+    let tried = with(fault, || {
+        catch_unwind(AssertUnwindSafe(|| match by {
+            By::Failing(_) => failing::every_call(Kind::RAW),
+            By::Power(kind, _) => {
+                let steps = if kind.overlay {
+                    everything_of_an_overlay()
+                } else {
+                    everything()
+                };
+                let by_hand = look_at(kind, &steps, depth)?;
+                (0..4).try_fold(by_hand, |all, seed| Ok(all + random(kind, seed, 40, depth)?))
+            }
+        }))
+    });
+    tried.unwrap_or_else(|_| Err("it panicked".to_owned()))
+}
+
+#[test]
+fn every_protection_that_is_taken_out_is_missed() {
+    let mut unseen = Vec::new();
+    for (fault, by) in TABLE {
+        let (By::Power(_, words) | By::Failing(words)) = by;
+        match verdict(fault, by) {
+            Err(what) if what.contains(words) => {
+                println!("{fault:?}: {}", what.lines().next().unwrap_or_default());
+            }
+            Err(what) => unseen.push(format!("{fault:?} shows otherwise: {what}")),
+            Ok(states) => unseen.push(format!("{fault:?} is not seen in {states} states")),
+        }
+    }
+    assert!(unseen.is_empty(), "{unseen:#?}");
+}

@@ -1,0 +1,243 @@
+//! (a) The power goes, or the process dies, after every call that changes something, and what was not synced is kept
+//! in part: by every subset where these are few, by hostile and random ones where they are many. Now and then life goes on
+//! after that, into the next crash.
+//!
+//! The story that they guard against: a backup was told that a granule did not change, and it had.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::check::Opening;
+use super::life::{Kind, Life};
+use super::model::{Model, Moments};
+use super::steps::{Dice, Step, everything, everything_of_an_overlay};
+use crate::storage::simulated::{CrashPoint, Keep, SimDisk};
+
+/// How many states are looked at at one moment, and how often life goes on after one of them.
+#[derive(Clone, Copy)]
+pub(super) struct Depth {
+    pub(super) states: u64,
+    /// One state in so many is opened for writing, and life goes on.
+    pub(super) onward: u64,
+}
+
+impl Depth {
+    pub(super) const FULL: Self = Self {
+        states: 16,
+        onward: 20,
+    };
+    const SECOND: Self = Self {
+        states: 5,
+        onward: u64::MAX,
+    };
+}
+
+/// The subsets of what is not synced that are tried at `point`.
+fn keeps(point: &CrashPoint, limit: u64) -> Vec<Keep> {
+    if point.states() <= u128::from(limit) {
+        return (0..point.states()).map(Keep::Numbered).collect();
+    }
+    let mut keeps = vec![Keep::Nothing, Keep::All];
+    let each = point.choices().min(usize::try_from(limit / 4).unwrap_or(1));
+    keeps.extend((0..each).flat_map(|it| [Keep::AllBut(it), Keep::Only(it)]));
+    let random = limit.saturating_sub(keeps.len() as u64);
+    keeps.extend((0..random).map(|seed| Keep::Random(seed * 1000 + point.events())));
+    keeps.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+    keeps
+}
+
+/// One look at what crashes leave of a life.
+pub(super) struct Look<'a> {
+    pub(super) sim: &'a SimDisk,
+    pub(super) model: &'a Model,
+    pub(super) kind: Kind,
+    /// The epochs of the page cache: of this life, and after the power has gone.
+    pub(super) caches: (&'a str, &'a str),
+    /// See [`Opening::extra`].
+    pub(super) extra: u64,
+    pub(super) depth: Depth,
+}
+
+impl Look<'_> {
+    /// Looks at every crash from event `start` on. Tells how many there were, or what is wrong.
+    pub(super) fn everywhere(&self, start: u64) -> Result<u64, String> {
+        let events = self.sim.events();
+        let mut states = 0;
+        for point in self.sim.crash_points() {
+            let last = usize::try_from(point.events())
+                .ok()
+                .and_then(|at| events.get(at.wrapping_sub(1)));
+            let changed = last.is_some_and(|event| event.call.changes());
+            if point.events() >= start && (changed || point.events() == start) {
+                states += self.at(&point).map_err(|what| {
+                    let last = last.map(ToString::to_string).unwrap_or_default();
+                    format!("after {} calls, the last of them {last}: {what}", point.events())
+                })?;
+            }
+        }
+        Ok(states)
+    }
+
+    /// Looks at the crashes at one moment.
+    pub(super) fn at(&self, point: &CrashPoint) -> Result<u64, String> {
+        let keeps = keeps(point, self.depth.states);
+        let mut states = 0;
+        let cut = self.model.at(point.events(), false);
+        let kill = self.model.at(point.events(), !self.kind.overlay);
+        states += self
+            .one((&kill, &cut), &point.kill(), self.caches.0, point.events())
+            .map_err(|what| format!("killed: {what}"))?;
+        for (nth, keep) in keeps.into_iter().enumerate() {
+            let state = point.power_cut_keeping(keep);
+            states += self
+                .one(
+                    (&cut, &cut),
+                    &state,
+                    self.caches.1,
+                    point.events() * 7 + nth as u64 + 1,
+                )
+                .map_err(|what| format!("power cut, keeping {keep:?}: {what}"))?;
+        }
+        Ok(states)
+    }
+
+    fn one(
+        &self,
+        (moments, unsynced): (&Moments<'_>, &Moments<'_>),
+        state: &SimDisk,
+        cache: &str,
+        number: u64,
+    ) -> Result<u64, String> {
+        let onward = number.is_multiple_of(self.depth.onward);
+        let opening = Opening {
+            kind: self.kind,
+            cache,
+            writable: onward,
+            extra: self.extra,
+        };
+        let found = moments.check(state, opening)?;
+        // A cut that was cut off leaves what no file system does; see `check_changes`. And what a failed sync has dropped,
+        // no later process can know of.
+        let killed = cache == self.caches.0;
+        let lost = killed && moments.anything_failed();
+        if !onward || lost || moments.after.length < found.view.length {
+            return Ok(1);
+        }
+        // What a killed process wrote may still go, if it was not synced.
+        let model = unsynced.next_life(found.content, found.view, state.events().len() as u64);
+        let mut life = Life::after(state, found.disk, self.kind, cache, model);
+        let mut dice = Dice::new(number);
+        for _ in 0..2 {
+            let (at, len) = (dice.below(life.length()), 700);
+            let _ = life.step(Step::Write { at, len, fua: false });
+            let step = dice.step(life.length(), self.kind.overlay);
+            let result = life.step(step);
+            if !super::life::refused(&result) {
+                result.map_err(|e| format!("then {step:?}: {e}"))?;
+            }
+        }
+        let next = Look {
+            sim: &life.sim,
+            model: &life.model,
+            kind: self.kind,
+            caches: (cache, "third"),
+            extra: found.extra,
+            depth: Depth::SECOND,
+        };
+        let states = next.everywhere(1).map_err(|what| format!("then, {what}"))?;
+        Ok(1 + states)
+    }
+}
+
+/// A life of these steps, and what crashes leave of it.
+pub(super) fn look_at(kind: Kind, steps: &[Step], depth: Depth) -> Result<u64, String> {
+    let (mut life, start) = Life::new(kind).map_err(|e| e.to_string())?;
+    for step in steps {
+        let result = life.step(*step);
+        if !super::life::refused(&result) {
+            result.map_err(|e| format!("{step:?}: {e}"))?;
+        }
+    }
+    look_back(&life, start, depth)
+}
+
+fn look_back(life: &Life, start: u64, depth: Depth) -> Result<u64, String> {
+    Look {
+        sim: &life.sim,
+        model: &life.model,
+        kind: life.kind,
+        caches: ("first", "second"),
+        extra: 0,
+        depth,
+    }
+    .everywhere(start)
+}
+
+/// A life of random steps.
+pub(super) fn random(kind: Kind, seed: u64, count: usize, depth: Depth) -> Result<u64, String> {
+    let (mut life, start) = Life::new(kind).map_err(|e| e.to_string())?;
+    let mut dice = Dice::new(seed);
+    for _ in 0..count {
+        let step = dice.step(life.length(), kind.overlay);
+        let result = life.step(step);
+        if !super::life::refused(&result) {
+            result.map_err(|e| format!("seed {seed}: {step:?}: {e}"))?;
+        }
+    }
+    look_back(&life, start, depth).map_err(|what| format!("seed {seed}: {what}"))
+}
+
+const KINDS: [Kind; 4] = [Kind::RAW, Kind::LAZY, Kind::OVERLAY, Kind::PATIENT];
+
+/// Each step of the lists by hand does what it is there for: none is refused.
+#[test]
+fn the_scripts_do_what_they_say() {
+    for kind in KINDS {
+        let (mut life, _) = Life::new(kind).unwrap();
+        let steps = if kind.overlay {
+            everything_of_an_overlay()
+        } else {
+            everything()
+        };
+        for step in steps {
+            life.step(step).unwrap_or_else(|e| panic!("{step:?}: {e}"));
+        }
+    }
+}
+
+/// One life, by its number: first those by hand, then random ones.
+fn numbered(number: u64) -> Result<u64, String> {
+    let kind = KINDS[usize::try_from(number % 4).unwrap_or(0)];
+    let states = match number {
+        0..4 if kind.overlay => look_at(kind, &everything_of_an_overlay(), Depth::FULL),
+        0..4 => look_at(kind, &everything(), Depth::FULL),
+        seed => random(kind, seed, 40, Depth::FULL),
+    };
+    states.map_err(|what| format!("{kind:?}: {what}"))
+}
+
+/// All operations, and random lives until there are enough states: 100,000, or what `QBM_CRASH_STATES` says.
+#[test]
+fn a_hundred_thousand_crashes_cost_nothing() {
+    let wanted = std::env::var("QBM_CRASH_STATES")
+        .ok()
+        .and_then(|it| it.parse().ok());
+    let wanted = wanted.unwrap_or(100_000);
+    let (next, states) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= 4 && states.load(Ordering::Relaxed) >= wanted {
+                        return;
+                    }
+                    let found = numbered(number).unwrap_or_else(|what| panic!("{what}"));
+                    states.fetch_add(found, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    let states = states.into_inner();
+    println!("{states} crash states of {} lives", next.into_inner());
+    assert!(states >= wanted, "{states} states are too few to prove anything");
+}
