@@ -209,7 +209,8 @@ fn back_up(args: &Run) -> Outcome {
 
 fn open_disk(path: &Path) -> Outcome<Disk> {
     open::to_write(path).map_err(|failure| match failure {
-        Failure::Engine(error) if error.code() == ErrorCode::Locked => Failure::Hint(
+        // In place of the general hint: here, too, the other program can do it.
+        Failure::Hint(error, _) if error.code() == ErrorCode::Locked => Failure::Hint(
             error,
             "who has the disk open must back it up itself, or close it first".to_owned(),
         ),
