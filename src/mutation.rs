@@ -87,8 +87,6 @@ pub(crate) enum Fault {
     FailedSyncForgotten,
     /// A commit clears the allocation bits before the backing is durable.
     BackingUnsynced,
-    /// A length that could not be set is taken for unchanged.
-    LengthNotMeasured,
 }
 
 pub(crate) use switch::*;

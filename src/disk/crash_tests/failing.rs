@@ -283,3 +283,19 @@ fn a_bitmap_whose_sync_failed_is_not_taken_for_exact() {
         assert!(reason.contains("could not be written"), "{step:?}: {reason:?}");
     }
 }
+
+/// A resize that fails has done nothing, or the disk says that it cannot be relied on: writers that went on by the old
+/// length would cost bits of the new one.
+#[test]
+fn a_length_that_was_set_by_a_call_that_failed_kills_the_disk() {
+    for (kept, dies) in [(Kept::Nothing, false), (Kept::All, true)] {
+        let (mut life, _) = Life::new(Kind::RAW).unwrap();
+        let fault = Fault::new(libc::EIO)
+            .on(CallKind::SetLength)
+            .on_file("disk-data.img");
+        life.sim.fail(fault.keeping(kept));
+        life.step(Step::Truncate(13_000)).unwrap_err();
+        assert_eq!(life.has_failed(), dies, "{kept:?}");
+        assert_eq!(life.step(Step::Truncate(13_000)).is_ok(), !dies, "{kept:?}");
+    }
+}

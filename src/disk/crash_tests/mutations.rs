@@ -43,10 +43,9 @@ const CLOSING_AND_RECOVERY: [(Fault, By); 5] = [
     (Fault::FoundLengthUnsynced, By::Power(Kind::RAW, "1: ")),
 ];
 
-const FAILING_CALLS: [(Fault, By); 3] = [
+const FAILING_CALLS: [(Fault, By); 2] = [
     (Fault::FailedSyncForgotten, By::Failing("A2")),
     (Fault::BitBeforePiece, By::Failing("D1")),
-    (Fault::LengthNotMeasured, By::Failing("D1")),
 ];
 
 /// What the tests say of a disk with `fault`.
