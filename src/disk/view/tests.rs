@@ -104,6 +104,7 @@ fn a_view_shows_the_moment_of_its_beginning_while_threads_write() {
             let view = &views.views()[0];
             let (stop, changes) = (&AtomicBool::new(false), &AtomicU64::new(0));
             thread::scope(|scope| {
+                let _stop = Stop(stop);
                 for writer in 0..3 {
                     scope.spawn(move || {
                         let random = &mut Random(round * 10 + writer);
@@ -119,7 +120,6 @@ fn a_view_shows_the_moment_of_its_beginning_while_threads_write() {
                 while changes.load(Ordering::Relaxed) < 100 {
                     look(view, &expected, random);
                 }
-                stop.store(true, Ordering::Relaxed);
             });
             let mut all = vec![0; expected.len()];
             view.read(&mut all, 0).unwrap();
@@ -132,12 +132,78 @@ fn a_view_shows_the_moment_of_its_beginning_while_threads_write() {
     }
 }
 
+/// Ends the writers also where the reader fails: its panic would wait for them.
+struct Stop<'s>(&'s AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A read that has begun when nothing was kept, and is overtaken by the first writes to what it reads.
+#[test]
+fn a_read_that_writers_overtake_shows_the_old_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = &disk(&dir, "disk", false);
+    let len = usize::try_from(LENGTH).unwrap();
+    for round in 0..15u8 {
+        let old = vec![round; len];
+        disk.write(&old, 0, WriteFlags::empty()).unwrap();
+        let views = backup_begin(&[(disk, "b")], &Scratch::new(dir.path())).unwrap();
+        let view = &views.views()[0];
+        let mut found = vec![0xee; len];
+        thread::scope(|scope| {
+            for writer in 0..2 {
+                scope.spawn(move || {
+                    let mut at = LENGTH - writer * 65_536 - 100;
+                    while at > 131_072 {
+                        disk.write(&[0xdd; 100], at, WriteFlags::empty()).unwrap();
+                        at -= 131_072;
+                    }
+                });
+            }
+            view.read(&mut found, 0).unwrap();
+        });
+        assert!(found == old, "round {round}");
+        views.end(true).unwrap();
+    }
+}
+
+/// Writers that meet in one granule: only the first finds what it was.
+#[test]
+fn writers_to_one_granule_keep_it_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = &disk(&dir, "disk", false);
+    let len = usize::try_from(LENGTH).unwrap();
+    for round in 0..10u8 {
+        let old = vec![round; len];
+        disk.write(&old, 0, WriteFlags::empty()).unwrap();
+        let views = backup_begin(&[(disk, "b")], &Scratch::new(dir.path())).unwrap();
+        thread::scope(|scope| {
+            for writer in 0..4u64 {
+                scope.spawn(move || {
+                    for granule in 0..LENGTH / 65_536 {
+                        let at = granule * 65_536 + writer * 512;
+                        disk.write(&[0xdd; 512], at, WriteFlags::empty()).unwrap();
+                    }
+                });
+            }
+        });
+        let mut found = vec![0xee; len];
+        views.views()[0].read(&mut found, 0).unwrap();
+        assert!(found == old, "round {round}");
+        views.end(true).unwrap();
+    }
+}
+
 #[test]
 fn several_disks_are_taken_at_one_instant() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b) = (&disk(&dir, "a", false), &disk(&dir, "b", true));
     let stop = &AtomicBool::new(false);
     thread::scope(|scope| {
+        let _stop = Stop(stop);
         // First the one, then the other gets each number: at any instant the second is equal, or one behind.
         scope.spawn(move || {
             for number in 1u64.. {
@@ -161,7 +227,6 @@ fn several_disks_are_taken_at_one_instant() {
             assert!(first == second || first == second + 1, "{first} {second}");
             views.end(true).unwrap();
         }
-        stop.store(true, Ordering::Relaxed);
     });
 }
 
