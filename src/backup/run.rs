@@ -6,7 +6,7 @@
 //! Whoever is killed between the rename and the thaw leaves a bitmap that still starts where it started for the newest
 //! backup. What is dirty in it then, and what that backup has, is more than has changed since; the same is true of a
 //! host that was rolled back to a moment before that backup. So the next one goes on from there with both together.
-//! Any other starting point means a full backup (DESIGN trap 11).
+//! Any other starting point means a full backup (durability trap 11).
 
 use std::path::{Path, PathBuf};
 
