@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::digest::{self, BLOCK};
-use crate::disk::{Disk, StatusFlags};
+use crate::disk::{BackupView, Disk, StatusFlags};
 use crate::error::{Error, Result};
 use crate::storage::{Extent, Storage, read_slice};
 use crate::units::ByteRange;
@@ -37,6 +37,20 @@ impl Content for Disk {
             data: !status.flags.contains(StatusFlags::ZERO),
             len: status.length,
         })
+    }
+}
+
+impl Content for BackupView<'_> {
+    fn length(&self) -> u64 {
+        BackupView::length(self)
+    }
+
+    fn read(&self, into: &mut [u8], offset: u64) -> Result<()> {
+        BackupView::read(self, into, offset)
+    }
+
+    fn extent(&self, range: ByteRange) -> Result<Extent> {
+        self.block_status(range.start(), range.len())
     }
 }
 

@@ -6,7 +6,7 @@
 //! Whoever is killed between the rename and the thaw leaves a bitmap that still starts where it started for the newest
 //! backup. What is dirty in it then, and what that backup has, is more than has changed since; the same is true of a
 //! host that was rolled back to a moment before that backup. So the next one goes on from there with both together.
-//! Any other starting point means a full backup (DESIGN trap 11).
+//! Any other starting point means a full backup (durability trap 11).
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,9 @@ use super::pace::Pace;
 use super::point::BackupPoint;
 use crate::bitmap::{BitmapFile, BitmapPolicy, Bits};
 use crate::descriptor::{BackingEntry, BitmapEntry, BitmapKind, Descriptor, Format, ImageEntry};
-use crate::disk::{AddBitmap, BitmapAction, BitmapInfo, Disk, Progress, StatusFlags, Thaw};
+use crate::disk::{
+    AddBitmap, BackupView, BackupViews, BitmapAction, BitmapInfo, Disk, Progress, Scratch, StatusFlags,
+};
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::{Role, SyncMode, read_slice};
 use crate::units::{ByteRange, Granularity};
@@ -38,6 +40,7 @@ pub struct Backup {
     since: Option<String>,
     moved: bool,
     limit: Option<u64>,
+    scratch_limit: u64,
 }
 
 /// A backup that was made.
@@ -59,6 +62,7 @@ impl Backup {
             since: None,
             moved: false,
             limit: None,
+            scratch_limit: Scratch::LIMIT,
         }
     }
 
@@ -98,9 +102,17 @@ impl Backup {
         self
     }
 
+    /// At most so many bytes that the guest overwrites are kept in the folder until the backup is made, 1 GiB unless it is
+    /// given; a guest that overwrites more makes the backup fail. See [`Scratch`].
+    #[must_use]
+    pub fn scratch_limit(mut self, bytes: u64) -> Self {
+        self.scratch_limit = bytes;
+        self
+    }
+
     /// Makes one backup of `disk`, which is open for writing, into `folder`. Durable on return.
     ///
-    /// Nobody may write to the disk meanwhile: the backup would show some of these writes, at no one point in time.
+    /// Other threads may write to the disk meanwhile; the backup shows it as it was at one point between their writes.
     /// `progress` is called from time to time with the bytes done and to do, and ends it with [`ErrorCode::Canceled`].
     /// An error leaves the folder and the bitmap's starting point as they were; but for a full backup the bitmap has
     /// been cleared already, so that the next one is full too.
@@ -122,21 +134,31 @@ impl Backup {
     ) -> Result<Finished> {
         let _lock = folder.lock()?;
         let plan = self.plan(disk, folder)?;
-        disk.bitmap_transaction(&plan.actions(&self.bitmap))?;
-        let made = self.make(disk, folder, &plan, progress);
+        let actions = plan.actions(&self.bitmap);
+        let actions: Vec<_> = actions.iter().map(|action| (disk, action)).collect();
+        let scratch = Scratch::new(folder.path()).limit(self.scratch_limit);
+        let views = BackupViews::begin(&[(disk, &self.bitmap)], &actions, &scratch)?;
+        let made: Result<Vec<BackupPoint>> = views
+            .views()
+            .iter()
+            .map(|view| self.make(disk, view, folder, &plan, progress))
+            .collect();
         match made {
-            Ok(point) => {
-                let thawed = disk.bitmap_thaw(&self.bitmap, Thaw::Commit);
+            Ok(points) => {
+                let thawed = views.end(true);
                 folder.rescan()?;
-                Ok(Finished {
-                    point,
-                    not_thawed: thawed.err().map(|error| error.message().to_owned()),
-                })
+                let not_thawed = thawed.err().map(|error| error.message().to_owned());
+                let finished = |point| Finished { point, not_thawed };
+                points
+                    .into_iter()
+                    .next()
+                    .map(finished)
+                    .ok_or_else(|| Error::new(ErrorCode::BitmapState, "the disk went away"))
             }
             Err(error) => {
                 // The first failure is the one to tell. A disk that cannot do this has failed altogether, and on the
                 // next open the bitmap has all bits.
-                let _ = disk.bitmap_thaw(&self.bitmap, Thaw::Rollback);
+                let _ = views.end(false);
                 Err(error)
             }
         }
@@ -208,6 +230,7 @@ impl Backup {
     fn make(
         &self,
         disk: &Disk,
+        view: &BackupView<'_>,
         folder: &BackupFolder,
         plan: &Plan,
         progress: &mut Progress<'_>,
@@ -228,7 +251,7 @@ impl Backup {
             time,
             parent: plan.basis.as_ref().map(|basis| basis.parent.clone()),
             source: plan.source.display().to_string(),
-            length: disk.length(),
+            length: view.length(),
             bitmap: self.bitmap.clone(),
             granularity: plan.granularity,
             based_on: info.epoch.clone(),
@@ -238,7 +261,7 @@ impl Backup {
             data_checksum: String::new(),
             bitmap_checksum: None,
         };
-        let made = self.fill(disk, folder, plan, &mut point, progress);
+        let made = self.fill(view, folder, plan, &mut point, progress);
         if made.is_err() {
             // What cannot be removed now goes with the next change of the folder.
             let temporary = format!("{}.new", point.name);
@@ -251,7 +274,7 @@ impl Backup {
 
     fn fill(
         &self,
-        disk: &Disk,
+        view: &BackupView<'_>,
         folder: &BackupFolder,
         plan: &Plan,
         point: &mut BackupPoint,
@@ -263,7 +286,7 @@ impl Backup {
         let mut pace = Pace::new(progress, self.limit, point.length);
         let copied: Copied = if let Some(basis) = &plan.basis {
             let set = Bits::new(point.granularity.granules_in(point.length))?;
-            add_dirty(disk, &self.bitmap, &set, point.granularity)?;
+            add_dirty(view, &set, point.granularity)?;
             for other in &basis.also {
                 let Some(other) = folder.named(other) else {
                     continue;
@@ -278,11 +301,11 @@ impl Backup {
             let parts = set
                 .runs(set.all())
                 .map(|run| point.granularity.bytes_of(run, point.length));
-            let copied = copy(disk, parts, &*storage, &path, &mut pace)?;
+            let copied = copy(view, parts, &*storage, &path, &mut pace)?;
             point.bitmap_checksum = Some(write_bitmap(folder, point, &set)?);
             copied
         } else {
-            copy(disk, std::iter::once(whole), &*storage, &path, &mut pace)?
+            copy(view, std::iter::once(whole), &*storage, &path, &mut pace)?
         };
         storage
             .sync(SyncMode::All)
@@ -500,10 +523,10 @@ fn check_bitmap(info: &BitmapInfo) -> Result<()> {
 }
 
 /// Sets the bits that are dirty in a frozen bitmap.
-fn add_dirty(disk: &Disk, bitmap: &str, set: &Bits, granularity: Granularity) -> Result<()> {
-    let length = disk.length();
+fn add_dirty(view: &BackupView<'_>, set: &Bits, granularity: Granularity) -> Result<()> {
+    let length = view.length();
     let mut at = 0;
-    while let Some(run) = disk.bitmap_next_dirty(bitmap, at, length - at)? {
+    while let Some(run) = view.next_dirty(at, length - at)? {
         set.set(granularity.touched_by(run));
         at = run.end();
     }

@@ -3,6 +3,7 @@
 mod epochs;
 mod keeping;
 mod model;
+mod online;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -23,6 +23,7 @@ mod recovery;
 mod resize;
 mod session;
 mod status;
+mod view;
 
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
@@ -42,6 +43,7 @@ pub use qemu::{ExportOptions, Exported, ImportOptions, Imported, Merged};
 pub use resize::TruncateFlags;
 pub use session::{AddedBits, Recovery};
 pub use status::{BlockStatus, StatusFlags};
+pub use view::{BackupView, BackupViews, Scratch, backup_begin};
 
 use crate::bitmap::BitmapPolicy;
 use crate::descriptor::Descriptor;

@@ -34,6 +34,7 @@ impl Disk {
         let mut structure = self.structure();
         // Closed, not entered: a write that was checked against the old length must not land behind the new one.
         let mut shape = self.gate.close();
+        shape.check_no_backup(&self.path)?;
         let old = self.length();
         if length < old && !flags.contains(TruncateFlags::SHRINK) {
             return Err(Error::new(

@@ -27,6 +27,11 @@ impl Shortcut {
         }
     }
 
+    /// The storage itself.
+    pub fn shared(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
     fn file(&self) -> Option<BorrowedFd<'_>> {
         // SAFETY: the storage, which owns the descriptor, lives as long as `self`.
         self.file.map(|file| unsafe { BorrowedFd::borrow_raw(file) })

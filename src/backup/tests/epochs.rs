@@ -1,4 +1,4 @@
-//! DESIGN trap 11: an incremental backup knows that its bitmap starts where its parent ended; all else is a full one,
+//! Durability trap 11: an incremental backup knows that its bitmap starts where its parent ended; all else is a full one,
 //! in words.
 
 use super::*;

@@ -35,10 +35,12 @@ pub use read::BitmapInfo;
 pub(super) use record::Marks;
 pub(super) use resize::Resized;
 pub use several::bitmap_transaction;
+pub(super) use several::{AtPoint, at_one_point};
 
 use crate::bitmap::{BitmapFile, Bits};
 use crate::descriptor::BitmapEntry;
 use crate::disk::overlay::Overlay;
+use crate::disk::view::before::BeforeWrite;
 use crate::error::{Error, ErrorCode, Result};
 use crate::state::IntentMap;
 use crate::units::Granularity;
@@ -55,6 +57,8 @@ pub(super) struct Shape {
     excuses: Option<Arc<Excuses>>,
     /// What is below the image, and which granules it has itself; `None` where it has all.
     pub(super) overlay: Option<Arc<Overlay>>,
+    /// Where old content is kept while a backup is under way.
+    before: Option<Arc<BeforeWrite>>,
 }
 
 impl Shape {
@@ -78,18 +82,21 @@ impl Shape {
             intent,
             excuses,
             overlay,
+            before: None,
         }
     }
 
     /// The same disk with other dirty bitmaps.
     fn with(&self, bitmaps: Vec<Bitmap>, writable: bool) -> Self {
-        Self::new(
+        let mut shape = Self::new(
             bitmaps,
             self.overlay.clone(),
             self.intent.clone(),
             self.excuses.clone(),
             writable,
-        )
+        );
+        shape.keep_before(self.before.clone());
+        shape
     }
 
     fn find(&self, name: &str) -> Result<&Bitmap> {

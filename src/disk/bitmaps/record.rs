@@ -3,12 +3,14 @@
 //! Invariant (D1): a change reaches the image only when each of its granules is set in every recording bitmap, and,
 //! under write-through, in their files. A change that then fails leaves its bits set (durability trap 3).
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::excuses::{Excuses, Lost};
 use super::{Bitmap, Shape};
 use crate::bitmap::{BitmapFile, Bits};
-use crate::error::Result;
+use crate::disk::view::before::BeforeWrite;
+use crate::error::{Error, ErrorCode, Result};
 use crate::state::{IntentMap, MarkId};
 use crate::units::{ByteRange, Granularity};
 
@@ -26,6 +28,8 @@ pub(super) struct Recorder {
     lost: Lost,
     /// No bitmap of the disk's: an operation wants to know what is written while it is at work.
     watch: bool,
+    /// Nor this: what is about to be overwritten is kept for a backup first.
+    before: Option<Arc<BeforeWrite>>,
 }
 
 impl Recorder {
@@ -48,6 +52,7 @@ impl Recorder {
             mark: bitmap.mark(),
             lost: bitmap.lost.clone(),
             watch: false,
+            before: None,
         })
     }
 
@@ -57,6 +62,10 @@ impl Recorder {
     }
 
     fn record(&self, range: ByteRange) -> Result<()> {
+        if let Some(before) = &self.before {
+            before.keep(range);
+            return Ok(());
+        }
         let granules = self.granularity.touched_by(range);
         let Some(file) = self.file.as_ref().filter(|_| !self.lost.is()) else {
             self.bits.set(granules);
@@ -82,7 +91,39 @@ impl Shape {
             mark: MarkId::of("", None),
             lost: Lost::default(),
             watch: true,
+            before: None,
         }));
+    }
+}
+
+impl Shape {
+    /// From now on old content is kept there before it is overwritten; `None` ends it. By the way of the recorders, so
+    /// that a write pays nothing for it while there is no backup.
+    pub(in crate::disk) fn keep_before(&mut self, before: Option<Arc<BeforeWrite>>) {
+        self.recorders.retain(|recorder| recorder.before.is_none());
+        self.recorders.extend(before.iter().map(|before| Recorder {
+            granularity: BeforeWrite::granularity(),
+            bits: Arc::clone(before.kept()),
+            also: None,
+            file: None,
+            name: "".into(),
+            mark: MarkId::of("", None),
+            lost: Lost::default(),
+            watch: false,
+            before: Some(Arc::clone(before)),
+        }));
+        self.before = before;
+    }
+
+    /// Fails where a backup would miss what is about to be done to the disk at `path`.
+    pub(in crate::disk) fn check_no_backup(&self, path: &Path) -> Result<()> {
+        if self.before.is_none() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorCode::BitmapBusy,
+            format!("a backup of {} is under way; wait for its end", path.display()),
+        ))
     }
 }
 

@@ -25,7 +25,24 @@ use crate::sync::MutexGuard;
 ///   transaction in which some lose bits, are therefore refused with `NotSupported`.
 pub fn bitmap_transaction(actions: &[(&Disk, BitmapAction<'_>)]) -> Result<()> {
     let actions: Vec<_> = actions.iter().map(|(disk, action)| (*disk, action)).collect();
-    at_one_point(&actions)
+    at_one_point(&actions, &mut ())
+}
+
+/// What else is done at the point of a transaction, on each disk that it acts on.
+pub(in crate::disk) trait AtPoint<'a> {
+    /// Before anything is saved. An error ends the transaction.
+    fn prepare(&mut self, disk: &'a Disk, shape: &Shape) -> Result<()>;
+    /// When all has taken effect.
+    fn finish(&mut self, disk: &'a Disk, shape: &mut Shape);
+}
+
+/// Nothing.
+impl<'a> AtPoint<'a> for () {
+    fn prepare(&mut self, _: &'a Disk, _: &Shape) -> Result<()> {
+        Ok(())
+    }
+
+    fn finish(&mut self, _: &'a Disk, _: &mut Shape) {}
 }
 
 type Actions<'a> = [(&'a Disk, &'a BitmapAction<'a>)];
@@ -58,7 +75,8 @@ impl Party<'_> {
     }
 }
 
-pub(super) fn at_one_point(actions: &Actions<'_>) -> Result<()> {
+/// As [`bitmap_transaction`], and with it what `also` does.
+pub(in crate::disk) fn at_one_point<'a>(actions: &Actions<'a>, also: &mut dyn AtPoint<'a>) -> Result<()> {
     let parties = parties(actions);
     let order = saving_order(&parties, actions)?;
     parties.iter().try_for_each(Party::check)?;
@@ -98,8 +116,15 @@ pub(super) fn at_one_point(actions: &Actions<'_>) -> Result<()> {
         }
     }
     let order: Vec<_> = order.into_iter().filter(|at| parties[*at].acts).collect();
+    for at in &order {
+        also.prepare(parties[*at].disk, &shapes[*at])?;
+    }
     commit(&parties, &order, &mut structures, &mut shapes, &mut stages)
-        .map_err(|(at, error)| explain(on_disk(&parties, parties[at].disk, error)))
+        .map_err(|(at, error)| explain(on_disk(&parties, parties[at].disk, error)))?;
+    for at in order {
+        also.finish(parties[at].disk, &mut shapes[at]);
+    }
+    Ok(())
 }
 
 /// Makes what was tried out true, on the disks in `order`. Tells with an error at which disk it was.

@@ -28,7 +28,7 @@ impl Disk {
     /// bits, as the only action or by a merge, does not need them.
     pub fn bitmap_transaction(&self, actions: &[BitmapAction<'_>]) -> Result<()> {
         let actions: Vec<_> = actions.iter().map(|action| (self, action)).collect();
-        several::at_one_point(&actions)
+        several::at_one_point(&actions, &mut ())
     }
 
     /// The bitmaps as they are, to try actions out on.

@@ -10,7 +10,7 @@ use crate::units::GranuleRange;
 
 /// The granules that are being allocated. There are never more ranges than writers, so a list will do.
 #[derive(Debug, Default)]
-pub(super) struct Claims {
+pub(in crate::disk) struct Claims {
     taken: Mutex<Vec<GranuleRange>>,
     freed: Condvar,
 }
@@ -19,7 +19,7 @@ impl Claims {
     /// Claims `range`, after waiting for all who have a part of it.
     ///
     /// A thread that has a claim must not ask for another: two such threads would wait for each other.
-    pub(super) fn claim(&self, range: GranuleRange) -> Claim<'_> {
+    pub(in crate::disk) fn claim(&self, range: GranuleRange) -> Claim<'_> {
         let mut taken = self.taken();
         while taken.iter().any(|other| !other.intersect(range).is_empty()) {
             taken = self.freed.wait(taken).unwrap_or_else(PoisonError::into_inner);
@@ -34,7 +34,7 @@ impl Claims {
 }
 
 /// Granules that nobody else allocates meanwhile. Dropping it gives them up.
-pub(super) struct Claim<'c> {
+pub(in crate::disk) struct Claim<'c> {
     claims: &'c Claims,
     range: GranuleRange,
 }

@@ -52,6 +52,7 @@ impl Disk {
         self.check_writable()?;
         // Held to the end: a resize, or other bitmaps, would not know of the watch.
         let mut structure = self.structure();
+        self.gate.enter().check_no_backup(&self.path)?;
         let overlay = self.gate.enter().overlay.clone();
         let (Some(overlay), Some(backing)) = (overlay, Backing::of(&structure.descriptor)) else {
             return Err(Error::new(ErrorCode::NotSupported, "it has no backing image"));

@@ -29,6 +29,7 @@ impl Disk {
         let mut structure = self.structure();
         let mut shape = self.gate.close();
         self.check_for_change()?;
+        shape.check_no_backup(&self.path)?;
         let Some(overlay) = shape.overlay.clone() else {
             return Err(Error::new(
                 ErrorCode::NotSupported,

@@ -40,7 +40,7 @@ use crate::error::Result;
 use crate::sync::atomic::{Ordering, fence};
 use crate::units::ByteRange;
 use chain::Allocated;
-use claim::Claims;
+pub(super) use claim::Claims;
 use durable::Durability;
 
 /// The allocation bits of an open disk, and what is below them.

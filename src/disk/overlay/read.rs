@@ -1,5 +1,7 @@
 //! Reading through the layers: one I/O a run, however many granules it spans.
 
+use std::io::IoSliceMut;
+
 use libc::iovec;
 
 use super::{Chain, Overlay, Source};
@@ -26,6 +28,34 @@ impl Disk {
 }
 
 impl Overlay {
+    /// Reads `range`, whose bytes are those of `buffer`, without entering the gate: the caller is inside.
+    pub(in crate::disk) fn read_slice(
+        &self,
+        image: &Child,
+        range: ByteRange,
+        buffer: &mut [u8],
+    ) -> Result<()> {
+        match Scatter::from_slices(&mut [IoSliceMut::new(buffer)]) {
+            Some(into) => self.read(image, range, into),
+            None => Ok(()),
+        }
+    }
+
+    /// The image that has the first bytes of `range`, and how far; `None` where they are zeros.
+    pub(in crate::disk) fn image_of<'o>(
+        &'o self,
+        image: &'o Child,
+        range: ByteRange,
+    ) -> Result<(Option<&'o Child>, ByteRange)> {
+        let run = self.find(range);
+        match run.source {
+            Source::Own => Ok((Some(image), run.range)),
+            Source::Layer(index) => Ok((Some(&self.chain.layers[index].image), run.range)),
+            Source::Zeros { .. } => Ok((None, run.range)),
+            Source::Unopened => Err(unopened(run.range)),
+        }
+    }
+
     fn read(&self, image: &Child, range: ByteRange, into: Scatter<'_>) -> Result<()> {
         if self.owns(range) {
             return blocking::read(&plan::read(image, range), into);

@@ -1,0 +1,300 @@
+//! Disks as they were at one moment, for backups, while the guest goes on.
+//!
+//! At one point between writes the bitmaps are frozen, and from then on each write to a granule is preceded by a copy
+//! of what it was (`before`). Reading a view takes the disk's bytes where nothing was written since, and the copy where
+//! something was. Invariant: what a view shows is what the disk showed at that point, or an error.
+
+pub(in crate::disk) mod before;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::bitmaps::{AtPoint, BitmapAction, Shape, Thaw, at_one_point};
+use super::status::StatusFlags;
+use super::{Child, Disk};
+use crate::error::{Error, ErrorCode, Result};
+use crate::storage::{Extent, Folder, HostFolder, Role};
+use crate::units::ByteRange;
+use before::BeforeWrite;
+
+/// Where the old content of what a guest overwrites during a backup is kept.
+#[derive(Clone, Debug)]
+pub struct Scratch {
+    folder: PathBuf,
+    limit: u64,
+}
+
+impl Scratch {
+    /// The most bytes of each disk that are kept unless another limit is given: 1 GiB.
+    pub const LIMIT: u64 = 1 << 30;
+
+    /// In a sparse file in `folder` that has no name, so that nobody has to remove it.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self {
+            folder: folder.into(),
+            limit: Self::LIMIT,
+        }
+    }
+
+    /// At most so many bytes of each disk. Once a guest has overwritten more, the backup fails, and the guest goes on.
+    #[must_use]
+    pub fn limit(mut self, bytes: u64) -> Self {
+        self.limit = bytes;
+        self
+    }
+
+    fn make(&self, length: u64) -> Result<Child> {
+        let folder =
+            HostFolder::open(&self.folder).map_err(|e| Error::io("open the folder", &self.folder, &e))?;
+        let mut id = [0; 8];
+        getrandom::fill(&mut id).map_err(|e| {
+            Error::new(
+                ErrorCode::Io,
+                format!("cannot get random bytes for a file name: {e}"),
+            )
+        })?;
+        let name = PathBuf::from(format!(".qbm-scratch-{:016x}", u64::from_ne_bytes(id)));
+        let path = self.folder.join(&name);
+        let storage = folder
+            .create(Role::Backing, &name)
+            .map_err(|e| Error::io("create", &path, &e))?;
+        folder.remove(&name).map_err(|e| Error::io("remove", &path, &e))?;
+        storage
+            .set_length(length)
+            .map_err(|e| Error::io("resize", &path, &e))?;
+        Ok(Child::new(storage, path))
+    }
+}
+
+/// Several disks at one moment, from [`backup_begin`]. Dropping it ends the backup as one that failed.
+#[derive(Debug)]
+pub struct BackupViews<'d> {
+    views: Vec<BackupView<'d>>,
+    ended: bool,
+}
+
+/// One disk at that moment. May be used from any number of threads at once.
+pub struct BackupView<'d> {
+    disk: &'d Disk,
+    bitmap: String,
+    before: Arc<BeforeWrite>,
+}
+
+impl std::fmt::Debug for BackupView<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BackupView")
+            .field("disk", self.disk)
+            .field("bitmap", &self.bitmap)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Takes all of `disks` at one point between the writes to any of them, each with the bitmap that says what has changed
+/// on it and that is frozen until the end. No disk may be named twice.
+///
+/// Waits for the writes in flight, and flushes the disks. Guests go on afterwards; the first write to each 64 KiB copies
+/// what was there. The disks cannot be resized, committed or emptied until the end.
+pub fn backup_begin<'d>(disks: &[(&'d Disk, &str)], scratch: &Scratch) -> Result<BackupViews<'d>> {
+    let actions: Vec<_> = disks
+        .iter()
+        .map(|(disk, name)| (*disk, BitmapAction::Freeze { name }))
+        .collect();
+    let actions: Vec<_> = actions.iter().map(|(disk, action)| (*disk, action)).collect();
+    BackupViews::begin(disks, &actions, scratch)
+}
+
+impl<'d> BackupViews<'d> {
+    /// With `actions` that freeze the bitmaps of `disks`, and may do more before.
+    pub(crate) fn begin(
+        disks: &[(&'d Disk, &str)],
+        actions: &[(&Disk, &BitmapAction<'_>)],
+        scratch: &Scratch,
+    ) -> Result<Self> {
+        for (index, (disk, _)) in disks.iter().enumerate() {
+            if disks[..index]
+                .iter()
+                .any(|(other, _)| std::ptr::eq(*other, *disk))
+            {
+                return Err(Error::new(
+                    ErrorCode::InvalidArgument,
+                    format!("{} is to be backed up twice at once", disk.path.display()),
+                ));
+            }
+        }
+        let mut begin = Begin {
+            scratch,
+            made: Vec::new(),
+        };
+        at_one_point(actions, &mut begin)?;
+        let view = |(disk, name): &(&'d Disk, &str)| {
+            let made = begin.made.iter().find(|(other, _)| std::ptr::eq(*other, *disk));
+            made.map(|(_, before)| BackupView {
+                disk,
+                bitmap: (*name).to_owned(),
+                before: Arc::clone(before),
+            })
+        };
+        Ok(Self {
+            views: disks.iter().filter_map(view).collect(),
+            ended: false,
+        })
+    }
+
+    /// The disks, in the order in which they were named.
+    pub fn views(&self) -> &[BackupView<'d>] {
+        &self.views
+    }
+
+    /// Ends the backup at one point of all the disks. With `success` the bitmaps forget what was dirty when it began;
+    /// whoever says so has all of it where it is durable. Otherwise they keep it.
+    pub fn end(mut self, success: bool) -> Result<()> {
+        self.finish(if success { Thaw::Commit } else { Thaw::Rollback })
+    }
+
+    fn finish(&mut self, outcome: Thaw) -> Result<()> {
+        self.ended = true;
+        let actions: Vec<_> = self
+            .views
+            .iter()
+            .map(|view| {
+                let name = &*view.bitmap;
+                (view.disk, BitmapAction::Thaw { name, outcome })
+            })
+            .collect();
+        let actions: Vec<_> = actions.iter().map(|(disk, action)| (*disk, action)).collect();
+        let ended = at_one_point(&actions, &mut End);
+        if ended.is_err() {
+            for view in &self.views {
+                view.disk.gate.close().keep_before(None);
+            }
+        }
+        ended
+    }
+}
+
+impl Drop for BackupViews<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            // Nobody is there to be told; the bitmaps have all bits in any case.
+            let _ = self.finish(Thaw::Rollback);
+        }
+    }
+}
+
+/// The beginning of a backup, with the gates of all disks closed.
+struct Begin<'s, 'a> {
+    scratch: &'s Scratch,
+    made: Vec<(&'a Disk, Arc<BeforeWrite>)>,
+}
+
+impl<'a> AtPoint<'a> for Begin<'_, 'a> {
+    fn prepare(&mut self, disk: &'a Disk, shape: &Shape) -> Result<()> {
+        shape.check_no_backup(&disk.path)?;
+        let image = Child::new(Arc::clone(disk.image.storage.shared()), disk.image.path.clone());
+        let length = disk.length();
+        let scratch = self.scratch.make(length)?;
+        let before = BeforeWrite::new(image, shape.overlay.clone(), length, scratch, self.scratch.limit)?;
+        self.made.push((disk, Arc::new(before)));
+        Ok(())
+    }
+
+    fn finish(&mut self, disk: &'a Disk, shape: &mut Shape) {
+        let made = self.made.iter().find(|(other, _)| std::ptr::eq(*other, disk));
+        shape.keep_before(made.map(|(_, before)| Arc::clone(before)));
+    }
+}
+
+/// Its end.
+struct End;
+
+impl<'a> AtPoint<'a> for End {
+    fn prepare(&mut self, _: &'a Disk, _: &Shape) -> Result<()> {
+        Ok(())
+    }
+
+    fn finish(&mut self, _: &'a Disk, shape: &mut Shape) {
+        shape.keep_before(None);
+    }
+}
+
+impl BackupView<'_> {
+    /// The disk's length in bytes.
+    pub fn length(&self) -> u64 {
+        self.before.length()
+    }
+
+    /// The path of the disk that it is of.
+    pub fn path(&self) -> &Path {
+        &self.disk.path
+    }
+
+    /// How many bytes of old content are kept for it so far.
+    pub fn kept(&self) -> u64 {
+        self.before.stored()
+    }
+
+    /// Reads `buf.len()` bytes from `offset` on, as they were; the whole of it lies within the disk.
+    pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let whole = self.range(offset, buf.len() as u64)?;
+        let mut at = whole.start();
+        while at < whole.end() {
+            let (kept, run) = self.before.run(ByteRange::between(at, whole.end()));
+            let within = |range: ByteRange| {
+                let index = |at: u64| usize::try_from(at - offset).unwrap_or(usize::MAX);
+                index(range.start())..index(range.end())
+            };
+            if kept {
+                self.before.read_kept(&mut buf[within(run)], at)?;
+                at = run.end();
+            } else {
+                self.disk.read(&mut buf[within(run)], at)?;
+                // What was written to meanwhile is read again, from where it is kept: a writer sets the bit before it
+                // writes, so what has no bit now was read before any write.
+                at = self.before.unkept(run).end();
+            }
+        }
+        // Last, as a writer that could keep nothing says so before it writes.
+        self.before.check()
+    }
+
+    /// Whether the first bytes of a range are data or zeros, and how far that goes within it.
+    pub fn block_status(&self, offset: u64, len: u64) -> Result<Extent> {
+        let whole = self.range(offset, len)?;
+        if whole.is_empty() {
+            return Err(Error::new(
+                ErrorCode::InvalidArgument,
+                "the status of no bytes was asked for",
+            ));
+        }
+        loop {
+            let (kept, run) = self.before.run(whole);
+            if kept {
+                self.before.check()?;
+                return self.before.kept_extent(run);
+            }
+            let status = self.disk.block_status(run.start(), run.len())?;
+            let told = ByteRange::between(run.start(), run.start() + status.length);
+            let still = self.before.unkept(told);
+            if !still.is_empty() {
+                return Ok(Extent {
+                    data: !status.flags.contains(StatusFlags::ZERO),
+                    len: still.len(),
+                });
+            }
+        }
+    }
+
+    /// The first run of bytes at or behind `offset` that was dirty in the bitmap; see [`Disk::bitmap_next_dirty`].
+    pub fn next_dirty(&self, offset: u64, len: u64) -> Result<Option<ByteRange>> {
+        self.disk.bitmap_next_dirty(&self.bitmap, offset, len)
+    }
+
+    fn range(&self, offset: u64, len: u64) -> Result<ByteRange> {
+        match ByteRange::new(offset, len) {
+            Some(range) if range.end() <= self.length() => Ok(range),
+            _ => Err(super::out_of_range(offset, len, self.length())),
+        }
+    }
+}
