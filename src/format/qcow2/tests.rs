@@ -484,6 +484,13 @@ fn flags_are_read() {
     let room = Room::with(&bytes);
     let qcow2 = room.read().expect("it is read");
     assert!(qcow2.has_lost_bitmaps() && qcow2.bitmaps().is_empty());
+    bytes[35] = 2;
+    assert_eq!(
+        *Room::with(&bytes).read().expect("read").data_file(),
+        DataFile::Mapped,
+        "encrypted"
+    );
+    bytes[35] = 0;
     // The raw bit gone: somebody has written who knows nothing of it.
     bytes[95] = 1;
     assert_eq!(
