@@ -44,12 +44,23 @@ fn open_with(path: &PathBuf, content: BitmapContent) -> crate::error::Result<Dis
 #[test]
 fn the_open_itself_takes_them_in() {
     let (_dir, path, content) = written_behind_its_back();
-    // As if killed right behind the open.
-    drop(open_with(&path, content).expect("it opens"));
+    // The first change makes the changed image the disk's own. As if killed right behind it.
+    let disk = open_with(&path, content).expect("it opens");
+    disk.write(b"y", 0, WriteFlags::empty()).expect("a write");
+    drop(disk);
     let disk = Disk::open(&path).expect("it opens");
     assert!(!disk.bitmap_info("b").expect("facts").inconsistent);
     assert_eq!(disk.bitmap_count("b").expect("a count"), 2);
     assert!(disk.bitmap_get("b", 1 << 20).expect("a bit"));
+}
+
+/// Killed before that, the disk does not trust the image, whoever opens it next.
+#[test]
+fn an_open_that_changes_nothing_says_nothing_of_the_image() {
+    let (_dir, path, content) = written_behind_its_back();
+    drop(open_with(&path, content).expect("it opens"));
+    let disk = Disk::open(&path).expect("it opens");
+    assert!(disk.bitmap_info("b").expect("facts").inconsistent);
 }
 
 #[test]
