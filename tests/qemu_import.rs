@@ -197,7 +197,11 @@ fn requests(length: u64, random: &mut Random, count: u64) -> Vec<String> {
         .map(|_| {
             let at = random.below(length);
             let len = (1 + random.below(70_000)).min(length - at);
-            let verb = ["write -q", "write -q -z", "discard -q"][random.below(3) as usize];
+            let verb = match random.below(3) {
+                0 => "write -q",
+                1 => "write -q -z",
+                _ => "discard -q",
+            };
             format!("{verb} {at} {len}")
         })
         .collect()

@@ -15,7 +15,10 @@ QEMU shows raw images.
 
 When QEMU writes through FILE.qcow2, the disk's own bitmaps do not see it. The next open of the disk for writing notices
 that the image was changed, and its bitmaps become inconsistent. The way back is qbm import --bitmaps, before that open.
-For it, FILE.qcow2 has a bitmap more than the disk, qbm-since-export: leave that one alone. Never use the two at once.
+For it, FILE.qcow2 has a bitmap more than the disk, qbm-since-export: leave that one alone.
+
+Never use the two at once, and throw FILE.qcow2 away when the disk has been written to again: QEMU notes in FILE.qcow2
+which parts are zeros, and would show zeros for what was written there since. A new export costs nothing.
 
 Examples:
   qbm export disk.qbm for-qemu.qcow2

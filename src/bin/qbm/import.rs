@@ -11,7 +11,7 @@ const AFTER_HELP: &str = "\
 Neither SOURCE.qcow2 nor the image is changed, and nothing is copied. Bitmaps that QEMU calls auto record; all get new
 epochs, so that the first backup afterwards is a full one for programs that go by epochs. From then on use the disk
 through DISK.qbm alone: what QEMU writes through SOURCE.qcow2 is not in the bitmaps of the QBM disk, which become
-inconsistent, and what is written to the QBM disk is not in QEMU's.
+inconsistent, and what is written to the QBM disk is not in QEMU's, and may read as zeros there. To go back, export.
 
 A bitmap that is marked as in use was not saved: the program that recorded was killed, or still runs. Changes may be
 missing in it, so it is refused, and the next backup must be a full one.

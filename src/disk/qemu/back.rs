@@ -4,6 +4,9 @@
 //! exported. That is in a bitmap of its own, and is merged before the disk's stamp of the image is renewed: a crash in
 //! between leaves bitmaps that the next open calls inconsistent.
 
+#[cfg(test)]
+mod tests;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -85,7 +88,7 @@ impl ImportOptions {
         for record in known {
             contents.push((record.name.as_str(), source::content(&qcow2, record, length)?));
         }
-        let (bitmaps, inconsistent) = merge(disk, since, &contents)?;
+        let (bitmaps, inconsistent) = merge(disk, since.as_ref(), &contents)?;
         Ok(Merged {
             bitmaps,
             inconsistent,
@@ -162,11 +165,11 @@ fn look_at(path: &Path) -> Result<(u64, Option<FileIdentity>)> {
 /// Merges into all that are consistent; names those, and the others.
 fn merge(
     path: &Path,
-    since: Option<Arc<BitmapContent>>,
+    since: Option<&Arc<BitmapContent>>,
     contents: &[(&str, BitmapContent)],
 ) -> Result<(Vec<String>, Vec<String>)> {
     let mut options = OpenOptions::new();
-    options.foreign_writes.clone_from(&since);
+    options.foreign_writes = since.cloned();
     let disk = options.open(path)?;
     let (inconsistent, sound): (Vec<BitmapInfo>, Vec<BitmapInfo>) = disk
         .bitmap_list()?
@@ -175,7 +178,7 @@ fn merge(
     let mut actions = Vec::with_capacity(sound.len());
     for info in &sound {
         // Those of a disk without a state file have it only by this.
-        let since = since.as_deref().filter(|_| info.recording);
+        let since = since.filter(|_| info.recording).map(|since| &**since);
         let named = contents.iter().filter(|(name, _)| *name == info.name);
         let sources: Vec<_> = named
             .map(|(_, content)| content)

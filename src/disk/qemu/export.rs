@@ -54,7 +54,7 @@ impl ExportOptions {
     /// is, `FileExists` where the name is taken, and `Locked` where somebody has the disk open for writing.
     ///
     /// [`ImportOptions::merge_bitmaps`]: super::ImportOptions::merge_bitmaps
-    pub fn export(&self, disk: impl AsRef<Path>, target: impl AsRef<Path>) -> Result<Exported> {
+    pub fn export(self, disk: impl AsRef<Path>, target: impl AsRef<Path>) -> Result<Exported> {
         let (disk, target) = (disk.as_ref(), target.as_ref());
         let open = OpenOptions::new().read_only(true).open(disk)?;
         self.export_parts(&open, target).map_err(|error| {
@@ -66,7 +66,7 @@ impl ExportOptions {
         })
     }
 
-    fn export_parts(&self, disk: &Disk, target: &Path) -> Result<Exported> {
+    fn export_parts(self, disk: &Disk, target: &Path) -> Result<Exported> {
         if disk.layered {
             return Err(Error::new(
                 ErrorCode::NotSupported,
@@ -85,7 +85,8 @@ impl ExportOptions {
             data_file: &image,
             bitmaps: in_qcow2(disk, &bitmaps)?,
         };
-        write(thin, &place)?;
+        write(&thin, &place)?;
+        drop(thin);
         Ok(Exported {
             image,
             length,
@@ -95,7 +96,7 @@ impl ExportOptions {
     }
 
     /// Those that go along, and the names of those that are left out.
-    fn choose(&self, disk: &Disk) -> Result<(Vec<BitmapInfo>, Vec<String>)> {
+    fn choose(self, disk: &Disk) -> Result<(Vec<BitmapInfo>, Vec<String>)> {
         let (broken, sound): (Vec<_>, Vec<_>) = disk
             .bitmap_list()?
             .into_iter()
@@ -151,7 +152,7 @@ fn in_qcow2<'d>(disk: &'d Disk, infos: &'d [BitmapInfo]) -> Result<Vec<NewBitmap
 }
 
 /// Makes the file, durably, or leaves none.
-fn write(thin: Thin<'_>, place: &Place) -> Result<()> {
+fn write(thin: &Thin<'_>, place: &Place) -> Result<()> {
     let folder = &*place.folder;
     folder
         .check_writable()

@@ -34,7 +34,7 @@ pub(super) struct Header {
 pub(crate) enum DataFile {
     /// In itself.
     Inside,
-    /// In a file that is no raw image.
+    /// In a file that is no raw image, or an encrypted one.
     Mapped,
     /// In a raw image; the name that it has in the header, if any.
     Raw(Option<String>),
@@ -78,8 +78,9 @@ impl Header {
                 "header: a disk of {size} bytes is longer than the limit of {MAX_LENGTH}"
             )));
         }
-        // Encryption, the L1 table, the refcount table and the snapshots.
-        fields.bytes(4 + 4 + 8 + 8 + 4 + 4 + 8)?;
+        let encryption = fields.u32()?;
+        // The L1 table, the refcount table and the snapshots.
+        fields.bytes(4 + 8 + 8 + 4 + 4 + 8)?;
         let (mut incompatible, mut autoclear, mut header_bytes) = (0, 0, OLD_HEADER_BYTES);
         if version == 3 {
             incompatible = fields.u64()?;
@@ -112,8 +113,8 @@ impl Header {
             autoclear & RAW_EXTERNAL_DATA != 0,
         ) {
             (false, _) => DataFile::Inside,
-            (true, false) => DataFile::Mapped,
-            (true, true) => DataFile::Raw(found.data_file),
+            (true, true) if encryption == 0 => DataFile::Raw(found.data_file),
+            (true, _) => DataFile::Mapped,
         };
         Ok(Self {
             cluster_bits,

@@ -55,7 +55,7 @@ impl<'s> Qcow2<'s> {
         let mut bitmaps = Vec::new();
         // One that is not valid any more is not read: its clusters may have become something else.
         if let Some(at) = header.directory.as_ref().filter(|_| header.bitmaps_valid) {
-            file.check_aligned(at.offset, header.cluster_bits, "the bitmap directory")?;
+            check_aligned(at.offset, header.cluster_bits, "the bitmap directory")?;
             let bytes = file.bytes(at.offset, at.bytes, "the bitmap directory")?;
             bitmaps = directory::parse(&bytes, at.bitmaps)?;
         }
@@ -115,8 +115,7 @@ impl<'s> Qcow2<'s> {
                 record.entries
             )));
         }
-        self.file
-            .check_aligned(record.table, self.header.cluster_bits, "its table")?;
+        check_aligned(record.table, self.header.cluster_bits, "its table")?;
         let mut table = Vec::new();
         for index in 0..clusters {
             if index % ENTRIES_AT_ONCE == 0 {
@@ -126,7 +125,7 @@ impl<'s> Qcow2<'s> {
                     .file
                     .bytes(record.table.saturating_add(8 * index), 8 * count, "its table")?;
             }
-            let within = (index % ENTRIES_AT_ONCE * 8) as usize;
+            let within = usize::try_from(index % ENTRIES_AT_ONCE * 8).unwrap_or(usize::MAX);
             let entry = Fields(table.get(within..).unwrap_or_default()).u64()?;
             let part = ByteRange::between(index * cluster, ((index + 1) * cluster).min(bytes));
             if entry & RESERVED != 0 || (entry & OFFSET != 0 && entry & ALL_ONES != 0) {
@@ -139,7 +138,7 @@ impl<'s> Qcow2<'s> {
                 ALL_ONES => each(part, Part::Ones)?,
                 at => {
                     let what = format!("the cluster of table entry {index}");
-                    self.file.check_aligned(at, self.header.cluster_bits, &what)?;
+                    check_aligned(at, self.header.cluster_bits, &what)?;
                     each(part, Part::Bytes(&self.file.bytes(at, part.len(), &what)?))?;
                 }
             }
@@ -169,13 +168,13 @@ impl File<'_> {
         read_slice(self.storage, &mut bytes, offset).map_err(|e| Error::io("read", self.path, &e))?;
         Ok(bytes)
     }
+}
 
-    fn check_aligned(&self, offset: u64, cluster_bits: u32, what: &str) -> Result<()> {
-        if offset != 0 && offset % (1 << cluster_bits) == 0 {
-            return Ok(());
-        }
-        Err(invalid(format!(
-            "{what}: offset {offset} is not where a cluster of its own begins"
-        )))
+fn check_aligned(offset: u64, cluster_bits: u32, what: &str) -> Result<()> {
+    if offset != 0 && offset.is_multiple_of(1 << cluster_bits) {
+        return Ok(());
     }
+    Err(invalid(format!(
+        "{what}: offset {offset} is not where a cluster of its own begins"
+    )))
 }

@@ -169,7 +169,7 @@ fn what_qemu_cannot_have_is_not_written() {
         (error.code(), error.message().to_owned())
     };
     let mut big = sample("b", 512, true, 512, |_| 0);
-    big.bits = vec![0; (MAX_BITMAP_BYTES + 8) as usize];
+    big.bits = vec![0; usize::try_from(MAX_BITMAP_BYTES + 8).expect("a length")];
     assert_eq!(
         refused(1 << 42, &[big]),
         (
@@ -213,6 +213,7 @@ fn places(bytes: &[u8]) -> (usize, usize) {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table, one case after the other")]
 fn every_field_that_is_wrong_is_refused_in_words() {
     use ErrorCode::{FileInvalid, NotSupported};
     let good = valid();
@@ -484,6 +485,13 @@ fn flags_are_read() {
     let room = Room::with(&bytes);
     let qcow2 = room.read().expect("it is read");
     assert!(qcow2.has_lost_bitmaps() && qcow2.bitmaps().is_empty());
+    bytes[35] = 2;
+    assert_eq!(
+        *Room::with(&bytes).read().expect("read").data_file(),
+        DataFile::Mapped,
+        "encrypted"
+    );
+    bytes[35] = 0;
     // The raw bit gone: somebody has written who knows nothing of it.
     bytes[95] = 1;
     assert_eq!(

@@ -39,6 +39,9 @@ pub(crate) struct Thin<'a> {
     pub(crate) bitmaps: Vec<NewBitmap<'a>>,
 }
 
+/// Copies a serialized form from an offset on, as much as the slice holds.
+type Serialize<'a> = Box<dyn Fn(u64, &mut [u8]) -> Result<()> + 'a>;
+
 /// A bitmap that is to be in it.
 pub(crate) struct NewBitmap<'a> {
     pub(crate) name: &'a str,
@@ -46,8 +49,8 @@ pub(crate) struct NewBitmap<'a> {
     pub(crate) recording: bool,
     /// The length of the serialized form, in bytes.
     pub(crate) bytes: u64,
-    /// Copies the serialized form from an offset on, as much as the slice holds.
-    pub(crate) serialize: Box<dyn Fn(u64, &mut [u8]) -> Result<()> + 'a>,
+    /// Hands it out.
+    pub(crate) serialize: Serialize<'a>,
 }
 
 /// A run of clusters.
