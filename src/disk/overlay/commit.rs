@@ -322,7 +322,7 @@ impl Target {
     /// Makes all of it durable.
     fn finish(self) -> Result<()> {
         match self {
-            Self::Raw(_) if mutation::on(mutation::Fault::BackingUnsynced) => Ok(()),
+            Self::Raw(_) if mutation::on(Fault::BackingUnsynced) => Ok(()),
             Self::Raw(image) => image
                 .storage
                 .sync(SyncMode::Data)
