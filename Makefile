@@ -29,7 +29,7 @@ check:
 	.ci/check
 
 demo: all
-	PATH="$$PWD/target/release:$$PATH" examples/demo.sh
+	PATH="$$PWD/target/release:$$PATH" QBM_SOURCE="$$PWD" QBM_LIBRARY="$$PWD/target/release/libqbm.so" examples/demo.sh
 
 install: $(if $(BUILT),,all)
 	@set -eu; from="$(FROM)"; version="$(VERSION)"; \
