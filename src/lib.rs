@@ -40,6 +40,13 @@ pub fn fuzz_state_file(bytes: &[u8]) {
     state::survives_rewriting(bytes);
 }
 
+/// For `fuzz/fuzz_targets/lives.rs` alone.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub fn fuzz_life(bytes: &[u8]) {
+    disk::crash_tests::of_bytes(bytes);
+}
+
 /// For `fuzz/fuzz_targets/qcow2.rs` alone.
 #[cfg(fuzzing)]
 #[doc(hidden)]

@@ -10,8 +10,8 @@ mod bitmaps;
 mod blocking;
 mod check;
 mod checksum;
-#[cfg(test)]
-mod crash_tests;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod crash_tests;
 mod create;
 mod gate;
 mod info;

@@ -117,20 +117,3 @@ impl Disk {
         *shape = shape.with(bitmaps, true);
     }
 }
-
-impl Disk {
-    /// The first 64 bits of a bitmap as its file should have them: those of a frozen one are its successor's, too.
-    pub(crate) fn bits_kept(&self, name: &str) -> Result<u64> {
-        self.bitmap_info(name)?;
-        let shape = self.gate.enter();
-        let bitmap = shape.find(name)?;
-        let successor = bitmap.frozen.as_ref().map(|frozen| &frozen.successor);
-        let mut all = 0;
-        for bits in bitmap.loaded().into_iter().chain(successor) {
-            let mut word = [0; 8];
-            bits.serialize(0, &mut word)?;
-            all |= u64::from_le_bytes(word);
-        }
-        Ok(all)
-    }
-}

@@ -8,11 +8,19 @@
 //!
 //! A long run: `QBM_CRASH_STATES=10000000 cargo test --release --lib crash_tests -- --nocapture`.
 
+#![cfg_attr(fuzzing, allow(dead_code, reason = "the fuzzer tells no story by hand"))]
+
 mod check;
+#[cfg(test)]
 mod failing;
+#[cfg(test)]
 mod foreign;
 mod life;
 mod model;
+#[cfg(test)]
 mod mutations;
 mod power;
 mod steps;
+
+#[cfg(fuzzing)]
+pub(crate) use power::of_bytes;

@@ -4,6 +4,7 @@
 //!
 //! The story that they guard against: a backup was told that a granule did not change, and it had.
 
+#[cfg(test)]
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::check::Opening;
@@ -184,6 +185,33 @@ pub(super) fn random(kind: Kind, seed: u64, count: usize, depth: Depth) -> Resul
         }
     }
     look_back(&life, start, depth).map_err(|what| format!("seed {seed}: {what}"))
+}
+
+/// A life whose steps the fuzzer chooses, and a few crashes at each of its moments. Panics where something is lost.
+#[cfg(fuzzing)]
+pub(crate) fn of_bytes(bytes: &[u8]) {
+    /// More would be slow, and no step needs so many before it.
+    const MOST: usize = 24;
+    let Some((kind, bytes)) = bytes.split_first() else {
+        return;
+    };
+    let kind = KINDS[usize::from(*kind) % KINDS.len()];
+    let mut dice = Dice::of(bytes);
+    let mut steps = Vec::new();
+    let (mut life, start) = Life::new(kind).unwrap_or_else(|e| panic!("{kind:?}: {e}"));
+    while !dice.is_empty() && steps.len() < MOST {
+        let step = dice.step(life.length(), kind.overlay);
+        steps.push(step);
+        let result = life.step(step);
+        if !super::life::refused(&result) {
+            result.unwrap_or_else(|e| panic!("{kind:?}: {step:?}: {e}"));
+        }
+    }
+    let depth = Depth {
+        states: 4,
+        onward: 50,
+    };
+    look_back(&life, start, depth).unwrap_or_else(|what| panic!("{kind:?}: {steps:?}: {what}"));
 }
 
 const KINDS: [Kind; 4] = [Kind::RAW, Kind::LAZY, Kind::OVERLAY, Kind::PATIENT];

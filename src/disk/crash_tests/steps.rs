@@ -209,18 +209,47 @@ pub(super) fn everything_of_an_overlay() -> Vec<Step> {
 
 /// The same numbers for the same seed.
 #[derive(Clone)]
-pub(super) struct Dice(u64);
+pub(super) struct Dice {
+    state: u64,
+    /// What the fuzzer has thrown already, the next one last.
+    thrown: Vec<u8>,
+}
 
 impl Dice {
     pub(super) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+        Self {
+            state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            thrown: Vec::new(),
+        }
+    }
+
+    /// Dice that fall as `bytes` say, and when these are used up as they like.
+    #[cfg(fuzzing)]
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        Self {
+            thrown: bytes.iter().rev().copied().collect(),
+            ..Self::new(1)
+        }
+    }
+
+    #[cfg(fuzzing)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.thrown.is_empty()
     }
 
     pub(super) fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from((self.0 >> 20) % limit as u64).unwrap_or(0)
+        if let Some(low) = self.thrown.pop() {
+            let high = if limit > 256 {
+                self.thrown.pop().unwrap_or(0)
+            } else {
+                0
+            };
+            return usize::from(u16::from_le_bytes([low, high])) % limit;
+        }
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        usize::try_from((self.state >> 20) % limit as u64).unwrap_or(0)
     }
 
     fn name(&mut self) -> &'static str {
