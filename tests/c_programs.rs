@@ -5,6 +5,8 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "common/limited.rs"]
+mod limited;
 
 use std::path::Path;
 use std::process::Command;
@@ -92,18 +94,16 @@ fn compile(file: &str, program: &Path) -> Command {
 /// Runs a story in a new folder, with the shared library by its soname in `libraries`.
 fn run(file: &str, command: &[&std::ffi::OsStr], libraries: &Path) {
     let work = tempfile::tempdir().expect("a folder for the story");
-    let output = Command::new(command[0])
-        .args(&command[1..])
-        .env("QBM_STORY_DIR", work.path())
-        .env("LD_LIBRARY_PATH", libraries)
-        .output()
-        .unwrap_or_else(|why| panic!("{command:?} does not start: {why}"));
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    match output.status.code() {
+    let (status, said) = limited::run_limited(
+        Command::new(command[0])
+            .args(&command[1..])
+            .env("QBM_STORY_DIR", work.path())
+            .env("LD_LIBRARY_PATH", libraries),
+    );
+    match status.code() {
         Some(0) => {}
         Some(SKIPPED) => skipped(format_args!("{file}: {}", said.trim())),
-        _ => panic!("{command:?}: {}\n{said}", output.status),
+        _ => panic!("{command:?}: {status}\n{said}"),
     }
 }
 

@@ -5,6 +5,8 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "common/limited.rs"]
+mod limited;
 #[path = "common/skip.rs"]
 mod skip;
 
@@ -38,17 +40,15 @@ fn run(name: &str, file: &str, story: unsafe extern "C" fn() -> c_int) {
         exit(unsafe { story() });
     }
     let folder = tempfile::tempdir().expect("a folder for the story");
-    let output = Command::new(std::env::current_exe().expect("the path of this program"))
-        .args(["--exact", name, "--nocapture", "--test-threads=1"])
-        .env(INSIDE, "1")
-        .env("QBM_STORY_DIR", folder.path())
-        .output()
-        .expect("this program starts once more");
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    match output.status.code() {
+    let (status, said) = limited::run_limited(
+        Command::new(std::env::current_exe().expect("the path of this program"))
+            .args(["--exact", name, "--nocapture", "--test-threads=1"])
+            .env(INSIDE, "1")
+            .env("QBM_STORY_DIR", folder.path()),
+    );
+    match status.code() {
         Some(0) => {}
         Some(SKIPPED) => skip::skipped(format_args!("{file}: {}", said.trim())),
-        _ => panic!("{file}: {}\n{said}", output.status),
+        _ => panic!("{file}: {status}\n{said}"),
     }
 }
