@@ -1,4 +1,4 @@
-//! What must hold of a disk that is opened after a crash: D1, D2, A1, A2, A3 and M1 (DESIGN §5), held against the model.
+//! What must hold of a disk that is opened after a crash: D1, D2, A1, A2, A3 and M1 (docs/durability.md), held against the model.
 
 use super::life::{Kind, NAME, REGION, STATE, bytes, view_of};
 use super::model::{Moments, Seen, View};

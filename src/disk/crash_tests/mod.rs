@@ -1,4 +1,4 @@
-//! Crash tests of the whole engine on the simulated disk (DESIGN §8, 4a and 5), held against what a guest and a backup
+//! Crash tests of the whole engine on the simulated disk, held against what a guest and a backup
 //! were told.
 //!
 //! A [`life::Life`] is an open disk to which [`steps`] are done while a [`model::Model`] writes down what each of them

@@ -1,6 +1,6 @@
 //! An overlay under the schedule explorer: two writers and a reader in one granule, and flushes between them.
 //!
-//! What must hold in every schedule: nobody's bytes are lost (DESIGN trap 4), a reader sees each sector as before or
+//! What must hold in every schedule: nobody's bytes are lost (durability trap 4), a reader sees each sector as before or
 //! after, and what a flush has answered for is there after a power cut, beside nobody else's bytes (A1, A2).
 
 use crate::descriptor::Format;
