@@ -7,13 +7,14 @@ mod verify;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use clap::{ArgMatches, Command, FromArgMatches, Subcommand};
+use clap::Subcommand;
 use qbm::backup::{Backup, BackupFolder, BackupKind};
 use qbm::{Disk, ErrorCode, Granularity};
 use serde_json::json;
 
 use crate::bar::Bar;
 use crate::failure::{Failure, Outcome};
+use crate::forms::{Forms, Usage};
 use crate::open;
 use crate::output::{Output, short_size};
 use crate::size::{parse_granularity, parse_size};
@@ -43,12 +44,7 @@ Examples:
       The way back.";
 
 /// Back a disk up into a folder; list, verify and prune backups
-pub enum Args {
-    /// The form with a disk.
-    Run(Run),
-    /// The form with a subcommand.
-    Keep(Keep),
-}
+pub type Args = Forms<Run, Keep>;
 
 #[derive(Subcommand)]
 pub enum Keep {
@@ -102,50 +98,20 @@ pub struct Run {
     disk: PathBuf,
 }
 
-// By hand, because only so the two forms are two types, each with all that it needs.
-impl FromArgMatches for Args {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        if matches.subcommand_name().is_some() {
-            Keep::from_arg_matches(matches).map(Self::Keep)
-        } else {
-            Run::from_arg_matches(matches).map(Self::Run)
-        }
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
-}
-
-impl clap::Args for Args {
-    fn augment_args(command: Command) -> Command {
-        Keep::augment_subcommands(Run::augment_args(command))
-            .about("Back a disk up into a folder; list, verify and prune backups")
-            .override_usage(
-                "qbm backup [OPTIONS] --bitmap <NAME> --to <FOLDER> <DISK.qbm>\n       \
-                 qbm backup list [OPTIONS] <FOLDER>\n       \
-                 qbm backup verify [OPTIONS] <FOLDER>\n       \
-                 qbm backup prune [OPTIONS] --keep-last <N> <FOLDER>",
-            )
-            .args_conflicts_with_subcommands(true)
-            .subcommand_negates_reqs(true)
-            .subcommand_required(false)
-            .arg_required_else_help(false)
-            .disable_help_subcommand(true)
-    }
-
-    fn augment_args_for_update(command: Command) -> Command {
-        Self::augment_args(command)
-    }
+impl Usage for Run {
+    const ABOUT: &'static str = "Back a disk up into a folder; list, verify and prune backups";
+    const USAGE: &'static str = "qbm backup [OPTIONS] --bitmap <NAME> --to <FOLDER> <DISK.qbm>\n       \
+        qbm backup list [OPTIONS] <FOLDER>\n       \
+        qbm backup verify [OPTIONS] <FOLDER>\n       \
+        qbm backup prune [OPTIONS] --keep-last <N> <FOLDER>";
 }
 
 pub fn run(args: &Args) -> Outcome {
     match args {
-        Args::Run(args) => back_up(args),
-        Args::Keep(Keep::List(args)) => list::run(args),
-        Args::Keep(Keep::Verify(args)) => verify::run(args),
-        Args::Keep(Keep::Prune(args)) => prune::run(args),
+        Args::Options(args) => back_up(args),
+        Args::Subcommand(Keep::List(args)) => list::run(args),
+        Args::Subcommand(Keep::Verify(args)) => verify::run(args),
+        Args::Subcommand(Keep::Prune(args)) => prune::run(args),
     }
 }
 

@@ -12,11 +12,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use clap::{ArgMatches, Command, FromArgMatches, Subcommand};
+use clap::Subcommand;
 use qbm::{AddBitmap, BitmapAction, BitmapContent, Disk, Error, ErrorCode, Granularity, MergeSource};
 
 use crate::dirty;
 use crate::failure::{Failure, Outcome};
+use crate::forms::{Forms, Usage};
 use crate::open;
 use crate::size::parse_granularity;
 use actions::{Action, Actions};
@@ -45,12 +46,7 @@ Examples:
       Which bytes are dirty.";
 
 /// Change, list and show dirty bitmaps, the records of what was written
-pub enum Args {
-    /// The form with actions.
-    Change(Change),
-    /// The form with a subcommand.
-    Look(Look),
-}
+pub type Args = Forms<Change, Look>;
 
 #[derive(Subcommand)]
 pub enum Look {
@@ -85,48 +81,18 @@ pub struct Change {
     bitmap: String,
 }
 
-// By hand, because only so the two forms are two types, each with all that it needs.
-impl FromArgMatches for Args {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        if matches.subcommand_name().is_some() {
-            Look::from_arg_matches(matches).map(Self::Look)
-        } else {
-            Change::from_arg_matches(matches).map(Self::Change)
-        }
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
-}
-
-impl clap::Args for Args {
-    fn augment_args(command: Command) -> Command {
-        Look::augment_subcommands(Change::augment_args(command))
-            .about("Change, list and show dirty bitmaps, the records of what was written")
-            .override_usage(
-                "qbm bitmap [OPTIONS] <ACTION>... <DISK.qbm> <BITMAP>\n       \
-                 qbm bitmap list [OPTIONS] <DISK.qbm>\n       \
-                 qbm bitmap dump [OPTIONS] <DISK.qbm> <BITMAP>",
-            )
-            .args_conflicts_with_subcommands(true)
-            .subcommand_negates_reqs(true)
-            .subcommand_required(false)
-            .arg_required_else_help(false)
-            .disable_help_subcommand(true)
-    }
-
-    fn augment_args_for_update(command: Command) -> Command {
-        Self::augment_args(command)
-    }
+impl Usage for Change {
+    const ABOUT: &'static str = "Change, list and show dirty bitmaps, the records of what was written";
+    const USAGE: &'static str = "qbm bitmap [OPTIONS] <ACTION>... <DISK.qbm> <BITMAP>\n       \
+        qbm bitmap list [OPTIONS] <DISK.qbm>\n       \
+        qbm bitmap dump [OPTIONS] <DISK.qbm> <BITMAP>";
 }
 
 pub fn run(args: &Args) -> Outcome {
     match args {
-        Args::Change(change) => change.run(),
-        Args::Look(Look::List(args)) => list::run(args),
-        Args::Look(Look::Dump(args)) => dump::run(args),
+        Args::Options(change) => change.run(),
+        Args::Subcommand(Look::List(args)) => list::run(args),
+        Args::Subcommand(Look::Dump(args)) => dump::run(args),
     }
 }
 

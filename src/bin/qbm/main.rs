@@ -12,6 +12,7 @@ mod create;
 mod dirty;
 mod export;
 mod failure;
+mod forms;
 mod generate;
 mod import;
 mod info;
