@@ -1,0 +1,277 @@
+//! The files of a disk and of what lies below it, as they are opened: each once, none twice.
+//!
+//! Invariant: a file is opened as the role that the descriptor gives it, and under `confined` nothing outside of the
+//! descriptor's folder is.
+
+use std::collections::HashMap;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use crate::descriptor::Descriptor;
+use crate::descriptor::names::child_path;
+use crate::disk::overlay::Hold;
+use crate::disk::recovery::StateAtOpen;
+use crate::error::{Error, ErrorCode, Result};
+use crate::storage::{Access, FileIdentity, Folder, HostFolder, Role, Storage};
+
+/// Where a descriptor is: its folder, and its name there.
+#[derive(Clone)]
+pub(in crate::disk) struct Place {
+    pub(in crate::disk) folder: Arc<dyn Folder>,
+    pub(in crate::disk) name: PathBuf,
+    /// The folder as messages call it.
+    pub(in crate::disk) shown: PathBuf,
+    /// The folder is the caller's, and only it knows what a name leads to.
+    pub(in crate::disk) handed_in: bool,
+    /// No name may lead out of the folder.
+    pub(in crate::disk) confined: bool,
+    /// Whether images are locked.
+    pub(in crate::disk) locking: bool,
+}
+
+impl Place {
+    /// With `confined`, the folder opens nothing that lies outside of it.
+    pub(in crate::disk) fn find(
+        path: &Path,
+        folder: Option<&Arc<dyn Folder>>,
+        confined: bool,
+    ) -> Result<Self> {
+        // A link is followed first: the children lie beside the file that it leads to, and it is that file which
+        // the next save replaces. With a folder from the caller there is no path to follow.
+        let followed = match folder {
+            None if path.is_symlink() => follow(path)?,
+            _ => path.to_owned(),
+        };
+        let Some(name) = followed.file_name() else {
+            return Err(Error::new(ErrorCode::InvalidArgument, "it does not name a file"));
+        };
+        let shown = followed.parent().unwrap_or(Path::new("")).to_owned();
+        let handed_in = folder.is_some();
+        let folder = if let Some(folder) = folder {
+            folder.clone()
+        } else {
+            let folder = HostFolder::open(&shown).map_err(|e| Error::io("open the folder", &shown, &e))?;
+            Arc::new(if confined { folder.confined() } else { folder })
+        };
+        Ok(Self {
+            folder,
+            name: name.into(),
+            shown,
+            handed_in,
+            confined,
+            locking: false,
+        })
+    }
+
+    /// What messages call the folder.
+    pub(in crate::disk) fn folder_name(&self) -> &Path {
+        if self.shown.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            &self.shown
+        }
+    }
+}
+
+fn follow(link: &Path) -> Result<PathBuf> {
+    std::fs::canonicalize(link).map_err(|e| Error::io("follow the link", link, &e))
+}
+
+/// The files of one disk, its backing images' too, as they are opened: each once, and no two may be the same file.
+pub(in crate::disk) struct Files<'p> {
+    place: &'p Place,
+    seen: HashMap<FileIdentity, Seen>,
+}
+
+/// What a file has been opened as.
+struct Seen {
+    /// In words.
+    what: String,
+    descriptor: bool,
+}
+
+impl<'p> Files<'p> {
+    pub(in crate::disk) fn new(place: &'p Place) -> Self {
+        Self {
+            place,
+            seen: HashMap::new(),
+        }
+    }
+
+    /// The state file that the descriptor names.
+    pub(super) fn state(&mut self, descriptor: &Descriptor, access: Access) -> Result<StateAtOpen> {
+        let Some(entry) = descriptor.state() else {
+            return Ok(StateAtOpen::None);
+        };
+        match self.open(Role::State, "QBM.state.file", Path::new(""), &entry.file, access) {
+            Ok((storage, path)) => Ok(StateAtOpen::There { storage, path }),
+            Err(error) if error.code() == ErrorCode::FileNotFound => {
+                Ok(StateAtOpen::Missing(error.message().to_owned()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The disk's own descriptor. A caller that hands files in may have one of each only, so this is asked once.
+    pub(in crate::disk) fn descriptor(&mut self) -> Result<Descriptor> {
+        let storage = self
+            .place
+            .folder
+            .open(Role::Descriptor, &self.place.name, Access::default())
+            .map_err(|e| Error::system(&e))?;
+        if let Some(identity) = storage.identity() {
+            let what = "the descriptor".to_owned();
+            self.seen.insert(
+                identity,
+                Seen {
+                    what,
+                    descriptor: true,
+                },
+            );
+        }
+        Descriptor::read(&*storage)
+    }
+
+    /// Opens a child that the descriptor in the folder `base` (as the disk's folder sees it) names under `key`.
+    pub(in crate::disk) fn open(
+        &mut self,
+        role: Role,
+        key: &str,
+        base: &Path,
+        name: &str,
+        access: Access,
+    ) -> Result<(Arc<dyn Storage>, PathBuf)> {
+        let path = base.join(child_path(name).map_err(|e| e.context(format_args!("{key}: {name:?}")))?);
+        let storage = self.storage(role, key, &path, access)?;
+        let path = self.shown(&path);
+        if let Some(identity) = storage.identity() {
+            let what = if base.as_os_str().is_empty() {
+                key.to_owned()
+            } else {
+                format!("{key} of the descriptor in {}", self.shown(base).display())
+            };
+            let seen = Seen {
+                what,
+                descriptor: false,
+            };
+            if let Some(other) = self.seen.insert(identity, seen) {
+                return Err(Error::new(
+                    ErrorCode::FileInvalid,
+                    format!("{key}: {} is the same file as {}", path.display(), other.what),
+                ));
+            }
+        }
+        Ok((storage, path))
+    }
+
+    /// Reads the descriptor of a backing image, which the descriptor in the folder `base` names under `key`. Says what
+    /// path leads to it from the disk's folder.
+    pub(in crate::disk) fn backing_descriptor(
+        &mut self,
+        key: &str,
+        base: &Path,
+        name: &str,
+    ) -> Result<(Descriptor, PathBuf)> {
+        let path = base.join(child_path(name).map_err(|e| e.context(format_args!("{key}: {name:?}")))?);
+        let path = self.followed(path).map_err(|e| e.context(key))?;
+        let storage = self.storage(Role::Backing, key, &path, Access::default())?;
+        let shown = self.shown(&path);
+        if let Some(identity) = storage.identity() {
+            let what = format!("the descriptor {}", shown.display());
+            if let Some(other) = self.seen.insert(
+                identity,
+                Seen {
+                    what,
+                    descriptor: true,
+                },
+            ) {
+                let words = if other.descriptor {
+                    format!("the backing chain leads back to {}", shown.display())
+                } else {
+                    format!("{key}: {} is the same file as {}", shown.display(), other.what)
+                };
+                return Err(Error::new(ErrorCode::FileInvalid, words));
+            }
+        }
+        let descriptor = Descriptor::read(&*storage).map_err(|e| e.context(shown.display()))?;
+        Ok((descriptor, path))
+    }
+
+    /// Where a descriptor lies if `path` is a link to it: what it names is relative to that place.
+    fn followed(&self, path: PathBuf) -> Result<PathBuf> {
+        let whole = self.shown(&path);
+        if self.place.handed_in || !whole.is_symlink() {
+            return Ok(path);
+        }
+        let followed = follow(&whole)?;
+        if !self.place.confined {
+            return Ok(followed);
+        }
+        let beneath = followed
+            .strip_prefix(follow(self.place.folder_name())?)
+            .map(Path::to_owned);
+        beneath.map_err(|_| outside(&whole))
+    }
+
+    fn storage(&self, role: Role, key: &str, path: &Path, access: Access) -> Result<Arc<dyn Storage>> {
+        let shown = self.shown(path);
+        if self.place.confined && leads_out(path) {
+            return Err(outside(&shown).context(key));
+        }
+        self.place
+            .folder
+            .open(role, path, access)
+            .map_err(|e| match e.raw_os_error() {
+                Some(libc::EXDEV) if self.place.confined => outside(&shown),
+                _ => Error::io("open", &shown, &e),
+            })
+            .map_err(|e| e.context(key))
+    }
+
+    /// Keeps others from writing to a backing image, for as long as it is open here.
+    pub(in crate::disk) fn hold(&self, image: &Arc<dyn Storage>, path: &Path) -> Result<Hold> {
+        let hold = Hold::of(Arc::clone(image), path.to_owned());
+        if self.place.locking {
+            hold.take()?;
+        }
+        Ok(hold)
+    }
+
+    /// Whether the file has been opened as one of the disk's.
+    pub(in crate::disk) fn has(&self, identity: FileIdentity) -> bool {
+        self.seen.contains_key(&identity)
+    }
+
+    /// What messages call the file `path` of the disk's folder.
+    pub(in crate::disk) fn shown(&self, path: &Path) -> PathBuf {
+        self.place.shown.join(path)
+    }
+}
+
+/// Whether a name alone tells that it leads out of its folder.
+fn leads_out(path: &Path) -> bool {
+    let mut depth = 0u64;
+    !path.components().all(|part| match part {
+        Component::Normal(_) => {
+            depth += 1;
+            true
+        }
+        Component::CurDir => true,
+        Component::ParentDir => {
+            let within = depth > 0;
+            depth = depth.saturating_sub(1);
+            within
+        }
+        Component::RootDir | Component::Prefix(_) => false,
+    })
+}
+
+fn outside(path: &Path) -> Error {
+    Error::new(
+        ErrorCode::PermissionDenied,
+        format!(
+            "{} is not beneath the descriptor's folder, to which the disk is confined",
+            path.display()
+        ),
+    )
+}
