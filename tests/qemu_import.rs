@@ -23,8 +23,8 @@ use std::process::Command;
 
 use common::{have, must, skipped};
 use qbm::{
-    AddBitmap, BitmapInfo, CreateOptions, Disk, ErrorCode, ExportOptions, Granularity, ImportOptions,
-    OpenOptions, WriteFlags,
+    AddBitmap, BitmapInfo, CreateOptions, Disk, ErrorCode, ExportOptions, Exported, Granularity,
+    ImportOptions, OpenOptions, WriteFlags,
 };
 use random::Random;
 use tempfile::TempDir;
@@ -45,6 +45,13 @@ struct Room {
 }
 
 impl Room {
+    /// A qcow2 of that name on the disk's own image.
+    fn export(&self, qcow2: &str) -> Exported {
+        ExportOptions::new()
+            .export(self.path("disk.qbm"), self.path(qcow2))
+            .expect("exported")
+    }
+
     /// Nothing where QEMU is missing.
     fn new() -> Option<Self> {
         for program in ["qemu-img", "qemu-io", "qemu-nbd", "nbdinfo"] {
@@ -234,9 +241,7 @@ fn an_export_is_sound_and_its_bitmaps_are_the_disks() {
         let disk = room.disk(length, &mut random);
         disk.close().expect("closed");
         let before = stamp(&room.path("disk.img"));
-        let exported = ExportOptions::new()
-            .export(room.path("disk.qbm"), room.path("thin.qcow2"))
-            .expect("exported");
+        let exported = room.export("thin.qcow2");
         let image = room.path("disk.img").canonicalize().expect("a path");
         assert_eq!(Path::new(&exported.image), image);
         assert_eq!(exported.bitmaps.len(), GRANULARITIES.len() + 3);
@@ -353,9 +358,7 @@ fn many_bitmaps_go_both_ways() {
     disk.bitmap_transaction(&actions).expect("300 bitmaps");
     disk.write(b"x", 70_000, WriteFlags::empty()).expect("a write");
     disk.close().expect("closed");
-    ExportOptions::new()
-        .export(room.path("disk.qbm"), room.path("a.qcow2"))
-        .expect("exported");
+    room.export("a.qcow2");
     assert!(
         room.qemu_img(&["check", "a.qcow2"])
             .contains("No errors were found")
@@ -378,9 +381,7 @@ fn what_is_written_through_an_export_comes_back() {
         let before: Vec<_> = disk.bitmap_list().expect("a list");
         let bits: Vec<_> = before.iter().map(|info| dirty(&disk, &info.name)).collect();
         disk.close().expect("closed");
-        ExportOptions::new()
-            .export(room.path("disk.qbm"), room.path("thin.qcow2"))
-            .expect("exported");
+        room.export("thin.qcow2");
         let written = requests(length, &mut random, 10);
         room.qemu_io("thin.qcow2", &written);
         room.qemu_img(&["bitmap", "--clear", "thin.qcow2", "every-512"]);
@@ -487,9 +488,7 @@ fn bitmaps_that_qemu_did_not_save_are_refused_by_name() {
 fn an_export_whose_user_was_killed_brings_nothing_back() {
     let Some(room) = Room::new() else { return };
     room.disk(1 << 20, &mut Random::new(1)).close().expect("closed");
-    ExportOptions::new()
-        .export(room.path("disk.qbm"), room.path("thin.qcow2"))
-        .expect("exported");
+    room.export("thin.qcow2");
     let _ = Command::new("qemu-io")
         .args(["-f", "qcow2", "-c", "write -q 0 4k", "-c", "abort"])
         .current_dir(room.dir.path())
@@ -528,9 +527,7 @@ fn a_plain_qcow2_is_imported_by_way_of_qemu_img_convert() {
 fn a_qcow2_that_is_being_written_to_is_locked() {
     let Some(room) = Room::new() else { return };
     room.disk(1 << 20, &mut Random::new(1)).close().expect("closed");
-    ExportOptions::new()
-        .export(room.path("disk.qbm"), room.path("thin.qcow2"))
-        .expect("exported");
+    room.export("thin.qcow2");
     let server = qcow2_server::Server::start_writable(room.dir.path(), &room.path("thin.qcow2"));
     let before = room.names();
     let import = ImportOptions::new().import(room.path("thin.qcow2"), room.path("new.qbm"));
@@ -553,9 +550,7 @@ fn the_image_is_found_from_other_folders() {
     for folder in ["here", "there"] {
         std::fs::create_dir(room.path(folder)).expect("a folder");
     }
-    ExportOptions::new()
-        .export(room.path("disk.qbm"), room.path("here/a.qcow2"))
-        .expect("exported");
+    room.export("here/a.qcow2");
     room.qemu_img(&["compare", "-f", "qcow2", "-F", "raw", "here/a.qcow2", "disk.img"]);
     let imported = ImportOptions::new()
         .import(room.path("here/a.qcow2"), room.path("there/b.qbm"))
