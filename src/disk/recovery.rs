@@ -64,6 +64,10 @@ impl Recovering<'_> {
         descriptor: &mut Descriptor,
         bitmaps: &mut [Bitmap],
     ) -> Result<Recovered> {
+        // An epoch that is none is refused before anything is made or written.
+        if let Some(epoch) = &self.options.cache_epoch {
+            Evidence::of_epoch(epoch)?;
+        }
         match state {
             StateAtOpen::None => {
                 self.load(bitmaps)?;

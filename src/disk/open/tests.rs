@@ -124,3 +124,30 @@ fn a_disk_that_is_longer_than_offsets_reach() {
     );
     assert_eq!(error.code(), ErrorCode::NotSupported);
 }
+
+#[test]
+fn an_epoch_that_is_none_changes_nothing() {
+    for epoch in ["", &"x".repeat(257)] {
+        let dir = folder(&descriptor("disk.raw", ""));
+        let before = fs::read(dir.path().join("disk.qbm")).unwrap();
+        let error = OpenOptions::new()
+            .cache_epoch(epoch)
+            .open(dir.path().join("disk.qbm"))
+            .map(drop)
+            .unwrap_err();
+        assert_eq!(
+            error.message().replace(&dir.path().display().to_string(), "DIR"),
+            format!(
+                "cannot open DIR/disk.qbm: the cache epoch has {} bytes; it must have 1 to 256",
+                epoch.len()
+            )
+        );
+        assert_eq!(error.code(), ErrorCode::InvalidArgument);
+        assert_eq!(fs::read(dir.path().join("disk.qbm")).unwrap(), before);
+        assert_eq!(
+            fs::read_dir(dir.path()).unwrap().count(),
+            2,
+            "no state file was made"
+        );
+    }
+}
