@@ -4,7 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use super::{OpenOptions, check_length};
+use crate::disk::{AddBitmap, CreateOptions, WriteFlags};
 use crate::error::ErrorCode;
+use crate::mutation::{self, Fault};
+use crate::storage::simulated::{Keep, SimDisk};
 
 /// A descriptor with this image and these bitmaps.
 fn descriptor(image: &str, bitmaps: &str) -> String {
@@ -150,4 +153,63 @@ fn an_epoch_that_is_none_changes_nothing() {
             "no state file was made"
         );
     }
+}
+
+/// M1 and D1: a disk that had no state file gets one, and the power goes anywhere meanwhile.
+#[test]
+fn a_state_file_that_is_added_is_there_or_not() {
+    cut_while_a_state_file_is_added();
+}
+
+#[test]
+#[should_panic(expected = "events, seed")]
+fn a_state_file_that_is_not_synced_is_missed() {
+    mutation::with(Fault::IntentUnsynced, cut_while_a_state_file_is_added);
+}
+
+fn cut_while_a_state_file_is_added() {
+    let sim = SimDisk::new();
+    CreateOptions::new()
+        .size(64 << 10)
+        .no_state(true)
+        .folder(sim.folder())
+        .create("disk.qbm")
+        .unwrap();
+    let open = |sim: &SimDisk, no_state| {
+        OpenOptions::new()
+            .no_state(no_state)
+            .folder(sim.folder())
+            .open("disk.qbm")
+    };
+    let disk = open(&sim, true).unwrap();
+    disk.bitmap_add("b", AddBitmap::default()).unwrap();
+    disk.close().unwrap();
+    let start = sim.events().len() as u64;
+    let disk = open(&sim, false).unwrap();
+    assert!(disk.info().unwrap().protected);
+    disk.write(b"x", 5, WriteFlags::empty()).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+
+    let (mut without, mut with) = (0, 0);
+    for point in sim.crash_points().filter(|point| point.events() >= start) {
+        for seed in 0..20 {
+            let left = point.power_cut_keeping(Keep::Random(seed));
+            let disk = open(&left, true).unwrap();
+            let mut byte = [0];
+            disk.read(&mut byte, 5).unwrap();
+            let dirty = disk.bitmap_get("b", 5).unwrap();
+            assert!(
+                dirty || byte == [0],
+                "after {} events, seed {seed}",
+                point.events()
+            );
+            if disk.info().unwrap().protected {
+                with += 1;
+            } else {
+                without += 1;
+            }
+        }
+    }
+    assert!(with > 20 && without > 20, "{with} with, {without} without");
 }
