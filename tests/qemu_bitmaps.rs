@@ -16,8 +16,10 @@
 )]
 
 mod common;
-#[path = "common/qcow2_server.rs"]
-mod qcow2_server;
+#[path = "common/nbd.rs"]
+mod nbd;
+#[path = "common/nbd_bitmaps.rs"]
+mod nbd_bitmaps;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -189,9 +191,9 @@ impl Pair {
     /// Compares the bitmaps `names`, as both sides kept them.
     fn assert_same(&self, names: &[String]) {
         let disk = Disk::open(&self.qbm).expect("it opens");
-        let server = qcow2_server::Server::start(self.dir.path(), &self.qcow2, names);
+        let server = nbd_bitmaps::serve(self.dir.path(), &self.qcow2, names);
         for name in names {
-            let (ours, theirs) = (dirty(&disk, name), server.dirty(name, LENGTH));
+            let (ours, theirs) = (dirty(&disk, name), nbd_bitmaps::dirty(&server, name, LENGTH));
             assert_eq!(ours, theirs, "bitmap {name}: (start, end) of dirty bytes");
             let mut bytes = vec![0; stored(&disk, name)];
             disk.bitmap_serialize(name, 0, &mut bytes).expect("the bytes");

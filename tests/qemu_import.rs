@@ -11,8 +11,10 @@
 
 #[path = "common/mod.rs"]
 mod common;
-#[path = "common/qcow2_server.rs"]
-mod qcow2_server;
+#[path = "common/nbd.rs"]
+mod nbd;
+#[path = "common/nbd_bitmaps.rs"]
+mod nbd_bitmaps;
 #[path = "common/random.rs"]
 #[allow(dead_code, reason = "each test program uses a part")]
 mod random;
@@ -150,7 +152,7 @@ impl Room {
             .cloned()
             .unwrap_or_default();
         let names: Vec<String> = infos.iter().map(|info| info.name.clone()).collect();
-        let server = qcow2_server::Server::start(self.dir.path(), &self.path(qcow2), &names);
+        let server = nbd_bitmaps::serve(self.dir.path(), &self.path(qcow2), &names);
         for BitmapInfo {
             name,
             granularity,
@@ -172,7 +174,10 @@ impl Room {
             if let Some(last) = ours.last_mut().filter(|last| last.1 == disk.length()) {
                 last.1 = length;
             }
-            assert!(ours == server.dirty(&name, length), "{name}, {length} bytes");
+            assert!(
+                ours == nbd_bitmaps::dirty(&server, &name, length),
+                "{name}, {length} bytes"
+            );
         }
     }
 
@@ -528,7 +533,7 @@ fn a_qcow2_that_is_being_written_to_is_locked() {
     let Some(room) = Room::new() else { return };
     room.disk(1 << 20, &mut Random::new(1)).close().expect("closed");
     room.export("thin.qcow2");
-    let server = qcow2_server::Server::start_writable(room.dir.path(), &room.path("thin.qcow2"));
+    let server = nbd::Server::start(room.dir.path(), &["-f", "qcow2"], &room.path("thin.qcow2"));
     let before = room.names();
     let import = ImportOptions::new().import(room.path("thin.qcow2"), room.path("new.qbm"));
     assert_eq!(import.map_err(|error| error.code()), Err(ErrorCode::Locked));

@@ -21,7 +21,9 @@ impl Server {
         command
             .args(["--persistent", "--socket"])
             .arg(&socket)
-            .args(options);
+            .args(options)
+            // From there QEMU takes the relative name of a data file.
+            .current_dir(folder);
         let process = command
             .arg(image)
             .stdin(Stdio::null())
@@ -52,6 +54,11 @@ impl Server {
     /// What clients connect to.
     pub fn address(&self) -> String {
         format!("nbd:unix:{}", self.socket.display())
+    }
+
+    /// The same, for libnbd's programs.
+    pub fn uri(&self) -> String {
+        format!("nbd+unix:///?socket={}", self.socket.display())
     }
 
     pub fn id(&self) -> u32 {
