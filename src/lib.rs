@@ -24,11 +24,11 @@ mod units;
 pub use bitmap::BitmapPolicy;
 pub use descriptor::Format;
 pub use disk::{
-    AddBitmap, AddedBits, BackupView, BackupViews, BitmapAction, BitmapContent, BitmapInfo, BlockStatus,
-    CheckOptions, CheckReport, CreateOptions, Disk, ExportOptions, Exported, Finding, FindingKind,
-    ImportOptions, Imported, Info, Layer, MergeSource, Merged, Notice, NoticeCode, OnBitmapError,
-    OpenOptions, OverlayInfo, Preallocation, Progress, Recovery, Repair, Scratch, Severity, StateFound,
-    StateInfo, StatusFlags, Thaw, TruncateFlags, WriteFlags, backup_begin, bitmap_transaction,
+    AddBitmap, AddedBits, BackingFlags, BackupView, BackupViews, BitmapAction, BitmapContent, BitmapInfo,
+    BlockStatus, CheckOptions, CheckReport, CreateOptions, Disk, ExportOptions, Exported, Finding,
+    FindingKind, ImportOptions, Imported, Info, Layer, MergeSource, Merged, Notice, NoticeCode,
+    OnBitmapError, OpenOptions, OverlayInfo, Preallocation, Progress, Recovery, Repair, Scratch, Severity,
+    StateFound, StateInfo, StatusFlags, Thaw, TruncateFlags, WriteFlags, backup_begin, bitmap_transaction,
 };
 pub use error::{Error, ErrorCode, Result};
 pub use units::{ByteRange, Granularity, GranuleIndex, GranuleRange, MAX_LENGTH};

@@ -87,6 +87,12 @@ pub(crate) enum Fault {
     FailedSyncForgotten,
     /// A commit clears the allocation bits before the backing is durable.
     BackingUnsynced,
+    /// The descriptor names another backing before what the disk has itself is durable.
+    RebasedUnflushed,
+    /// What another backing shows otherwise is not dirty.
+    RebasedClean,
+    /// A commit into a deeper layer leaves there what a shorter layer in between hid.
+    HiddenByLength,
 }
 
 pub(crate) use switch::*;

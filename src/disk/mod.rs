@@ -38,7 +38,7 @@ pub use check::{CheckOptions, CheckReport, Finding, FindingKind, Repair, Severit
 pub use create::{CreateOptions, Preallocation};
 pub use info::{Info, Layer, OverlayInfo, StateFound, StateInfo};
 pub use open::{Notice, NoticeCode, OpenOptions};
-pub use overlay::Progress;
+pub use overlay::{BackingFlags, Progress};
 pub use qemu::{ExportOptions, Exported, ImportOptions, Imported, Merged};
 pub use resize::TruncateFlags;
 pub use session::{AddedBits, Recovery};

@@ -95,7 +95,7 @@ impl std::fmt::Debug for BackupView<'_> {
 /// on it and that is frozen until the end. No disk may be named twice.
 ///
 /// Waits for the writes in flight, and flushes the disks. Guests go on afterwards; the first write to each 64 KiB copies
-/// what was there. The disks cannot be resized, committed or emptied until the end.
+/// what was there. The disks cannot be resized, committed, rebased or emptied until the end.
 pub fn backup_begin<'d>(disks: &[(&'d Disk, &str)], scratch: &Scratch) -> Result<BackupViews<'d>> {
     let actions: Vec<_> = disks
         .iter()

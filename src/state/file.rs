@@ -237,6 +237,11 @@ impl StateFile {
         &self.path
     }
 
+    /// The file itself.
+    pub(crate) fn storage(&self) -> &dyn Storage {
+        &*self.storage
+    }
+
     /// The header in force.
     pub(crate) fn header(&self) -> Header {
         self.current().header.clone()

@@ -29,6 +29,20 @@ impl Loading {
         }
     }
 
+    /// With the same limit, for what is to be below a disk that keeps `own` allocation bits.
+    pub(in crate::disk) fn afresh(&self, own: &Bits) -> Self {
+        Self {
+            allocation: AtomicU64::new(own.memory()),
+            ..Self::new(self.limit)
+        }
+    }
+
+    /// What `other` has loaded takes the place of the allocation bits that there were.
+    pub(in crate::disk) fn follow(&self, other: &Self) {
+        let bytes = other.allocation.load(Ordering::Relaxed);
+        self.allocation.store(bytes, Ordering::Relaxed);
+    }
+
     /// The bits of `bitmap`, one of `all`, on a disk of `length` bytes.
     pub(super) fn bits<'b>(&self, bitmap: &'b Bitmap, all: &[Bitmap], length: u64) -> Result<&'b Arc<Bits>> {
         if let Some(bits) = bitmap.loaded() {

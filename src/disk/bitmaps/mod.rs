@@ -99,6 +99,11 @@ impl Shape {
         shape
     }
 
+    /// The files of the persistent bitmaps.
+    pub(super) fn bitmap_files(&self) -> impl Iterator<Item = &BitmapFile> {
+        self.bitmaps.iter().filter_map(Bitmap::file)
+    }
+
     fn find(&self, name: &str) -> Result<&Bitmap> {
         self.bitmaps
             .iter()

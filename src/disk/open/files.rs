@@ -119,17 +119,16 @@ impl<'p> Files<'p> {
             .folder
             .open(Role::Descriptor, &self.place.name, Access::default())
             .map_err(|e| Error::system(&e))?;
-        if let Some(identity) = storage.identity() {
-            let what = "the descriptor".to_owned();
-            self.seen.insert(
-                identity,
-                Seen {
-                    what,
-                    descriptor: true,
-                },
-            );
-        }
+        self.note("the descriptor", &*storage, true);
         Descriptor::read(&*storage)
+    }
+
+    /// Counts a file as one that is open already, as `what`.
+    pub(in crate::disk) fn note(&mut self, what: &str, storage: &dyn Storage, descriptor: bool) {
+        if let Some(identity) = storage.identity() {
+            let what = what.to_owned();
+            self.seen.insert(identity, Seen { what, descriptor });
+        }
     }
 
     /// Opens a child that the descriptor in the folder `base` (as the disk's folder sees it) names under `key`.

@@ -6,9 +6,12 @@
 use std::path::PathBuf;
 
 use super::hold::Hold;
+use super::read::unopened;
+use super::status::status_in;
 use crate::bitmap::Bits;
 use crate::descriptor::Format;
-use crate::disk::Child;
+use crate::disk::{Child, StatusFlags};
+use crate::error::Result;
 use crate::units::{ByteRange, Granularity, GranuleIndex};
 
 /// One image below the disk.
@@ -87,6 +90,23 @@ pub(in crate::disk) struct Chain {
     pub(in crate::disk) unopened: bool,
 }
 
+/// What a run of bytes of a chain is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Shown<'c> {
+    /// Zeros, as far as is known without a look at bytes.
+    Zeros,
+    /// Data of this layer's image.
+    Data(&'c Layer),
+}
+
+impl Layer {
+    /// Whether both are the same file in the same format, and so have the same bytes at the same offsets.
+    pub(super) fn is_the_image_of(&self, other: &Self) -> bool {
+        let identity = self.image.storage.identity();
+        identity.is_some() && identity == other.image.storage.identity() && self.format == other.format
+    }
+}
+
 impl Chain {
     /// Where the first bytes of `range` are, for which no layer above has bits.
     pub(super) fn find(&self, range: ByteRange) -> Run {
@@ -110,6 +130,26 @@ impl Chain {
         }
         let depth = self.layers.len();
         run(Source::Zeros { depth }, at, end)
+    }
+
+    /// What the first bytes of `range` are, for which no layer above has bits, and where that ends.
+    pub(super) fn shown(&self, range: ByteRange) -> Result<(Shown<'_>, u64)> {
+        let run = self.find(range);
+        let end = run.range.end();
+        match run.source {
+            Source::Layer(index) => {
+                let layer = &self.layers[index];
+                let status = status_in(&layer.image, run.range, index + 1)?;
+                let shown = if status.flags.contains(StatusFlags::ZERO) {
+                    Shown::Zeros
+                } else {
+                    Shown::Data(layer)
+                };
+                Ok((shown, end.min(run.range.start() + status.length)))
+            }
+            Source::Unopened => Err(unopened(run.range)),
+            Source::Own | Source::Zeros { .. } => Ok((Shown::Zeros, end)),
+        }
     }
 
     /// Where the bytes that a granule without a bit could show end: behind that it reads as zeros.

@@ -5,23 +5,21 @@
 //! trap 1). Then the backing is made durable, then the bits go all at once (M1), then the space is freed (trap 6).
 //! Invariant: at every moment, crashes included, the disk shows what it showed before.
 
-use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 
 use super::Overlay;
-use super::chain::{Chain, Layer};
-use super::open::Backing;
-use super::read::in_memory;
+use super::backing::name_from;
+use super::chain::Source;
+use super::progress::{Account, Progress};
+use super::read::{in_memory, unopened};
+use super::target::Target;
 use crate::bitmap::Bits;
-use crate::descriptor::Format;
-use crate::disk::bitmaps::{Loading, Shape};
-use crate::disk::open::{Files, OpenOptions, Place};
-use crate::disk::{Child, Disk, Structure, TruncateFlags, WriteFlags};
+use crate::descriptor::{BackingEntry, Format};
+use crate::disk::bitmaps::Shape;
+use crate::disk::{Child, Disk};
 use crate::error::{Error, ErrorCode, Result};
 use crate::mutation::{self, Fault};
-use crate::state::{Lock, Sharing};
-use crate::storage::{Access, Role, SyncMode, Zeroing, read_slice, write_slice};
+use crate::storage::read_slice;
 use crate::units::ByteRange;
 
 /// The most bytes that are copied in one go.
@@ -31,38 +29,70 @@ const LAST: u64 = 8 << 20;
 /// So often is copied again before, at most: a guest that writes faster than is copied must not keep a commit for ever.
 const PASSES: u32 = 5;
 
-/// Who is told how far a long operation is, in bytes done and to do, and may end it.
-pub type Progress<'p> = dyn FnMut(u64, u64) -> ControlFlow<()> + 'p;
-
 impl Disk {
     /// Writes all that the disk has in its own image into its backing, and then takes it out of the image, as
     /// [`make_empty`](Disk::make_empty) does. The disk shows what it showed before. Durable on return.
     ///
-    /// Requests go on meanwhile, but for a moment at the end; other changes of the disk's structure wait. Holes stay
-    /// holes, and a backing that is shorter than the disk is grown. `progress` is called from time to time, and ends it
-    /// with [`ErrorCode::Canceled`]. After an error the backing may have some of the bytes, which the disk still hides;
-    /// whatever else reads that backing sees them.
+    /// The same as [`commit_into`](Disk::commit_into) layer 1.
     pub fn commit(&self, progress: &mut Progress<'_>) -> Result<()> {
-        self.commit_parts(progress)
+        self.commit_into(1, progress)
+    }
+
+    /// Writes all that the disk has above `layer` into that, which is counted as by [`layer`](Disk::layer), and goes on
+    /// as an empty overlay on it. The disk shows what it showed before. Durable on return.
+    ///
+    /// Layer 1 is the nearest backing image. Of a deeper one, the layers between give what they have, too, and are no
+    /// part of the chain any more; their files stay as they are. What they show as disks of their own changes where they
+    /// take from the layer that was written to, as does whatever else takes from it.
+    ///
+    /// Requests go on meanwhile, but for a moment at the end; other changes of the disk's structure wait until it is over.
+    /// Holes stay holes, and a layer that is shorter than the disk is grown. `progress` is called from time to time, and
+    /// ends it with [`ErrorCode::Canceled`]. After an error the layer may have some of the bytes, which the disk still
+    /// hides.
+    pub fn commit_into(&self, layer: u32, progress: &mut Progress<'_>) -> Result<()> {
+        self.commit_parts(layer, progress)
             .map_err(|e| e.context(format_args!("cannot commit {}", self.path.display())))
     }
 
-    fn commit_parts(&self, progress: &mut Progress<'_>) -> Result<()> {
+    fn commit_parts(&self, number: u32, progress: &mut Progress<'_>) -> Result<()> {
         self.check_for_change()?;
         self.check_writable()?;
         // Held to the end: a resize, or other bitmaps, would not know of the watch.
         let mut structure = self.structure();
         self.gate.enter().check_no_backup(&self.path)?;
         let overlay = self.gate.enter().overlay.clone();
-        let (Some(overlay), Some(backing)) = (overlay, Backing::of(&structure.descriptor)) else {
+        let Some((overlay, named)) = overlay.and_then(|it| it.backing.clone().map(|named| (it, named)))
+        else {
             return Err(Error::new(ErrorCode::NotSupported, "it has no backing image"));
         };
-        let Some(layer) = overlay.chain.layers.first() else {
+        if overlay.chain.unopened {
             return Err(Error::new(
                 ErrorCode::NotSupported,
                 "it was opened without its backing image",
             ));
+        }
+        let above = number.saturating_sub(1) as usize;
+        let Some(layer) = overlay.chain.layers.get(above).filter(|_| number > 0) else {
+            return Err(Error::new(
+                ErrorCode::OutOfRange,
+                format!(
+                    "there is no layer {number} below it: it has {}",
+                    overlay.chain.layers.len()
+                ),
+            ));
         };
+        let backing = if above == 0 {
+            named
+        } else {
+            BackingEntry {
+                file: name_from(
+                    &self.place.shown,
+                    layer.descriptor.as_deref().unwrap_or(&layer.image.path),
+                )?,
+                format: layer.descriptor.as_ref().map_or(layer.format, |_| Format::Qbm),
+            }
+        };
+        self.check_folder()?;
         // Our own hold on it would keep us from writing to it.
         let _suspended = layer.hold.suspended();
         let target = Target::open(self, &backing, layer)?;
@@ -73,12 +103,11 @@ impl Disk {
             image: &self.image,
             overlay: &overlay,
             length: self.length(),
+            above,
             target: &target,
-            progress,
-            done: 0,
-            total: bytes_of(&overlay, &overlay.own.bits),
+            account: Account::new(progress, 0),
         };
-        copy.granules(&overlay.own.bits)?;
+        copy.all()?;
         for _ in 0..PASSES {
             let again = watch.next()?;
             copy.granules(&again)?;
@@ -92,16 +121,13 @@ impl Disk {
         }
         watch.end(&mut shape);
         target.finish()?;
-        let chain = self.chain_again(&structure)?;
-        self.clear_allocation(&mut structure, &mut shape, &overlay, Arc::new(chain))?;
+        // As it is now: it has other bits, and maybe another length.
+        let below = self.below((&structure.descriptor, &shape), &overlay, Some(backing))?;
+        let named = (below.descriptor, Arc::new(below.chain));
+        self.clear_allocation(&mut structure, &mut shape, &overlay, named)?;
+        self.loading.follow(&below.loading);
         self.free_image();
         Ok(())
-    }
-
-    /// The images below as they are now: the nearest has other bits and maybe another length.
-    fn chain_again(&self, structure: &Structure) -> Result<Chain> {
-        let backing = Backing::of(&structure.descriptor);
-        Chain::open(&mut Files::new(&self.place), backing, &Loading::new(None))
     }
 }
 
@@ -155,179 +181,97 @@ impl Drop for Watch<'_> {
     }
 }
 
-/// A copy of granules of the disk's own image into the backing.
+/// A copy of what the disk has above a layer into that layer.
 struct Copy<'c, 'p> {
     image: &'c Child,
     overlay: &'c Overlay,
     length: u64,
+    /// How many backing images lie above the target.
+    above: usize,
     target: &'c Target,
-    progress: &'c mut Progress<'p>,
-    done: u64,
-    total: u64,
+    account: Account<'c, 'p>,
 }
 
 impl Copy<'_, '_> {
-    /// Copies those of `granules` that the image has.
-    fn granules(&mut self, granules: &Bits) -> Result<()> {
-        let own = &self.overlay.own;
+    /// Copies all that lies above the target.
+    fn all(&mut self) -> Result<()> {
+        let mut total = 0;
+        self.each(|_, _, range| {
+            total += range.len();
+            Ok(())
+        })?;
+        self.account.expect(total);
         let mut buffer = Vec::new();
-        for wanted in granules.runs(granules.all()) {
-            for run in own.bits.runs(wanted) {
-                self.bytes(own.granularity.bytes_of(run, self.length), &mut buffer)?;
+        self.each(|copy, from, range| {
+            if let Some(image) = from {
+                return copy.bytes(image, range, &mut buffer);
+            }
+            copy.target.zero(range)?;
+            copy.account.add(range.len())
+        })
+    }
+
+    /// What lies above the target, run by run, and the image that has it; none where it is zeros.
+    fn each(
+        &mut self,
+        mut act: impl FnMut(&mut Self, Option<&Child>, ByteRange) -> Result<()>,
+    ) -> Result<()> {
+        let (image, overlay, above) = (self.image, self.overlay, self.above);
+        let mut at = 0;
+        while at < self.length {
+            let run = overlay.find(ByteRange::between(at, self.length));
+            at = run.range.end();
+            match run.source {
+                Source::Own => act(self, Some(image), run.range)?,
+                Source::Layer(index) if index < above => {
+                    act(self, Some(&overlay.chain.layers[index].image), run.range)?;
+                }
+                // A layer in between that is too short hides what the target has there.
+                Source::Zeros { depth } if depth < above && !mutation::on(Fault::HiddenByLength) => {
+                    let end = run.range.end().min(overlay.chain.layers[above].length);
+                    if end > run.range.start() {
+                        act(self, None, ByteRange::between(run.range.start(), end))?;
+                    }
+                }
+                Source::Unopened => return Err(unopened(run.range)),
+                Source::Layer(_) | Source::Zeros { .. } => {}
             }
         }
         Ok(())
     }
 
-    fn bytes(&mut self, range: ByteRange, buffer: &mut Vec<u8>) -> Result<()> {
+    /// Copies those of `granules` that the disk's own image has.
+    fn granules(&mut self, granules: &Bits) -> Result<()> {
+        let (own, image) = (&self.overlay.own, self.image);
+        let mut buffer = Vec::new();
+        for wanted in granules.runs(granules.all()) {
+            for run in own.bits.runs(wanted) {
+                self.bytes(image, own.granularity.bytes_of(run, self.length), &mut buffer)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn bytes(&mut self, image: &Child, range: ByteRange, buffer: &mut Vec<u8>) -> Result<()> {
         let mut at = range.start();
         while at < range.end() {
-            let extent = self
-                .image
+            let extent = image
                 .storage
                 .extent(ByteRange::between(at, range.end()))
-                .map_err(|e| self.image.failed("find the data in", &e))?;
+                .map_err(|e| image.failed("find the data in", &e))?;
             let mut part = ByteRange::between(at, at.saturating_add(extent.len.max(1)).min(range.end()));
             if extent.data {
                 part = ByteRange::between(at, part.end().min(at.saturating_add(STEP)));
                 buffer.resize(in_memory(part.len()), 0);
-                read_slice(&*self.image.storage, buffer, at)
-                    .map_err(|e| self.image.failed(&format!("read {part} from"), &e))?;
+                read_slice(&*image.storage, buffer, at)
+                    .map_err(|e| image.failed(&format!("read {part} from"), &e))?;
                 self.target.write(buffer, at)?;
             } else {
                 self.target.zero(part)?;
             }
             at = part.end();
-            self.done += part.len();
-            // What is copied again was not foreseen.
-            self.total = self.total.max(self.done);
-            if (self.progress)(self.done, self.total).is_break() {
-                return Err(Error::new(
-                    ErrorCode::Canceled,
-                    "the caller ended it; the disk is as it was",
-                ));
-            }
+            self.account.add(part.len())?;
         }
         Ok(())
-    }
-}
-
-/// The backing, open for writing.
-enum Target {
-    Raw(Child),
-    Qbm(Box<Disk>),
-}
-
-impl Target {
-    /// Opens the backing of `disk`, which is open as `layer` already.
-    fn open(disk: &Disk, backing: &Backing, layer: &Layer) -> Result<Self> {
-        let path = backing.path()?;
-        let target = if backing.format() == Format::Qbm {
-            Self::open_disk(&disk.place, path)?
-        } else {
-            Self::open_raw(&disk.place, path)?
-        };
-        if target.image().storage.identity() == layer.image.storage.identity() {
-            return Ok(target);
-        }
-        Err(Error::new(
-            ErrorCode::FileInvalid,
-            format!(
-                "{} is not the file any more that the disk was opened with",
-                target.image().path.display()
-            ),
-        ))
-    }
-
-    fn open_disk(place: &Place, path: &Path) -> Result<Self> {
-        let options = OpenOptions::new()
-            .confined(place.confined)
-            .no_lock(!place.locking);
-        let disk = if !place.handed_in {
-            options.open(place.shown.join(path))?
-        } else if path.parent().is_none_or(|folder| folder.as_os_str().is_empty()) {
-            options.folder(Arc::clone(&place.folder)).open(path)?
-        } else {
-            return Err(Error::new(
-                ErrorCode::NotSupported,
-                format!(
-                    "the backing {} lies in another folder than the disk, and the files come from the caller",
-                    path.display()
-                ),
-            ));
-        };
-        Ok(Self::Qbm(Box::new(disk)))
-    }
-
-    fn open_raw(place: &Place, path: &Path) -> Result<Self> {
-        let access = Access {
-            write: true,
-            direct: false,
-        };
-        let shown = place.shown.join(path);
-        let storage = place
-            .folder
-            .open(Role::Backing, path, access)
-            .map_err(|e| Error::io("open for writing", &shown, &e))?;
-        if place.locking {
-            // Held for as long as the file is open.
-            let _: Option<Lock> = Lock::image(&storage, &shown, Sharing::Write)?;
-        }
-        Ok(Self::Raw(Child::new(storage, shown)))
-    }
-
-    fn image(&self) -> &Child {
-        match self {
-            Self::Raw(image) => image,
-            Self::Qbm(disk) => &disk.image,
-        }
-    }
-
-    /// Makes it as long as the disk, where it is shorter; what it gains reads as zeros.
-    fn grow(&self, from: u64, to: u64) -> Result<()> {
-        if to <= from {
-            return Ok(());
-        }
-        match self {
-            Self::Raw(image) => image
-                .storage
-                .set_length(to)
-                .map_err(|e| image.failed("resize", &e)),
-            Self::Qbm(disk) => disk.truncate(to, TruncateFlags::empty()),
-        }
-    }
-
-    fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        match self {
-            Self::Raw(image) => write_slice(&*image.storage, bytes, offset)
-                .map_err(|e| image.failed(&format!("write {} bytes at offset {offset} to", bytes.len()), &e)),
-            Self::Qbm(disk) => disk.write(bytes, offset, WriteFlags::empty()),
-        }
-    }
-
-    fn zero(&self, range: ByteRange) -> Result<()> {
-        let how = Zeroing {
-            may_unmap: true,
-            no_fallback: false,
-        };
-        match self {
-            Self::Raw(image) => image
-                .storage
-                .write_zeroes(range, how)
-                .map_err(|e| image.failed(&format!("zero {range} of"), &e)),
-            Self::Qbm(disk) => disk.write_zeroes(range.start(), range.len(), WriteFlags::MAY_UNMAP),
-        }
-    }
-
-    /// Makes all of it durable.
-    fn finish(self) -> Result<()> {
-        match self {
-            Self::Raw(_) if mutation::on(Fault::BackingUnsynced) => Ok(()),
-            Self::Raw(image) => image
-                .storage
-                .sync(SyncMode::Data)
-                .map_err(|e| image.failed("flush", &e)),
-            Self::Qbm(disk) => disk.close(),
-        }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::durable::Durability;
 use super::{Chain, Overlay};
 use crate::bitmap::{BitmapFile, BitmapPolicy, Bits};
+use crate::descriptor::Descriptor;
 use crate::descriptor::names::{FileName, child_path, create_unique};
 use crate::descriptor::save::SaveError;
 use crate::disk::bitmaps::Marks;
@@ -40,8 +41,9 @@ impl Disk {
             ));
         };
         self.mark_taken_out(&shape, &overlay)?;
+        let descriptor = structure.descriptor.clone();
         let chain = Arc::clone(&overlay.chain);
-        self.clear_allocation(&mut structure, &mut shape, &overlay, chain)?;
+        self.clear_allocation(&mut structure, &mut shape, &overlay, (descriptor, chain))?;
         self.free_image();
         Ok(())
     }
@@ -58,18 +60,25 @@ impl Disk {
         self.settle_all(shape)
     }
 
-    /// Puts a bitmap without any bit in the place of the allocation bitmap, and `chain` below it.
+    /// Fails where no file can be made beside the descriptor.
+    pub(super) fn check_folder(&self) -> Result<()> {
+        self.place
+            .folder
+            .check_writable()
+            .map_err(|e| Error::io("create files in", self.place.folder_name(), &e))
+    }
+
+    /// Puts a bitmap without any bit in the place of the allocation bitmap, and `chain` below it, which `descriptor`
+    /// names.
     pub(super) fn clear_allocation(
         &self,
         structure: &mut Structure,
         shape: &mut Shape,
         overlay: &Overlay,
-        chain: Arc<Chain>,
+        (mut descriptor, chain): (Descriptor, Arc<Chain>),
     ) -> Result<()> {
+        self.check_folder()?;
         let folder = &*self.place.folder;
-        folder
-            .check_writable()
-            .map_err(|e| Error::io("create files in", self.place.folder_name(), &e))?;
         let file_name = FileName::bitmap(&self.place.name, &overlay.name);
         let (name, storage) = create_unique(folder, Role::Bitmap, &file_name)?;
         let remove = |name: &str| {
@@ -88,17 +97,18 @@ impl Disk {
                     .sync()
                     .map_err(|e| Error::io("sync the folder", self.place.folder_name(), &e))
             })
-            .and_then(|()| renamed(structure, &overlay.name, &name))
-            .and_then(|it| Ok((it, Durability::of_synced(file, &bits)?)));
-        let ((descriptor, old), durability) = prepared.inspect_err(|_| remove(&name))?;
+            .and_then(|()| renamed(&mut descriptor, &overlay.name, &name))
+            .and_then(|old| Ok((old, Durability::of_synced(file, &bits)?)));
+        let (old, durability) = prepared.inspect_err(|_| remove(&name))?;
         if let Err(error) = self.save(&descriptor) {
             if matches!(error, SaveError::Unchanged(_)) {
                 remove(&name);
             }
             return Err(error.into());
         }
+        let overlay = overlay.with(bits, durability, chain).named_in(&descriptor);
         structure.descriptor = descriptor;
-        shape.overlay = Some(Arc::new(overlay.with(bits, durability, chain)));
+        shape.overlay = Some(Arc::new(overlay));
         remove(&old);
         Ok(())
     }
@@ -117,13 +127,8 @@ impl Disk {
     }
 }
 
-/// The descriptor with `file` as the file of `bitmap`, and the file that it had.
-fn renamed(
-    structure: &Structure,
-    bitmap: &str,
-    file: &str,
-) -> Result<(crate::descriptor::Descriptor, String)> {
-    let mut descriptor = structure.descriptor.clone();
+/// Makes `file` the file of `bitmap`, and returns the one that it had.
+fn renamed(descriptor: &mut Descriptor, bitmap: &str, file: &str) -> Result<String> {
     let Some(mut entry) = descriptor.bitmap(bitmap).cloned() else {
         return Err(Error::new(
             ErrorCode::BitmapNotFound,
@@ -132,5 +137,5 @@ fn renamed(
     };
     let old = std::mem::replace(&mut entry.file, file.to_owned());
     descriptor.update_bitmap(bitmap, entry)?;
-    Ok((descriptor, old))
+    Ok(old)
 }

@@ -5,6 +5,7 @@
 //! whoever calls is inside the disk's gate. Invariant (A1): a bit is set after the whole granule is in the image, never cleared
 //! while the gate is open, and gets into the bitmap's file only after the granule's bytes are durable.
 
+mod backing;
 mod chain;
 mod claim;
 mod commit;
@@ -12,10 +13,13 @@ mod durable;
 mod empty;
 mod hold;
 mod open;
+mod progress;
 mod read;
+mod rebase;
 mod resize;
 mod rounds;
 mod status;
+mod target;
 mod write;
 
 #[cfg(test)]
@@ -26,14 +30,15 @@ mod tests;
 
 use std::sync::Arc;
 
+pub use backing::BackingFlags;
 pub(super) use chain::{Chain, Run, Source};
-pub use commit::Progress;
 pub(super) use hold::Hold;
 pub(super) use open::{Backing, measured};
+pub use progress::Progress;
 pub(super) use status::status_in;
 
 use crate::bitmap::{BitmapFile, Bits};
-use crate::descriptor::{BackingEntry, BitmapEntry, BitmapKind};
+use crate::descriptor::{BackingEntry, BitmapEntry, BitmapKind, Descriptor};
 use crate::disk::bitmaps::Loading;
 use crate::disk::info::OverlayInfo;
 use crate::error::Result;
@@ -76,10 +81,7 @@ impl Overlay {
             durability: Durability::new(Arc::new(file), &bits, writable)?,
             own: Allocated { granularity, bits },
             claims: Claims::default(),
-            backing: match &entry.kind {
-                BitmapKind::Allocation { backing } => backing.clone(),
-                BitmapKind::Dirty => None,
-            },
+            backing: backing_of(entry),
             chain: Arc::new(chain),
         })
     }
@@ -102,6 +104,12 @@ impl Overlay {
             backing: self.backing.clone(),
             chain,
         }
+    }
+
+    /// The same disk as `descriptor` has it: over the image that it names, which is the chain's nearest.
+    fn named_in(self, descriptor: &Descriptor) -> Self {
+        let backing = descriptor.bitmap(&self.name).and_then(backing_of);
+        Self { backing, ..self }
     }
 
     /// Facts.
@@ -131,5 +139,12 @@ impl Overlay {
     #[inline]
     fn owns(&self, range: ByteRange) -> bool {
         self.own.bits.all_set(self.own.granularity.touched_by(range))
+    }
+}
+
+fn backing_of(entry: &BitmapEntry) -> Option<BackingEntry> {
+    match &entry.kind {
+        BitmapKind::Allocation { backing } => backing.clone(),
+        BitmapKind::Dirty => None,
     }
 }

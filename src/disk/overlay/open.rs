@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 
 use super::chain::{Allocated, Chain, Layer};
 use crate::bitmap::{BitmapFile, BitmapPolicy};
-use crate::descriptor::names::child_path;
 use crate::descriptor::{BackingEntry, BitmapKind, Descriptor, Format};
 use crate::disk::Child;
 use crate::disk::bitmaps::Loading;
@@ -94,16 +93,6 @@ impl Backing {
             key: format!("QBM.bitmaps[{name:?}].backing"),
             entry: entry.clone(),
         })
-    }
-
-    /// The file, as the disk's folder sees it: the disk's own descriptor lies there.
-    pub(super) fn path(&self) -> Result<&Path> {
-        child_path(&self.entry.file).map_err(|e| e.context(format_args!("{}.file", self.key)))
-    }
-
-    /// What the file is.
-    pub(super) fn format(&self) -> Format {
-        self.entry.format
     }
 
     /// Opens the image, and all below it, for a disk that is not made yet in `place`.

@@ -5,6 +5,8 @@ mod commit;
 mod crash;
 mod model;
 mod opening;
+mod rebase;
+mod rebase_crash;
 mod resize;
 mod threads;
 

@@ -226,7 +226,7 @@ impl Top<'_> {
     }
 
     /// Sets the bits of claimed granules, which are in the image as a whole now.
-    fn publish(&self, granules: GranuleRange) {
+    pub(super) fn publish(&self, granules: GranuleRange) {
         let bits = &self.overlay.own.bits;
         let mut at = granules.start;
         while let Some(start) = bits.next_clear(GranuleRange {
@@ -247,7 +247,7 @@ impl Top<'_> {
     }
 
     /// Zeros in granules that are not allocated yet: the image may have any bytes there, or a hole already.
-    fn zero_hidden(&self, range: ByteRange, how: Zeroing) -> Result<()> {
+    pub(super) fn zero_hidden(&self, range: ByteRange, how: Zeroing) -> Result<()> {
         if self.is_hole(range)? {
             return Ok(());
         }
@@ -278,7 +278,7 @@ impl Top<'_> {
         })
     }
 
-    fn write_bytes(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+    pub(super) fn write_bytes(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
@@ -291,7 +291,7 @@ impl Top<'_> {
     }
 }
 
-fn buffer(len: u64) -> Result<Vec<u8>> {
+pub(super) fn buffer(len: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     if bytes.try_reserve_exact(in_memory(len)).is_err() {
         return Err(Error::new(

@@ -1,0 +1,170 @@
+//! A rebase that is cut off, or in which a call fails: the disk shows what it showed, from the one image or the other.
+//!
+//! The story that they guard against: the descriptor names the new image, and what had been copied up, or written by the
+//! guest into its own image, is not there after the power cut. The guest reads what the new image has.
+
+use std::ops::ControlFlow;
+
+use super::rebase::{at, on, other, prepared, rebase};
+use super::*;
+use crate::descriptor::BackingEntry;
+use crate::disk::BackingFlags;
+use crate::storage::simulated::{Fault as Failing, Keep};
+
+fn targets() -> [Option<BackingEntry>; 2] {
+    [on("other.img", Format::Raw), None]
+}
+
+fn start(flushed: bool) -> (SimDisk, Disk, Vec<u8>) {
+    let (sim, disk, content) = prepared();
+    sim.put("other.img", &other());
+    if flushed {
+        disk.flush().unwrap();
+    }
+    (sim, disk, content)
+}
+
+/// How many crash states of a rebase of a flushed disk show what it did not show.
+fn violations(backing: Option<&BackingEntry>, fault: Option<Fault>) -> (u64, [u64; 2]) {
+    let (sim, disk, content) = start(true);
+    let begin = sim.events().len() as u64;
+    with(fault, || rebase(&disk, backing.cloned())).unwrap();
+    let (mut bad, mut sides) = (0, [0, 0]);
+    for point in sim.crash_points().filter(|point| point.events() >= begin) {
+        let cuts = (0..12).map(Keep::Random).chain([Keep::Nothing, Keep::All]);
+        for state in cuts
+            .map(|keep| point.power_cut_keeping(keep))
+            .chain([point.kill()])
+        {
+            let disk = open(&state);
+            bad += u64::from(read_all(&disk) != content);
+            let moved = disk.info().unwrap().overlay.unwrap().backing.as_ref() == backing;
+            sides[usize::from(moved)] += 1;
+        }
+    }
+    (bad, sides)
+}
+
+#[test]
+fn one_that_is_cut_off_shows_what_was_there() {
+    for backing in targets() {
+        let (bad, [old, new]) = violations(backing.as_ref(), None);
+        assert_eq!(bad, 0, "{backing:?}");
+        assert!(
+            old > 20 && new > 10,
+            "{backing:?}: {old} on the old image, {new} on the new"
+        );
+    }
+}
+
+#[test]
+fn a_descriptor_that_is_saved_too_early_is_seen() {
+    for backing in targets() {
+        let (bad, _) = violations(backing.as_ref(), Some(Fault::RebasedUnflushed));
+        assert!(bad > 0, "{backing:?}");
+    }
+}
+
+/// What the guest had written, and not flushed, does not turn into what the new image has.
+#[test]
+fn what_was_not_flushed_shows_nothing_of_the_new_image() {
+    for backing in targets() {
+        let (sim, disk, content) = start(false);
+        rebase(&disk, backing).unwrap();
+        // It is as good as flushed.
+        assert_same(&read_all(&open(&sim.power_cut_keeping(Keep::Nothing))), &content);
+    }
+}
+
+#[test]
+fn one_in_which_a_call_fails_shows_what_was_there() {
+    for backing in targets() {
+        let (sim, disk, _) = start(true);
+        let begin = sim.events().len();
+        rebase(&disk, backing.clone()).unwrap();
+        let calls = (sim.events().len() - begin) as u64;
+        for call in 1..=calls {
+            for errno in [libc::EIO, libc::ENOSPC] {
+                let (sim, disk, content) = start(true);
+                sim.fail(Failing::new(errno).nth(call));
+                let result = rebase(&disk, backing.clone());
+                sim.heal();
+                assert_same(&read_all(&disk), &content);
+                if let Err(error) = &result {
+                    assert!(error.message().starts_with("cannot rebase top.qbm: "), "{error}");
+                    if !disk.info().unwrap().failed {
+                        rebase(&disk, backing.clone()).unwrap();
+                        assert_same(&read_all(&disk), &content);
+                    }
+                }
+                assert_same(&read_all(&open(&sim.kill())), &content);
+            }
+        }
+    }
+}
+
+/// M1: by the name alone, all shows the one or all shows the other.
+#[test]
+fn a_change_of_the_name_is_done_or_not() {
+    let (sim, disk, old) = start(true);
+    let begin = sim.events().len() as u64;
+    disk.change_backing(on("other.img", Format::Raw), BackingFlags::empty())
+        .unwrap();
+    let new = read_all(&disk);
+    assert!(new[at(4 * G)..at(5 * G)] != old[at(4 * G)..at(5 * G)]);
+    let (mut of_old, mut of_new) = (0, 0);
+    for point in sim.crash_points().filter(|point| point.events() >= begin) {
+        for keep in (0..12).map(Keep::Random).chain([Keep::Nothing, Keep::All]) {
+            let found = read_all(&open(&point.power_cut_keeping(keep)));
+            if found == old {
+                of_old += 1;
+            } else {
+                assert_same(&found, &new);
+                of_new += 1;
+            }
+        }
+    }
+    assert!(of_old > 10 && of_new > 10, "{of_old}, {of_new}");
+    // Where it fails, it has not been done, or the disk says that it does not know.
+    let calls = (sim.events().len() as u64) - begin;
+    for call in 1..=calls {
+        let (sim, disk, old) = start(true);
+        sim.fail(Failing::new(libc::EIO).nth(call));
+        let result = disk.change_backing(on("other.img", Format::Raw), BackingFlags::empty());
+        sim.heal();
+        let expected = if result.is_ok() { &new } else { &old };
+        assert_same(&read_all(&disk), expected);
+        let found = read_all(&open(&sim.kill()));
+        let failed = disk.info().unwrap().failed;
+        assert!(
+            &found == expected || (failed && found == new),
+            "call {call}: {result:?}"
+        );
+    }
+}
+
+/// A callback that ends it at each of its calls in turn.
+#[test]
+fn it_can_be_ended_at_any_time() {
+    for backing in targets() {
+        for last in 0.. {
+            let (sim, disk, content) = start(true);
+            let mut calls = 0;
+            let result = disk.rebase(backing.clone(), &mut |_, _| {
+                calls += 1;
+                if calls > last {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            });
+            assert_same(&read_all(&disk), &content);
+            disk.close().unwrap();
+            assert_same(&read_all(&open(&sim)), &content);
+            if result.is_ok() {
+                assert!(last > 1);
+                break;
+            }
+        }
+    }
+}
