@@ -2,6 +2,7 @@
 
 mod basic;
 mod commit;
+mod commit_deeper;
 mod crash;
 mod model;
 mod opening;
