@@ -30,6 +30,7 @@ pub(super) use chain::{Chain, Run, Source};
 pub use commit::Progress;
 pub(super) use hold::Hold;
 pub(super) use open::{Backing, measured};
+pub(super) use read::in_memory;
 pub(super) use status::status_in;
 
 use crate::bitmap::{BitmapFile, Bits};
