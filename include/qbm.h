@@ -21,7 +21,7 @@
  *         fprintf(stderr, "%s\n", qbm_error_message());
  *
  * The disk is disk.qbm, a small JSON descriptor, and disk-data.img, a raw image. Then, in order: flags, types, and
- * the functions in sections (errors, life of a disk, bytes, shape, facts, bitmaps, check).
+ * the functions in sections (errors, life of a disk, bytes, shape, facts, bitmaps, backups, check).
  *
  * SPDX-License-Identifier: MIT OR Apache-2.0
  */
@@ -135,6 +135,12 @@
  */
 #define QBM_INFO_RECOVERED 64u
 
+/**
+ * In qbm_info.flags: a view of a disk as it was at one moment. All else that
+ * is told, but for the length, is the disk's of now.
+ */
+#define QBM_INFO_VIEW 256u
+
 /** In qbm_extent.flags: stored somewhere, and to be read to be known. */
 #define QBM_BLOCK_DATA 1u
 
@@ -170,6 +176,15 @@
 
 /** In qbm_bitmap_facts.flags: qbm_bitmap_facts.start_length is known. */
 #define QBM_BITMAP_START_LENGTH_VALID 32u
+
+/** Of qbm_backup(): a full backup, whatever the bitmap says. */
+#define QBM_BACKUP_FULL 1u
+
+/**
+ * Of qbm_backup(): the disk is the one that the folder's backups are of,
+ * though it has another path now.
+ */
+#define QBM_BACKUP_MOVED 2u
 
 /**
  * Of qbm_check(): the image is read and compared with the descriptor's
@@ -214,6 +229,14 @@ typedef enum qbm_action {
     /** As qbm_bitmap_deserialize(): bits. */
     QBM_ACTION_DESERIALIZE = 14,
 } qbm_action;
+
+/** What a backup stores. */
+typedef enum qbm_backup_kind {
+    /** The whole disk. */
+    QBM_BACKUP_KIND_FULL = 1,
+    /** What has changed since another backup. */
+    QBM_BACKUP_KIND_INCREMENTAL = 2,
+} qbm_backup_kind;
 
 /** What a bitmap's bits mean. */
 typedef enum qbm_bitmap_kind {
@@ -374,8 +397,18 @@ typedef enum qbm_thaw {
 /** Bits apart from any bitmap. Made by qbm_bits_new(), ended by qbm_bits_free(). */
 typedef struct qbm_bits qbm_bits;
 
-/** An open disk. Made by qbm_open(), ended by qbm_close(). */
+/**
+ * An open disk, from qbm_open() to qbm_close(); or a view of one as it was at
+ * one moment, from qbm_backup_begin() to qbm_backup_end(), which can only be
+ * read.
+ */
 typedef struct qbm_disk qbm_disk;
+
+/**
+ * A backup that has begun: the views of its disks. Made by qbm_backup_begin(),
+ * ended by qbm_backup_end().
+ */
+typedef struct qbm_views qbm_views;
 
 /**
  * Opens a file for the library, instead of open(2).
@@ -696,6 +729,99 @@ typedef struct qbm_bitmap_action {
     const struct qbm_bits *bits;
 } qbm_bitmap_action;
 
+/** One disk of qbm_backup_begin(). */
+typedef struct qbm_backup_source {
+    /** A disk that is open for writing. */
+    struct qbm_disk *disk;
+    /** Its bitmap that says what has changed, and is frozen until the end. */
+    const char *bitmap;
+    /** Set by qbm_backup_begin(): the disk as it was at that moment, or NULL. */
+    struct qbm_disk *view;
+} qbm_backup_source;
+
+/**
+ * Options of qbm_backup_begin(). Set struct_size to sizeof(struct
+ * qbm_backup_begin_options) and all that you do not use to zero.
+ */
+typedef struct qbm_backup_begin_options {
+    /** sizeof(struct qbm_backup_begin_options). */
+    size_t struct_size;
+    /** Zero; no flags are defined yet. */
+    uint32_t flags;
+    /** Zero. */
+    uint32_t reserved;
+    /**
+     * The folder for the files, without a name, in which what guests overwrite
+     * is kept. NULL: the folder of each disk's descriptor, which open_file must
+     * have handed in.
+     */
+    const char *scratch_folder;
+    /** The most bytes of each disk that are kept. Zero: 1 GiB. */
+    uint64_t scratch_limit;
+} qbm_backup_begin_options;
+
+/**
+ * Options of qbm_backup(). Set struct_size to sizeof(struct
+ * qbm_backup_options) and all that you do not use to zero.
+ */
+typedef struct qbm_backup_options {
+    /** sizeof(struct qbm_backup_options). */
+    size_t struct_size;
+    /** QBM_BACKUP_...; a flag that is not known is -EINVAL. */
+    uint32_t flags;
+    /** Zero. */
+    uint32_t reserved;
+    /**
+     * The backup to stand on in place of the newest one: its name, the
+     * beginning of it, or "latest". What those since have is copied again.
+     * NULL: the newest one.
+     */
+    const char *since;
+    /** The granularity of the bitmap, where it has to be added. Zero: 65536. */
+    uint64_t granularity;
+    /** The most bytes that are copied in a second. Zero: no limit. */
+    uint64_t rate_limit;
+    /**
+     * The most bytes that guests overwrite meanwhile and that are kept in the
+     * folder. Zero: 1 GiB.
+     */
+    uint64_t scratch_limit;
+    /** Hears how far it is; may be NULL. It may use the disk, and write to it. */
+    qbm_progress progress;
+    /** The first argument of progress. */
+    void *progress_opaque;
+} qbm_backup_options;
+
+/** What qbm_backup() has made. All of its strings are in one block of memory. */
+typedef struct qbm_backup_result {
+    /** sizeof(struct qbm_backup_result). */
+    size_t struct_size;
+    /** What the caller frees with qbm_free() when done with the strings. */
+    void *memory;
+    /** Its name in the folder, which is when it was begun: 20261123T141339Z. */
+    const char *name;
+    /** The backup that it stands on; NULL of a full one. */
+    const char *parent;
+    /**
+     * Why it is a full one, or larger than it had to be; "" where there is
+     * nothing to tell.
+     */
+    const char *reason;
+    /**
+     * Why the bitmap could not be told: the backup is there, and the next one
+     * only larger. NULL as a rule.
+     */
+    const char *not_thawed;
+    /** The disk's length in bytes. */
+    uint64_t length;
+    /** How many bytes are stored; zeros are not. */
+    uint64_t stored;
+    /** One of enum qbm_backup_kind. */
+    uint32_t kind;
+    /** Zero. */
+    uint32_t reserved;
+} qbm_backup_result;
+
 /**
  * Hears of one thing that qbm_check() found: severity is one of enum
  * qbm_severity, fixed is 1 where it has been repaired, kind is one stable word
@@ -837,7 +963,9 @@ int qbm_open(const char *path, const struct qbm_open_options *options, struct qb
 
 /**
  * Flushes a disk, saves its bitmaps, closes its files and frees it, whatever
- * happens. A frozen bitmap is saved as if it had been rolled back.
+ * happens. A frozen bitmap is saved as if it had been rolled back. A backup
+ * that has a view of it ends as one that failed: its views answer -EINVAL
+ * (QBM_ERROR_BITMAP_STATE) from then on, and are freed by qbm_backup_end().
  *
  * The last call on a disk: no other thread may be in one.
  *
@@ -845,7 +973,7 @@ int qbm_open(const char *path, const struct qbm_open_options *options, struct qb
  * was met, as qbm_flush() or qbm_bitmap_sync() would have returned it; the
  * disk is gone all the same.
  * In a child of the process that opened it: -ESTALE, and no file is touched.
- * NULL: -EINVAL.
+ * NULL, or a view: -EINVAL, and nothing is done.
  */
 int qbm_close(struct qbm_disk *disk);
 
@@ -918,7 +1046,7 @@ int qbm_discard(struct qbm_disk *disk, uint64_t offset, uint64_t len, uint32_t f
  * Makes every write that completed before this call durable.
  *
  * Returns 0, or what the system said; then see above on the disk's failure.
- * On a disk that is open read-only there is nothing to do: 0.
+ * On a disk that is open read-only, and on a view, there is nothing to do: 0.
  */
 int qbm_flush(struct qbm_disk *disk);
 
@@ -967,7 +1095,10 @@ int qbm_commit(struct qbm_disk *disk, const struct qbm_commit_options *options);
  * Facts
  * ================================================================================================ */
 
-/** The disk's length in bytes; 0 for NULL. Any thread. */
+/**
+ * The disk's length in bytes; 0 for NULL, and for a view whose disk was
+ * closed. Any thread.
+ */
 uint64_t qbm_length(const struct qbm_disk *disk);
 
 /**
@@ -993,7 +1124,8 @@ int qbm_chain_info(struct qbm_disk *disk, uint32_t layer, struct qbm_layer *info
  * range's end. Walk a disk by asking again behind what was answered.
  *
  * flags: zero. *extent: as for qbm_get_info(). A hint: other threads' writes
- * may change it at once. Returns 0. -EINVAL: a range of no bytes, or one that
+ * may change it at once; of a view only data or zeros are told, with depth and
+ * layer 0. Returns 0. -EINVAL: a range of no bytes, or one that
  * does not lie within the disk. Any thread.
  */
 int qbm_block_status(struct qbm_disk *disk,
@@ -1384,6 +1516,95 @@ int qbm_bitmap_transaction(const struct qbm_bitmap_action *actions,
                            size_t count,
                            size_t action_size,
                            uint32_t flags);
+
+/* ================================================================================================
+ * Backups
+ *
+ * qbm_backup() makes one backup of one disk in a folder; the tool qbm lists,
+ * verifies, prunes and restores what is in it. Programs that have their own
+ * way of keeping backups take views: qbm_backup_begin(), reading what
+ * qbm_bitmap_next_dirty() finds, qbm_backup_end(). Either way guests go on
+ * writing, and the backup shows the disk as it was at one point between two
+ * writes. The first write to each 64 KiB then copies what was there into a
+ * scratch file; where that is full, or cannot be written, the backup fails and
+ * the guest goes on.
+ *
+ * Until the end the disk cannot be truncated, committed or emptied, nor backed
+ * up a second time: -EBUSY. A process that dies meanwhile loses nothing.
+ *
+ * A view is a handle for these: qbm_pread(), qbm_preadv(), qbm_length(),
+ * qbm_get_info(), qbm_block_status(), qbm_flush() (does nothing), and for the
+ * frozen bits of its bitmap qbm_bitmap_get(), _count(), _next_dirty(),
+ * _next_zero(), _serialized_length(), _serialize() and _info(). What would
+ * change something is -EROFS on it, and anything else -ENOTSUP. Once the point
+ * in time is lost, reading is -ENOSPC.
+ * ================================================================================================ */
+
+/**
+ * Takes all of count disks at one point between the writes to any of them.
+ * Waits for the writes in flight, and flushes the disks.
+ *
+ * sources: elements of source_size, which is sizeof(struct qbm_backup_source);
+ * view is set in each, to NULL where the call fails. Views may be used from any
+ * number of threads at once, until qbm_backup_end(). options: NULL is the
+ * defaults. *views is set on success, and to NULL otherwise.
+ *
+ * Returns 0. -EINVAL: no disk, or one that is named twice; a view.
+ * -ENOENT: no such bitmap, or no scratch folder. -EBUSY: the bitmap is frozen,
+ * or a backup of the disk is under way. -EUCLEAN: the bitmap is inconsistent.
+ * -EROFS: the disk is open read-only, or open_file did not hand in the folder.
+ * Any thread.
+ */
+int qbm_backup_begin(struct qbm_backup_source *sources,
+                     size_t count,
+                     size_t source_size,
+                     const struct qbm_backup_begin_options *options,
+                     struct qbm_views **views);
+
+/**
+ * Ends a backup at one point of all its disks, and frees its views, whatever
+ * happens.
+ *
+ * outcome: one of enum qbm_thaw. With QBM_THAW_COMMIT the bitmaps forget what
+ * was dirty when the backup began: all of it must be durable by then, the name
+ * of the backup in its folder, too. With QBM_THAW_ROLLBACK they keep it.
+ *
+ * The last call on the views: no other thread may be in one on any of them.
+ *
+ * Returns 0. -EINVAL: another outcome, or a flag, and nothing is done then.
+ * Otherwise the bitmaps have all bits: -EINVAL (QBM_ERROR_BITMAP_STATE): a disk
+ * was closed meanwhile; -EIO, -ENOSPC ...: a bitmap could not be thawed.
+ * -ESTALE: in a child of the process that began it; nothing is freed then.
+ */
+int qbm_backup_end(struct qbm_views *views,
+                   int outcome,
+                   uint32_t flags);
+
+/**
+ * Makes one backup of a disk that is open for writing, in a folder of its
+ * backups, which is made where it does not exist: a full one the first time,
+ * and what bitmap says has changed after that. A disk that has no such bitmap
+ * gets it. Runs on the calling thread; the guest may write meanwhile. The
+ * library opens the folder itself, not by open_file.
+ *
+ * options: NULL is the defaults. result: NULL, or its struct_size is set by the
+ * caller; as many fields as that covers are filled in; without room for memory
+ * there are no strings, and nothing is to be freed.
+ *
+ * Returns 0: the backup is durable, and the bitmap knows. Otherwise the folder
+ * is as it was, and the bitmap has all bits; after a full one that failed, the
+ * next is full too. -EINVAL: the folder has the backups of another disk;
+ * QBM_ERROR_BITMAP_STATE: the bitmap is disabled. -EBUSY: the bitmap is frozen,
+ * or a backup of the disk is under way; QBM_ERROR_LOCKED: somebody else changes
+ * the folder. -ENOENT: since. -ECANCELED: progress ended it. -ENOSPC: the
+ * folder is full, or guests have overwritten more than scratch_limit. -EROFS,
+ * -EIO ... Any thread.
+ */
+int qbm_backup(struct qbm_disk *disk,
+               const char *bitmap,
+               const char *folder,
+               const struct qbm_backup_options *options,
+               struct qbm_backup_result *result);
 
 /* ================================================================================================
  * Check

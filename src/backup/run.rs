@@ -132,6 +132,12 @@ impl Backup {
         folder: &mut BackupFolder,
         progress: &mut Progress<'_>,
     ) -> Result<Finished> {
+        if !disk.info()?.writable {
+            return Err(Error::new(
+                ErrorCode::ReadOnly,
+                "the disk is open read-only, so that its bitmap could not be told of the backup",
+            ));
+        }
         let _lock = folder.lock()?;
         let plan = self.plan(disk, folder)?;
         let actions = plan.actions(&self.bitmap);

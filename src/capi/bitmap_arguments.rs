@@ -3,11 +3,12 @@
 use std::ffi::{c_char, c_int};
 
 use super::bitmaps::{QBM_BITMAP_ADD_DISABLED, QBM_BITMAP_ADD_TRANSIENT, qbm_bitmap_options};
-use super::boundary::{null, on_disk, text};
+use super::boundary::{null, on_either, text, to_change};
 use super::life::unknown_flags;
+use super::view::opened;
 use super::{qbm_disk, structs};
 use crate::error::{Error, ErrorCode, Result};
-use crate::{AddBitmap, Disk, Granularity, MergeSource, Thaw};
+use crate::{AddBitmap, BackupView, Disk, Granularity, MergeSource, Thaw};
 
 /// Runs the body of a C function on a bitmap that takes no flags.
 ///
@@ -27,7 +28,36 @@ pub(super) unsafe fn on_bitmap(
         body(disk, name)
     };
     // SAFETY: the caller's promise is ours.
-    unsafe { on_disk(disk, named) }
+    unsafe { to_change(disk, named) }
+}
+
+/// Runs the body of a C function that reads a bitmap: of a disk, or the one that a view has, frozen.
+///
+/// # Safety
+///
+/// `disk` is NULL or a handle; `name` is NULL or a string.
+pub(super) unsafe fn reading(
+    disk: *const qbm_disk,
+    name: *const c_char,
+    body: impl Fn(&Disk, &str) -> Result<()>,
+) -> c_int {
+    let on_disk = |disk: &Disk| {
+        // SAFETY: the caller's promise is ours.
+        body(disk, unsafe { text(name, "name") }?)
+    };
+    let on_view = |view: &BackupView<'_>| {
+        // SAFETY: the caller's promise is ours.
+        let name = unsafe { text(name, "name") }?;
+        if name == view.bitmap() {
+            return body(view.disk(), name);
+        }
+        Err(Error::new(
+            ErrorCode::BitmapNotFound,
+            format!("the view has the bitmap {:?} alone, not {name:?}", view.bitmap()),
+        ))
+    };
+    // SAFETY: the caller's promise is ours.
+    unsafe { on_either(disk, on_disk, on_view) }
 }
 
 pub(super) fn no_flags(flags: u32) -> Result<()> {
@@ -44,7 +74,7 @@ pub(super) fn no_flags(flags: u32) -> Result<()> {
 pub(super) unsafe fn handle<'a>(disk: *const qbm_disk, argument: &str) -> Result<&'a Disk> {
     // SAFETY: the caller's promise is ours.
     let handle = unsafe { disk.as_ref() }.ok_or_else(|| null(argument))?;
-    Ok(&handle.disk)
+    Ok(&opened(handle)?.disk)
 }
 
 /// # Safety
@@ -59,7 +89,7 @@ pub(super) unsafe fn merge_source<'a>(
     let (disk, name) = unsafe { (disk.as_ref(), text(name, argument)?) };
     Ok(match disk {
         Some(other) => MergeSource::Other {
-            disk: &other.disk,
+            disk: &opened(other)?.disk,
             name,
         },
         None => MergeSource::Bitmap(name),

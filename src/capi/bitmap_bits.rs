@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
-use super::bitmap_arguments::on_bitmap;
+use super::bitmap_arguments::{on_bitmap, reading};
 use super::boundary::{call, check_out, null, put};
 use super::qbm_disk;
 use crate::error::{Error, ErrorCode, Result};
@@ -42,7 +42,7 @@ pub unsafe extern "C" fn qbm_bitmap_get(
         unsafe { put(dirty, c_int::from(value), "dirty") }
     };
     // SAFETY: the caller's promises: a handle, and a string.
-    unsafe { on_bitmap(disk, name, 0, get) }
+    unsafe { reading(disk, name, get) }
 }
 
 /// How many granules are dirty.
@@ -65,7 +65,7 @@ pub unsafe extern "C" fn qbm_bitmap_count(
         unsafe { put(count, value, "count") }
     };
     // SAFETY: the caller's promises: a handle, and a string.
-    unsafe { on_bitmap(disk, name, 0, ask) }
+    unsafe { reading(disk, name, ask) }
 }
 
 /// The first run of dirty bytes among len bytes from offset on. Walk a bitmap
@@ -103,7 +103,7 @@ pub unsafe extern "C" fn qbm_bitmap_next_dirty(
         }
     };
     // SAFETY: the caller's promises: a handle, and a string.
-    unsafe { on_bitmap(disk, name, 0, find) }
+    unsafe { reading(disk, name, find) }
 }
 
 /// The first clean byte among len bytes from offset on; len as for
@@ -130,7 +130,7 @@ pub unsafe extern "C" fn qbm_bitmap_next_zero(
         unsafe { put(start, clean.unwrap_or(u64::MAX), "start") }
     };
     // SAFETY: the caller's promises: a handle, and a string.
-    unsafe { on_bitmap(disk, name, 0, find) }
+    unsafe { reading(disk, name, find) }
 }
 
 /// section: Bitmaps: bits as bytes
@@ -165,7 +165,7 @@ pub unsafe extern "C" fn qbm_bitmap_serialized_length(
         unsafe { put(length, value, "length") }
     };
     // SAFETY: the caller's promises: a handle, and a string.
-    unsafe { on_bitmap(disk, name, 0, ask) }
+    unsafe { reading(disk, name, ask) }
 }
 
 /// Copies len bytes of the serialized form from offset on into buf.
@@ -202,7 +202,7 @@ pub unsafe extern "C" fn qbm_bitmap_serialize(
         disk.bitmap_serialize(name, offset, out)
     };
     // SAFETY: the caller's promises: a handle, and a string.
-    unsafe { on_bitmap(disk, name, 0, copy) }
+    unsafe { reading(disk, name, copy) }
 }
 
 /// Bits to be put in the place of a bitmap's: of its granularity and for the

@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::offset_of;
 
-use super::bitmap_arguments::on_bitmap;
+use super::bitmap_arguments::reading;
 use super::boundary::{check_out, on_disk, put};
 use super::qbm_disk;
 use super::structs::{self, Extensible, Plain, check_size};
@@ -111,7 +111,7 @@ pub unsafe extern "C" fn qbm_bitmap_info(
         written.map(drop)
     };
     // SAFETY: the caller's promises: a handle, and a string.
-    unsafe { on_bitmap(disk, name, 0, fill) }
+    unsafe { reading(disk, name, fill) }
 }
 
 /// Facts about all bitmaps as they are at one moment: those of the descriptor
@@ -202,39 +202,41 @@ const NUL: char = '\u{fffd}';
 
 /// The bytes that the strings of `facts` take as C has them.
 fn strings_of(facts: &BitmapInfo) -> usize {
-    let length = |text: &str| {
-        text.chars()
-            .map(|c| if c == '\0' { NUL.len_utf8() } else { c.len_utf8() })
-            .sum::<usize>()
-            + 1
-    };
     let others = [&facts.file, &facts.epoch, &facts.next_epoch];
-    let others = others.into_iter().flatten().map(|text| length(text));
-    length(&facts.name) + others.sum::<usize>()
+    let others = others.into_iter().flatten().map(|text| room_for(text));
+    room_for(&facts.name) + others.sum::<usize>()
+}
+
+/// The bytes that `text` takes in a [`Block`].
+pub(super) fn room_for(text: &str) -> usize {
+    text.chars()
+        .map(|c| if c == '\0' { NUL.len_utf8() } else { c.len_utf8() })
+        .sum::<usize>()
+        + 1
 }
 
 /// Memory from malloc, to be filled from its start and freed by C.
-struct Block {
-    start: *mut c_void,
+pub(super) struct Block {
+    pub(super) start: *mut c_void,
     used: usize,
     size: usize,
 }
 
 impl Block {
-    fn new(size: usize) -> Result<Self> {
+    pub(super) fn new(size: usize) -> Result<Self> {
         // SAFETY: malloc takes any size.
         let start = unsafe { libc::malloc(size) };
         if start.is_null() {
             return Err(Error::new(
                 ErrorCode::NoMemory,
-                "no memory for the facts about bitmaps",
+                "no memory for the strings of an answer",
             ));
         }
         Ok(Self { start, used: 0, size })
     }
 
     /// A copy of `text`, behind what is there; NULL of none.
-    fn put(&mut self, text: Option<&str>) -> *const c_char {
+    pub(super) fn put(&mut self, text: Option<&str>) -> *const c_char {
         let Some(text) = text else {
             return std::ptr::null();
         };
@@ -253,7 +255,7 @@ impl Block {
         }
     }
 
-    fn free(self) {
+    pub(super) fn free(self) {
         // SAFETY: from malloc, and C was given no pointer to it.
         unsafe { libc::free(self.start) };
     }

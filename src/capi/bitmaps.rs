@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_int};
 
 use super::bitmap_arguments::{add_options, no_flags, on_bitmap};
-use super::boundary::{on_disk, optional_text, text};
+use super::boundary::{optional_text, text, to_change};
 use super::qbm_disk;
 use super::structs::{Extensible, Plain};
 use crate::{BitmapPolicy, Disk};
@@ -242,5 +242,5 @@ pub unsafe extern "C" fn qbm_bitmap_sync(disk: *mut qbm_disk, name: *const c_cha
         disk.bitmap_sync(name)
     };
     // SAFETY: the caller's promise: a handle.
-    unsafe { on_disk(disk, sync) }
+    unsafe { to_change(disk, sync) }
 }

@@ -5,7 +5,8 @@ use std::ffi::{CStr, CString, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
-use super::qbm_disk;
+use super::view::{self, View};
+use super::{Kind, qbm_disk};
 use crate::error::{Error, ErrorCode, Result};
 
 struct Failure {
@@ -81,14 +82,52 @@ pub(super) fn call(body: impl FnOnce() -> Result<()>) -> c_int {
 #[inline]
 pub(super) unsafe fn on_disk(disk: *const qbm_disk, body: impl FnOnce(&crate::Disk) -> Result<()>) -> c_int {
     // SAFETY: the caller's promise is ours.
+    unsafe { on_either(disk, body, |view| Err(view::no_disk(view))) }
+}
+
+/// The same, for what changes the disk.
+///
+/// # Safety
+///
+/// As [`on_disk`].
+#[inline]
+pub(super) unsafe fn to_change(
+    disk: *const qbm_disk,
+    body: impl FnOnce(&crate::Disk) -> Result<()>,
+) -> c_int {
+    // SAFETY: the caller's promise is ours.
+    unsafe { on_either(disk, body, |view| Err(view::read_only(view))) }
+}
+
+/// Runs the one body on a disk, or the other on a view.
+///
+/// # Safety
+///
+/// `disk` is NULL or a handle that is not closed, nor its backup ended, before the call returns.
+#[inline]
+pub(super) unsafe fn on_either(
+    disk: *const qbm_disk,
+    body: impl FnOnce(&crate::Disk) -> Result<()>,
+    on_view: impl FnOnce(&crate::BackupView<'_>) -> Result<()>,
+) -> c_int {
+    // SAFETY: the caller's promise is ours.
     let Some(handle) = (unsafe { disk.as_ref() }) else {
         return fail(&null("disk"));
     };
-    match sheltered(|| body(&handle.disk)) {
-        Ok(Ok(())) => 0,
-        Ok(Err(error)) => fail(&error),
-        Err(_) => panicked(&handle.disk),
+    match &handle.kind {
+        Kind::Disk(open) => match sheltered(|| body(&open.disk)) {
+            Ok(Ok(())) => 0,
+            Ok(Err(error)) => fail(&error),
+            Err(_) => panicked(&open.disk),
+        },
+        Kind::View(view) => looked(view, on_view),
     }
+}
+
+#[cold]
+#[inline(never)]
+fn looked(view: &View, body: impl FnOnce(&crate::BackupView<'_>) -> Result<()>) -> c_int {
+    call(|| view.look(|view| on_disks(&[view.disk()], || body(view))))
 }
 
 #[cold]

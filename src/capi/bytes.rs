@@ -4,7 +4,7 @@ use std::ffi::{c_int, c_void};
 
 use libc::iovec;
 
-use super::boundary::{null, on_disk};
+use super::boundary::{null, on_either, to_change};
 use super::life::unknown_flags;
 use super::qbm_disk;
 use crate::error::{Error, ErrorCode, Result};
@@ -56,16 +56,15 @@ const _: () = {
 pub unsafe extern "C" fn qbm_pread(disk: *mut qbm_disk, buf: *mut c_void, len: usize, offset: u64) -> c_int {
     // SAFETY: the caller's promise: a handle, and a buffer of `len` bytes.
     unsafe {
-        on_disk(disk, |disk| {
-            read(
-                disk,
-                &[iovec {
-                    iov_base: buf,
-                    iov_len: len,
-                }],
-                offset,
-            )
-        })
+        let piece = [iovec {
+            iov_base: buf,
+            iov_len: len,
+        }];
+        on_either(
+            disk,
+            |disk| disk.read_scatter(scatter(&piece)?, offset),
+            |view| view.read_scatter(scatter(&piece)?, offset),
+        )
     }
 }
 
@@ -87,7 +86,7 @@ pub unsafe extern "C" fn qbm_pwrite(
 ) -> c_int {
     // SAFETY: the caller's promise: a handle, and a buffer of `len` bytes, which is only read.
     unsafe {
-        on_disk(disk, |disk| {
+        to_change(disk, |disk| {
             write(
                 disk,
                 &[iovec {
@@ -116,7 +115,13 @@ pub unsafe extern "C" fn qbm_preadv(
     offset: u64,
 ) -> c_int {
     // SAFETY: the caller's promise: a handle, and a list of `iovcnt` pieces.
-    unsafe { on_disk(disk, |disk| read(disk, list(iov, iovcnt)?, offset)) }
+    unsafe {
+        on_either(
+            disk,
+            |disk| disk.read_scatter(scatter(list(iov, iovcnt)?)?, offset),
+            |view| view.read_scatter(scatter(list(iov, iovcnt)?)?, offset),
+        )
+    }
 }
 
 /// Writes several buffers, one after the other. iovcnt may be any number.
@@ -135,7 +140,7 @@ pub unsafe extern "C" fn qbm_pwritev(
     flags: u32,
 ) -> c_int {
     // SAFETY: the caller's promise: a handle, and a list of `iovcnt` pieces.
-    unsafe { on_disk(disk, |disk| write(disk, list(iov, iovcnt)?, offset, flags)) }
+    unsafe { to_change(disk, |disk| write(disk, list(iov, iovcnt)?, offset, flags)) }
 }
 
 /// Makes len bytes from offset on read as zeros.
@@ -150,7 +155,7 @@ pub unsafe extern "C" fn qbm_pwritev(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qbm_write_zeroes(disk: *mut qbm_disk, offset: u64, len: u64, flags: u32) -> c_int {
     // SAFETY: the caller's promise: a handle.
-    unsafe { on_disk(disk, |disk| disk.write_zeroes(offset, len, write_flags(flags)?)) }
+    unsafe { to_change(disk, |disk| disk.write_zeroes(offset, len, write_flags(flags)?)) }
 }
 
 /// Gives the space of len bytes from offset on back to the host, where it can
@@ -164,13 +169,13 @@ pub unsafe extern "C" fn qbm_write_zeroes(disk: *mut qbm_disk, offset: u64, len:
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qbm_discard(disk: *mut qbm_disk, offset: u64, len: u64, flags: u32) -> c_int {
     // SAFETY: the caller's promise: a handle.
-    unsafe { on_disk(disk, |disk| disk.discard(offset, len, write_flags(flags)?)) }
+    unsafe { to_change(disk, |disk| disk.discard(offset, len, write_flags(flags)?)) }
 }
 
 /// Makes every write that completed before this call durable.
 ///
 /// Returns 0, or what the system said; then see above on the disk's failure.
-/// On a disk that is open read-only there is nothing to do: 0.
+/// On a disk that is open read-only, and on a view, there is nothing to do: 0.
 ///
 /// # Safety
 ///
@@ -178,7 +183,7 @@ pub unsafe extern "C" fn qbm_discard(disk: *mut qbm_disk, offset: u64, len: u64,
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qbm_flush(disk: *mut qbm_disk) -> c_int {
     // SAFETY: the caller's promise: a handle.
-    unsafe { on_disk(disk, Disk::flush) }
+    unsafe { on_either(disk, Disk::flush, |_| Ok(())) }
 }
 
 /// section: Shape
@@ -196,7 +201,7 @@ pub unsafe extern "C" fn qbm_flush(disk: *mut qbm_disk) -> c_int {
 pub unsafe extern "C" fn qbm_truncate(disk: *mut qbm_disk, length: u64, flags: u32) -> c_int {
     // SAFETY: the caller's promise: a handle.
     unsafe {
-        on_disk(disk, |disk| {
+        to_change(disk, |disk| {
             let flags = TruncateFlags::from_bits(flags).ok_or_else(|| unknown_flags(flags))?;
             disk.truncate(length, flags)
         })
@@ -218,7 +223,7 @@ pub unsafe extern "C" fn qbm_truncate(disk: *mut qbm_disk, length: u64, flags: u
 pub unsafe extern "C" fn qbm_make_empty(disk: *mut qbm_disk, flags: u32) -> c_int {
     // SAFETY: the caller's promise: a handle.
     unsafe {
-        on_disk(disk, |disk| {
+        to_change(disk, |disk| {
             if flags != 0 {
                 return Err(unknown_flags(flags));
             }
@@ -236,11 +241,10 @@ fn write_flags(flags: u32) -> Result<WriteFlags> {
 ///
 /// The pieces are writable memory of the caller's.
 #[inline(always)]
-unsafe fn read(disk: &Disk, pieces: &[iovec], offset: u64) -> Result<()> {
+unsafe fn scatter(pieces: &[iovec]) -> Result<Scatter<'_>> {
     check_pieces(pieces)?;
     // SAFETY: the caller's promise is ours.
-    let into = unsafe { Scatter::new(pieces) }.ok_or_else(too_long)?;
-    disk.read_scatter(into, offset)
+    unsafe { Scatter::new(pieces) }.ok_or_else(too_long)
 }
 
 /// # Safety

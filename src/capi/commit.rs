@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_void};
 use std::ops::ControlFlow;
 
-use super::boundary::on_disk;
+use super::boundary::to_change;
 use super::life::unknown_flags;
 use super::qbm_disk;
 use super::structs::{self, Extensible, Plain};
@@ -83,5 +83,5 @@ pub unsafe extern "C" fn qbm_commit(disk: *mut qbm_disk, options: *const qbm_com
         })
     };
     // SAFETY: the caller's promise: a handle.
-    unsafe { on_disk(disk, commit) }
+    unsafe { to_change(disk, commit) }
 }

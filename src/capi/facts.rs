@@ -4,12 +4,12 @@ use std::ffi::{c_char, c_int};
 use std::mem::offset_of;
 use std::os::unix::ffi::OsStrExt;
 
-use super::boundary::on_disk;
-use super::life::unknown_flags;
-use super::qbm_disk;
+use super::bitmap_arguments::no_flags;
+use super::boundary::{on_disk, on_either};
 use super::structs::{self, Extensible, Plain};
+use super::{Kind, qbm_disk};
 use crate::error::{Error, ErrorCode, Result};
-use crate::{BitmapPolicy, StatusFlags};
+use crate::{BackupView, BitmapPolicy, Info, StatusFlags};
 
 /// In qbm_info.flags: open for writing.
 pub const QBM_INFO_WRITABLE: u32 = 1;
@@ -27,6 +27,9 @@ pub const QBM_INFO_PROTECTED: u32 = 32;
 /// In qbm_info.flags: the disk had not been closed, and was recovered when it
 /// was opened.
 pub const QBM_INFO_RECOVERED: u32 = 64;
+/// In qbm_info.flags: a view of a disk as it was at one moment. All else that
+/// is told, but for the length, is the disk's of now.
+pub const QBM_INFO_VIEW: u32 = 256;
 
 /// In qbm_extent.flags: stored somewhere, and to be read to be known.
 pub const QBM_BLOCK_DATA: u32 = 1;
@@ -137,7 +140,8 @@ unsafe impl Extensible for qbm_extent {}
 
 /// section: Facts
 /// ---
-/// The disk's length in bytes; 0 for NULL. Any thread.
+/// The disk's length in bytes; 0 for NULL, and for a view whose disk was
+/// closed. Any thread.
 ///
 /// # Safety
 ///
@@ -145,7 +149,10 @@ unsafe impl Extensible for qbm_extent {}
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qbm_length(disk: *const qbm_disk) -> u64 {
     // SAFETY: the caller's promise: NULL or a handle.
-    unsafe { disk.as_ref() }.map_or(0, |handle| handle.disk.length())
+    unsafe { disk.as_ref() }.map_or(0, |handle| match &handle.kind {
+        Kind::Disk(open) => open.disk.length(),
+        Kind::View(view) => view.look(|view| Ok(view.length())).unwrap_or(0),
+    })
 }
 
 /// Facts about the disk as they are now.
@@ -158,41 +165,20 @@ pub unsafe extern "C" fn qbm_length(disk: *const qbm_disk) -> u64 {
 /// `disk` is a handle; `info` points to `info->struct_size` writable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qbm_get_info(disk: *mut qbm_disk, info: *mut qbm_info) -> c_int {
-    let fill = |disk: &crate::Disk| {
-        let facts = disk.info()?;
-        let flag = |set: bool, bit: u32| if set { bit } else { 0 };
-        let limits = facts.limits;
-        let value = qbm_info {
-            struct_size: size_of::<qbm_info>(),
-            length: facts.length,
-            allocated: facts.allocated,
-            max_discard: limits.max_discard,
-            max_write_zeroes: limits.max_write_zeroes,
-            flags: flag(facts.writable, QBM_INFO_WRITABLE)
-                | flag(facts.direct, QBM_INFO_DIRECT)
-                | flag(facts.failed, QBM_INFO_FAILED)
-                | flag(limits.block_device, QBM_INFO_BLOCK_DEVICE)
-                | flag(facts.bitmap_policy == BitmapPolicy::Lazy, QBM_INFO_LAZY_BITMAPS)
-                | flag(facts.protected, QBM_INFO_PROTECTED)
-                | flag(facts.recovery.is_some(), QBM_INFO_RECOVERED),
-            layers: facts.layers,
-            memory_alignment: limits.memory_alignment,
-            request_alignment: limits.request_alignment,
-            logical_block: limits.logical_block,
-            physical_block: limits.physical_block,
-            optimal_transfer: limits.optimal_transfer,
-            discard_alignment: limits.discard_alignment,
-            active_regions: facts.active_regions,
-            recovered_bytes: facts.recovery.as_ref().map_or(0, |recovery| {
-                recovery.added.iter().map(|it| it.bytes).max().unwrap_or(0)
-            }),
-            granularity: facts.overlay.map_or(0, |overlay| overlay.granularity.bytes()),
-        };
+    let fill = |value: qbm_info| {
         // SAFETY: the caller's promise: a struct as long as its first field says.
         unsafe { structs::write(info, &value, "info") }.map(drop)
     };
+    let of_view = |view: &BackupView<'_>| {
+        let mut value = convert(&view.disk().info()?);
+        value.flags = value.flags & !QBM_INFO_WRITABLE | QBM_INFO_VIEW;
+        value.length = view.length();
+        // qbm_chain_info() knows none of a view.
+        value.layers = 0;
+        fill(value)
+    };
     // SAFETY: the caller's promise: a handle.
-    unsafe { on_disk(disk, fill) }
+    unsafe { on_either(disk, |disk| fill(convert(&disk.info()?)), of_view) }
 }
 
 /// Layer number layer of the disk: 0 is its own image, then the backing
@@ -238,7 +224,8 @@ pub unsafe extern "C" fn qbm_chain_info(disk: *mut qbm_disk, layer: u32, info: *
 /// range's end. Walk a disk by asking again behind what was answered.
 ///
 /// flags: zero. *extent: as for qbm_get_info(). A hint: other threads' writes
-/// may change it at once. Returns 0. -EINVAL: a range of no bytes, or one that
+/// may change it at once; of a view only data or zeros are told, with depth and
+/// layer 0. Returns 0. -EINVAL: a range of no bytes, or one that
 /// does not lie within the disk. Any thread.
 ///
 /// # Safety
@@ -252,12 +239,14 @@ pub unsafe extern "C" fn qbm_block_status(
     flags: u32,
     extent: *mut qbm_extent,
 ) -> c_int {
-    let fill = |disk: &crate::Disk| {
-        if flags != 0 {
-            return Err(unknown_flags(flags));
-        }
+    let fill = |value: qbm_extent| {
+        // SAFETY: the caller's promise: a struct as long as its first field says.
+        unsafe { structs::write(extent, &value, "extent") }.map(drop)
+    };
+    let of_disk = |disk: &crate::Disk| {
+        no_flags(flags)?;
         let status = disk.block_status(offset, len)?;
-        let value = qbm_extent {
+        fill(qbm_extent {
             struct_size: size_of::<qbm_extent>(),
             length: status.length,
             offset: status.offset,
@@ -265,12 +254,61 @@ pub unsafe extern "C" fn qbm_block_status(
             depth: status.depth,
             layer: status.layer,
             reserved: 0,
-        };
-        // SAFETY: the caller's promise: a struct as long as its first field says.
-        unsafe { structs::write(extent, &value, "extent") }.map(drop)
+        })
+    };
+    let of_view = |view: &BackupView<'_>| {
+        no_flags(flags)?;
+        let status = view.block_status(offset, len)?;
+        fill(qbm_extent {
+            struct_size: size_of::<qbm_extent>(),
+            length: status.len,
+            offset: 0,
+            flags: if status.data {
+                QBM_BLOCK_DATA
+            } else {
+                QBM_BLOCK_ZERO
+            },
+            depth: 0,
+            layer: 0,
+            reserved: 0,
+        })
     };
     // SAFETY: the caller's promise: a handle.
-    unsafe { on_disk(disk, fill) }
+    unsafe { on_either(disk, of_disk, of_view) }
+}
+
+fn convert(facts: &Info) -> qbm_info {
+    let flag = |set: bool, bit: u32| if set { bit } else { 0 };
+    let limits = facts.limits;
+    qbm_info {
+        struct_size: size_of::<qbm_info>(),
+        length: facts.length,
+        allocated: facts.allocated,
+        max_discard: limits.max_discard,
+        max_write_zeroes: limits.max_write_zeroes,
+        flags: flag(facts.writable, QBM_INFO_WRITABLE)
+            | flag(facts.direct, QBM_INFO_DIRECT)
+            | flag(facts.failed, QBM_INFO_FAILED)
+            | flag(limits.block_device, QBM_INFO_BLOCK_DEVICE)
+            | flag(facts.bitmap_policy == BitmapPolicy::Lazy, QBM_INFO_LAZY_BITMAPS)
+            | flag(facts.protected, QBM_INFO_PROTECTED)
+            | flag(facts.recovery.is_some(), QBM_INFO_RECOVERED),
+        layers: facts.layers,
+        memory_alignment: limits.memory_alignment,
+        request_alignment: limits.request_alignment,
+        logical_block: limits.logical_block,
+        physical_block: limits.physical_block,
+        optimal_transfer: limits.optimal_transfer,
+        discard_alignment: limits.discard_alignment,
+        active_regions: facts.active_regions,
+        recovered_bytes: facts.recovery.as_ref().map_or(0, |recovery| {
+            recovery.added.iter().map(|it| it.bytes).max().unwrap_or(0)
+        }),
+        granularity: facts
+            .overlay
+            .as_ref()
+            .map_or(0, |overlay| overlay.granularity.bytes()),
+    }
 }
 
 /// A copy of a string for C to free.

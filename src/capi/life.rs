@@ -3,12 +3,13 @@
 use std::ffi::{CString, OsStr, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::boundary::{call, fail, null, optional_text, string};
 use super::files::{Callback, HandedFolder, OpenFile};
-use super::qbm_disk;
 use super::structs::{self, Extensible, Plain};
+use super::{qbm_disk, view};
 use crate::error::{Error, ErrorCode, Result};
 use crate::{
     BitmapPolicy, CreateOptions, Disk, Format, Granularity, Notice, OnBitmapError, OpenOptions, Preallocation,
@@ -413,17 +414,17 @@ pub unsafe extern "C" fn qbm_open(
             };
             open = open.notify(move |notice| listener.hear(&notice));
         }
-        let opened = Box::new(qbm_disk {
-            disk: open.open(path)?,
-        });
+        let opened = Arc::new(qbm_disk::of(open.open(path)?));
         // SAFETY: not NULL, and writable by the caller's promise.
-        unsafe { disk.write(Box::into_raw(opened)) };
+        unsafe { disk.write(Arc::into_raw(opened).cast_mut()) };
         Ok(())
     })
 }
 
 /// Flushes a disk, saves its bitmaps, closes its files and frees it, whatever
-/// happens. A frozen bitmap is saved as if it had been rolled back.
+/// happens. A frozen bitmap is saved as if it had been rolled back. A backup
+/// that has a view of it ends as one that failed: its views answer -EINVAL
+/// (QBM_ERROR_BITMAP_STATE) from then on, and are freed by qbm_backup_end().
 ///
 /// The last call on a disk: no other thread may be in one.
 ///
@@ -431,7 +432,7 @@ pub unsafe extern "C" fn qbm_open(
 /// was met, as qbm_flush() or qbm_bitmap_sync() would have returned it; the
 /// disk is gone all the same.
 /// In a child of the process that opened it: -ESTALE, and no file is touched.
-/// NULL: -EINVAL.
+/// NULL, or a view: -EINVAL, and nothing is done.
 ///
 /// # Safety
 ///
@@ -443,8 +444,7 @@ pub unsafe extern "C" fn qbm_close(disk: *mut qbm_disk) -> c_int {
     }
     call(|| {
         // SAFETY: a handle from `qbm_open`, given back by its owner.
-        let handle = unsafe { Box::from_raw(disk) };
-        handle.disk.close()
+        view::close(unsafe { Arc::from_raw(disk) })
     })
 }
 
@@ -487,11 +487,7 @@ fn granularity(bytes: u64) -> Result<Granularity> {
     })
 }
 
-fn handed(
-    function: Option<OpenFile>,
-    opaque: *mut c_void,
-    path: &Path,
-) -> Result<Option<std::sync::Arc<HandedFolder>>> {
+fn handed(function: Option<OpenFile>, opaque: *mut c_void, path: &Path) -> Result<Option<Arc<HandedFolder>>> {
     function
         .map(|function| HandedFolder::new(Callback { function, opaque }, path))
         .transpose()

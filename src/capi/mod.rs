@@ -7,6 +7,7 @@ mod bitmap_arguments;
 mod boundary;
 mod files;
 mod structs;
+mod view;
 
 // What C sees, in the order of the header. The empty lines keep rustfmt from sorting it.
 mod errors;
@@ -29,13 +30,37 @@ mod bitmap_facts;
 
 mod bitmap_transaction;
 
+mod backup_views;
+
+mod backup;
+
 mod check;
 
 #[cfg(test)]
 mod tests;
 
-/// An open disk. Made by qbm_open(), ended by qbm_close().
+/// An open disk, from qbm_open() to qbm_close(); or a view of one as it was at
+/// one moment, from qbm_backup_begin() to qbm_backup_end(), which can only be
+/// read.
+// Each handle is an `Arc` that C has as a pointer: the views of a backup hold the disks that they are of.
 #[allow(non_camel_case_types, reason = "the name in C")]
 pub struct qbm_disk {
-    disk: crate::Disk,
+    kind: Kind,
+}
+
+#[allow(
+    clippy::large_enum_variant,
+    reason = "few are views, and a disk costs no indirection"
+)]
+enum Kind {
+    Disk(view::OpenDisk),
+    View(view::View),
+}
+
+impl qbm_disk {
+    fn of(disk: crate::Disk) -> Self {
+        Self {
+            kind: Kind::Disk(view::OpenDisk::new(disk)),
+        }
+    }
 }

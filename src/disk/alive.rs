@@ -22,6 +22,25 @@ const CHANGES_FAILED: u8 = 2;
 /// The engine met a bug of its own: nothing it knows can be relied on.
 const BROKEN: u8 = 3;
 
+/// The process that something was made in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Born(u32);
+
+impl Born {
+    /// This one. Some disk must have been opened in it before.
+    pub(crate) fn here() -> Self {
+        Self(GENERATION.load(Ordering::Relaxed))
+    }
+
+    /// Fails in a child of it, which must not even take a lock: another thread may have had it at the fork.
+    pub(crate) fn check(self) -> Result<()> {
+        if self.0 == GENERATION.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(forked())
+    }
+}
+
 /// The state of a handle.
 pub(super) struct Alive {
     born: u32,
@@ -112,10 +131,7 @@ impl Alive {
     #[cold]
     fn why(&self) -> Error {
         if !self.is_ours() {
-            return Error::new(
-                ErrorCode::Forked,
-                "this handle was opened before a fork and belongs to the parent process; open the disk again",
-            );
+            return forked();
         }
         let reason = if self.failure.load(Ordering::Relaxed) == BROKEN {
             "the disk met an internal error and refuses further use; close and reopen it"
@@ -124,4 +140,12 @@ impl Alive {
         };
         Error::new(ErrorCode::Failed, reason)
     }
+}
+
+#[cold]
+fn forked() -> Error {
+    Error::new(
+        ErrorCode::Forked,
+        "this handle was opened before a fork and belongs to the parent process; open the disk again",
+    )
 }

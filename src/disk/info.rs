@@ -175,6 +175,11 @@ impl Disk {
         &self.path
     }
 
+    /// Whether this process opened it, not its parent.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.alive.is_ours()
+    }
+
     /// Makes the disk refuse all further use: the engine has met a bug of its own. True where it was usable before.
     pub(crate) fn break_down(&self) -> bool {
         let was_sound = self.alive.break_down();

@@ -31,6 +31,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub(crate) use alive::Born;
 pub use bitmaps::{
     AddBitmap, BitmapAction, BitmapContent, BitmapInfo, MergeSource, OnBitmapError, Thaw, bitmap_transaction,
 };

@@ -8,22 +8,35 @@ pub(in crate::disk) mod before;
 #[cfg(test)]
 mod tests;
 
+use std::io::IoSliceMut;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::bitmaps::{AtPoint, BitmapAction, Shape, Thaw, at_one_point};
+use super::overlay::in_memory;
 use super::status::StatusFlags;
 use super::{Child, Disk};
 use crate::error::{Error, ErrorCode, Result};
-use crate::storage::{Extent, Folder, HostFolder, Role};
+use crate::storage::{Extent, Folder, HostFolder, Role, Scatter};
 use crate::units::ByteRange;
 use before::BeforeWrite;
 
 /// Where the old content of what a guest overwrites during a backup is kept.
 #[derive(Clone, Debug)]
 pub struct Scratch {
-    folder: PathBuf,
+    /// `None`: that of each disk's descriptor.
+    folder: Option<PathBuf>,
     limit: u64,
+}
+
+impl Default for Scratch {
+    /// In the folder of each disk's descriptor. With a folder of the caller's, in that.
+    fn default() -> Self {
+        Self {
+            folder: None,
+            limit: Self::LIMIT,
+        }
+    }
 }
 
 impl Scratch {
@@ -33,8 +46,8 @@ impl Scratch {
     /// In a sparse file in `folder` that has no name, so that nobody has to remove it.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self {
-            folder: folder.into(),
-            limit: Self::LIMIT,
+            folder: Some(folder.into()),
+            ..Self::default()
         }
     }
 
@@ -45,9 +58,14 @@ impl Scratch {
         self
     }
 
-    fn make(&self, length: u64) -> Result<Child> {
-        let folder =
-            HostFolder::open(&self.folder).map_err(|e| Error::io("open the folder", &self.folder, &e))?;
+    fn make(&self, disk: &Disk, length: u64) -> Result<Child> {
+        let (folder, shown): (Arc<dyn Folder>, &Path) = match &self.folder {
+            None => (Arc::clone(&disk.place.folder), disk.place.folder_name()),
+            Some(path) => {
+                let folder = HostFolder::open(path).map_err(|e| Error::io("open the folder", path, &e))?;
+                (Arc::new(folder), path)
+            }
+        };
         let mut id = [0; 8];
         getrandom::fill(&mut id).map_err(|e| {
             Error::new(
@@ -56,7 +74,7 @@ impl Scratch {
             )
         })?;
         let name = PathBuf::from(format!(".qbm-scratch-{:016x}", u64::from_ne_bytes(id)));
-        let path = self.folder.join(&name);
+        let path = shown.join(&name);
         let storage = folder
             .create(Role::Backing, &name)
             .map_err(|e| Error::io("create", &path, &e))?;
@@ -166,7 +184,8 @@ impl<'d> BackupViews<'d> {
         let actions: Vec<_> = actions.iter().map(|(disk, action)| (*disk, action)).collect();
         let ended = at_one_point(&actions, &mut End);
         if ended.is_err() {
-            for view in &self.views {
+            // In a forked child nobody is left who would open a gate that was closed, or leave it.
+            for view in self.views.iter().filter(|view| view.disk.alive.is_ours()) {
                 view.disk.gate.close().keep_before(None);
             }
         }
@@ -194,7 +213,7 @@ impl<'a> AtPoint<'a> for Begin<'_, 'a> {
         shape.check_no_backup(&disk.path)?;
         let image = Child::new(Arc::clone(disk.image.storage.shared()), disk.image.path.clone());
         let length = disk.length();
-        let scratch = self.scratch.make(length)?;
+        let scratch = self.scratch.make(disk, length)?;
         let before = BeforeWrite::new(image, shape.overlay.clone(), length, scratch, self.scratch.limit)?;
         self.made.push((disk, Arc::new(before)));
         Ok(())
@@ -235,21 +254,39 @@ impl BackupView<'_> {
         self.before.stored()
     }
 
+    /// The bitmap that says what has changed.
+    pub fn bitmap(&self) -> &str {
+        &self.bitmap
+    }
+
+    /// The disk as it is now.
+    pub(crate) fn disk(&self) -> &Disk {
+        self.disk
+    }
+
     /// Reads `buf.len()` bytes from `offset` on, as they were; the whole of it lies within the disk.
     pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let whole = self.range(offset, buf.len() as u64)?;
+        let mut bufs = [IoSliceMut::new(buf)];
+        self.read_scatter(
+            Scatter::from_slices(&mut bufs).ok_or_else(super::too_long)?,
+            offset,
+        )
+    }
+
+    /// The same into the caller's raw memory.
+    pub fn read_scatter(&self, into: Scatter<'_>, offset: u64) -> Result<()> {
+        self.disk.alive.check()?;
+        let whole = self.range(offset, into.len() as u64)?;
+        let mut room = Vec::new();
         let mut at = whole.start();
         while at < whole.end() {
             let (kept, run) = self.before.run(ByteRange::between(at, whole.end()));
-            let within = |range: ByteRange| {
-                let index = |at: u64| usize::try_from(at - offset).unwrap_or(usize::MAX);
-                index(range.start())..index(range.end())
-            };
+            let part = into.part(in_memory(at - offset), in_memory(run.len()), &mut room);
             if kept {
-                self.before.read_kept(&mut buf[within(run)], at)?;
+                self.before.read_kept(part, at)?;
                 at = run.end();
             } else {
-                self.disk.read(&mut buf[within(run)], at)?;
+                self.disk.read_scatter(part, at)?;
                 // What was written to meanwhile is read again, from where it is kept: a writer sets the bit before it
                 // writes, so what has no bit now was read before any write.
                 at = self.before.unkept(run).end();
@@ -261,6 +298,7 @@ impl BackupView<'_> {
 
     /// Whether the first bytes of a range are data or zeros, and how far that goes within it.
     pub fn block_status(&self, offset: u64, len: u64) -> Result<Extent> {
+        self.disk.alive.check()?;
         let whole = self.range(offset, len)?;
         if whole.is_empty() {
             return Err(Error::new(

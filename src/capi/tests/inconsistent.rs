@@ -18,6 +18,7 @@ use crate::capi::bitmaps::{
 };
 use crate::capi::errors::{qbm_error_code, qbm_error_message, qbm_free};
 use crate::capi::qbm_disk;
+use crate::capi::view::opened;
 use crate::storage::simulated::SimDisk;
 use crate::{CreateOptions, ErrorCode, OpenOptions};
 
@@ -33,7 +34,7 @@ fn disk() -> qbm_disk {
     for name in ["b", "other"] {
         disk.bitmap_add(name, crate::AddBitmap::default()).unwrap();
     }
-    qbm_disk { disk }
+    qbm_disk::of(disk)
 }
 
 fn flags(disk: *mut qbm_disk) -> u32 {
@@ -78,7 +79,7 @@ fn an_inconsistent_bitmap_is_only_removed_or_repaired() {
     let disk = &raw mut handle;
     let mut bits: *mut qbm_bits = null_mut();
     assert_eq!(unsafe { qbm_bits_new(disk, B, &raw mut bits) }, 0);
-    handle.disk.make_inconsistent("b");
+    opened(&handle).unwrap().disk.make_inconsistent("b");
     for (index, call) in REFUSED.into_iter().enumerate() {
         assert_eq!(call(disk, bits), -libc::EUCLEAN, "call {index}");
         assert_eq!(qbm_error_code(), ErrorCode::BitmapInconsistent as c_int);
@@ -92,7 +93,7 @@ fn an_inconsistent_bitmap_is_only_removed_or_repaired() {
     let mut count = 0;
     assert_eq!(unsafe { qbm_bitmap_count(disk, B, &raw mut count) }, 0);
     assert_eq!((flags(disk) & QBM_BITMAP_INCONSISTENT, count), (0, LENGTH >> 16));
-    handle.disk.make_inconsistent("b");
+    opened(&handle).unwrap().disk.make_inconsistent("b");
     assert_eq!(unsafe { qbm_bitmap_remove(disk, B, 0) }, 0);
     assert_eq!(unsafe { qbm_bitmap_add(disk, B, null()) }, 0);
 }

@@ -8,6 +8,7 @@ use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
+use crate::capi::backup_views::{qbm_backup_begin, qbm_backup_source};
 use crate::capi::bitmap_changes::{qbm_bitmap_freeze, qbm_bitmap_merge};
 use crate::capi::bitmap_transaction::{qbm_action, qbm_bitmap_action, qbm_bitmap_transaction};
 use crate::capi::bitmaps::qbm_bitmap_add;
@@ -149,15 +150,14 @@ fn open() -> Subject {
     let mut disk = null_mut();
     // As qbm_open() does it, which has no argument for a folder that is none.
     let opened = call(|| {
-        disk = Box::into_raw(Box::new(qbm_disk {
-            disk: OpenOptions::new()
-                .folder(Arc::new(FakeFolder(image)))
-                .no_state(true)
-                .notify(move |_| {
-                    heard.fetch_add(1, Ordering::Relaxed);
-                })
-                .open("fake.qbm")?,
-        }));
+        let opened = OpenOptions::new()
+            .folder(Arc::new(FakeFolder(image)))
+            .no_state(true)
+            .notify(move |_| {
+                heard.fetch_add(1, Ordering::Relaxed);
+            })
+            .open("fake.qbm")?;
+        disk = Arc::into_raw(Arc::new(qbm_disk::of(opened))).cast_mut();
         Ok(())
     });
     assert_eq!(opened, 0, "{}", words());
@@ -182,7 +182,7 @@ fn failed(result: c_int, part: &str) {
 
 type Call = fn(*mut qbm_disk) -> c_int;
 
-const CALLS: [Call; 10] = [
+const CALLS: [Call; 11] = [
     |disk| unsafe { qbm_pread(disk, [0u8; 8].as_mut_ptr().cast(), 8, 0) },
     |disk| unsafe { qbm_pwrite(disk, [0u8; 8].as_ptr().cast(), 8, 0, 0) },
     |disk| unsafe { qbm_write_zeroes(disk, 0, 8, 0) },
@@ -197,6 +197,16 @@ const CALLS: [Call; 10] = [
     |disk| unsafe { qbm_bitmap_add(disk, c"b".as_ptr(), null()) },
     |disk| transaction(disk, disk),
     |disk| unsafe { qbm_bitmap_freeze(disk, c"b".as_ptr(), 0) },
+    |disk| {
+        let mut source = qbm_backup_source {
+            disk,
+            bitmap: c"b".as_ptr(),
+            view: disk,
+        };
+        let mut views = null_mut();
+        let size = size_of::<qbm_backup_source>();
+        unsafe { qbm_backup_begin(&raw mut source, 1, size, null(), &raw mut views) }
+    },
 ];
 
 /// Adds a bitmap to both disks at once.

@@ -35,6 +35,7 @@ pub(super) use chain::{Chain, Run, Source};
 pub(super) use hold::Hold;
 pub(super) use open::{Backing, measured};
 pub use progress::Progress;
+pub(super) use read::in_memory;
 pub(super) use status::status_in;
 
 use crate::bitmap::{BitmapFile, Bits};

@@ -131,6 +131,6 @@ pub(super) fn unopened(range: ByteRange) -> Error {
     clippy::cast_possible_truncation,
     reason = "callers pass parts of requests, whose bytes are in memory"
 )]
-pub(super) const fn in_memory(len: u64) -> usize {
+pub(in crate::disk) const fn in_memory(len: u64) -> usize {
     len as usize
 }

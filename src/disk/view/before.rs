@@ -10,7 +10,7 @@ use crate::bitmap::Bits;
 use crate::disk::Child;
 use crate::disk::overlay::{Claims, Overlay};
 use crate::error::{Error, ErrorCode, Result};
-use crate::storage::{Extent, read_slice, write_slice};
+use crate::storage::{Extent, Scatter, read_slice, write_slice};
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::units::{ByteRange, Granularity, GranuleIndex, GranuleRange};
 
@@ -194,8 +194,10 @@ impl BeforeWrite {
         ByteRange::between(range.start(), end.max(range.start()))
     }
 
-    pub(super) fn read_kept(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        read_slice(&*self.scratch.storage, buffer, offset)
+    pub(super) fn read_kept(&self, into: Scatter<'_>, offset: u64) -> Result<()> {
+        self.scratch
+            .storage
+            .read(into, offset)
             .map_err(|e| self.scratch.failed("read old content from", &e))
     }
 
