@@ -56,10 +56,15 @@ static void arguments(qbm_disk *disk)
     options.flags = 1;
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "0x1", qbm_backup_begin(sources, 1, sizeof *sources, &options, &views));
     options.flags = 0;
-    options.reserved = 2;
-    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "reserved",
+    options.on_scratch_full = 2;
+    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "on_scratch_full 2",
                 qbm_backup_begin(sources, 1, sizeof *sources, &options, &views));
-    options.reserved = 0;
+    options.on_scratch_full = QBM_ON_SCRATCH_FULL_FAIL_BACKUP;
+    options.max_delay_ms = 5;
+    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "max_delay_ms",
+                qbm_backup_begin(sources, 1, sizeof *sources, &options, &views));
+    options.max_delay_ms = 0;
+    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "disk.qbm is no view", qbm_backup_release(disk, 0, 1));
     options.scratch_folder = "nowhere";
     CHECK_FAILS(ENOENT, QBM_ERROR_FILE_NOT_FOUND, "nowhere",
                 qbm_backup_begin(sources, 1, sizeof *sources, &options, &views));
@@ -136,6 +141,10 @@ static void on_a_view(qbm_disk *disk)
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "no bytes", qbm_block_status(view, 0, 0, 0, &extent));
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "0x1", qbm_block_status(view, 0, 1, 1, &extent));
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "qbm_backup_end()", qbm_close(view));
+    CHECK_FAILS(EINVAL, QBM_ERROR_OUT_OF_RANGE, "", qbm_backup_release(view, SIZE, 1));
+    CHECK_OK(qbm_backup_release(view, MIB, GRANULE));
+    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "released", qbm_pread(view, &byte, 1, MIB));
+    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "released", qbm_block_status(view, MIB, 1, 0, &extent));
     /* The disk, meanwhile. */
     CHECK_FAILS(EBUSY, QBM_ERROR_BITMAP_BUSY, "a backup of disk.qbm is under way", qbm_truncate(disk, SIZE * 2, 0));
     CHECK_FAILS(EBUSY, QBM_ERROR_BITMAP_BUSY, "frozen", qbm_bitmap_clear(disk, "b", 0));

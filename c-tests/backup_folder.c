@@ -68,8 +68,8 @@ static void failures(void)
     options.flags = 64;
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "0x40", qbm_backup(disk, "nightly", "new", &options, NULL));
     options = defaults();
-    options.reserved = 1;
-    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "reserved", qbm_backup(disk, "nightly", "new", &options, NULL));
+    options.on_scratch_full = 7;
+    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "on_scratch_full 7", qbm_backup(disk, "nightly", "new", &options, NULL));
     options = defaults();
     options.granularity = 1000;
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "granularity 1000",

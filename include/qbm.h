@@ -335,6 +335,17 @@ typedef enum qbm_on_bitmap_error {
     QBM_ON_BITMAP_ERROR_MARK_INCONSISTENT = 1,
 } qbm_on_bitmap_error;
 
+/** What happens when a guest overwrites more than scratch_limit during a backup. */
+typedef enum qbm_on_scratch_full {
+    /** The backup fails, and the guest goes on. */
+    QBM_ON_SCRATCH_FULL_FAIL_BACKUP = 0,
+    /**
+     * The guest's write waits until there is room, as qbm_backup_release() makes it and qbm_backup() by copying, or until
+     * the end of the backup. A write that has waited for max_delay_ms fails the backup, and the guest goes on.
+     */
+    QBM_ON_SCRATCH_FULL_DELAY_GUEST = 1,
+} qbm_on_scratch_full;
+
 /** What qbm_check() may change. No repair takes anything from an image. */
 typedef enum qbm_repair {
     /** Nothing. */
@@ -748,8 +759,8 @@ typedef struct qbm_backup_begin_options {
     size_t struct_size;
     /** Zero; no flags are defined yet. */
     uint32_t flags;
-    /** Zero. */
-    uint32_t reserved;
+    /** One of enum qbm_on_scratch_full. */
+    uint32_t on_scratch_full;
     /**
      * The folder for the files, without a name, in which what guests overwrite
      * is kept. NULL: the folder of each disk's descriptor, which open_file must
@@ -758,6 +769,11 @@ typedef struct qbm_backup_begin_options {
     const char *scratch_folder;
     /** The most bytes of each disk that are kept. Zero: 1 GiB. */
     uint64_t scratch_limit;
+    /**
+     * With QBM_ON_SCRATCH_FULL_DELAY_GUEST: how long one write waits at most,
+     * in milliseconds. Zero: 10 seconds.
+     */
+    uint64_t max_delay_ms;
 } qbm_backup_begin_options;
 
 /**
@@ -769,8 +785,8 @@ typedef struct qbm_backup_options {
     size_t struct_size;
     /** QBM_BACKUP_...; a flag that is not known is -EINVAL. */
     uint32_t flags;
-    /** Zero. */
-    uint32_t reserved;
+    /** One of enum qbm_on_scratch_full. */
+    uint32_t on_scratch_full;
     /**
      * The backup to stand on in place of the newest one: its name, the
      * beginning of it, or "latest". What those since have is copied again.
@@ -783,9 +799,14 @@ typedef struct qbm_backup_options {
     uint64_t rate_limit;
     /**
      * The most bytes that guests overwrite meanwhile and that are kept in the
-     * folder. Zero: 1 GiB.
+     * folder, of what is not copied yet. Zero: 1 GiB.
      */
     uint64_t scratch_limit;
+    /**
+     * With QBM_ON_SCRATCH_FULL_DELAY_GUEST: how long one write waits at most,
+     * in milliseconds. Zero: 10 seconds.
+     */
+    uint64_t max_delay_ms;
     /** Hears how far it is; may be NULL. It may use the disk, and write to it. */
     qbm_progress progress;
     /** The first argument of progress. */
@@ -1526,8 +1547,8 @@ int qbm_bitmap_transaction(const struct qbm_bitmap_action *actions,
  * qbm_bitmap_next_dirty() finds, qbm_backup_end(). Either way guests go on
  * writing, and the backup shows the disk as it was at one point between two
  * writes. The first write to each 64 KiB then copies what was there into a
- * scratch file; where that is full, or cannot be written, the backup fails and
- * the guest goes on.
+ * scratch file; where that is full, the backup fails and the guest goes on, or
+ * the guest waits: enum qbm_on_scratch_full.
  *
  * Until the end the disk cannot be truncated, committed or emptied, nor backed
  * up a second time: -EBUSY. A process that dies meanwhile loses nothing.
@@ -1560,6 +1581,19 @@ int qbm_backup_begin(struct qbm_backup_source *sources,
                      size_t source_size,
                      const struct qbm_backup_begin_options *options,
                      struct qbm_views **views);
+
+/**
+ * Says that nobody will read these bytes of a view any more. In whole 64 KiB,
+ * nothing is kept from now on of what a guest writes to them, and what was kept
+ * makes room for more; reading them is -EINVAL.
+ *
+ * A backup program that calls it for what it has copied, and first of all for
+ * what is not dirty, needs little scratch space; with
+ * QBM_ON_SCRATCH_FULL_DELAY_GUEST it is what guests wait for.
+ *
+ * Returns 0. -EINVAL: no view; a range that does not lie within it. Any thread.
+ */
+int qbm_backup_release(struct qbm_disk *view, uint64_t offset, uint64_t len);
 
 /**
  * Ends a backup at one point of all its disks, and frees its views, whatever

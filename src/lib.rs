@@ -13,6 +13,7 @@ mod disk;
 mod error;
 mod format;
 mod mutation;
+mod parallel;
 #[cfg(test)]
 #[path = "../tests/common/skip.rs"]
 mod skip;
@@ -27,8 +28,9 @@ pub use disk::{
     AddBitmap, AddedBits, BackingFlags, BackupView, BackupViews, BitmapAction, BitmapContent, BitmapInfo,
     BlockStatus, CheckOptions, CheckReport, CreateOptions, Disk, ExportOptions, Exported, Finding,
     FindingKind, ImportOptions, Imported, Info, Layer, MergeSource, Merged, Notice, NoticeCode,
-    OnBitmapError, OpenOptions, OverlayInfo, Preallocation, Progress, Recovery, Repair, Scratch, Severity,
-    StateFound, StateInfo, StatusFlags, Thaw, TruncateFlags, WriteFlags, backup_begin, bitmap_transaction,
+    OnBitmapError, OpenOptions, OverlayInfo, Preallocation, Progress, Recovery, Repair, Scratch, ScratchFull,
+    Severity, StateFound, StateInfo, StatusFlags, Thaw, TruncateFlags, WriteFlags, backup_begin,
+    bitmap_transaction,
 };
 pub use error::{Error, ErrorCode, Result};
 pub use units::{ByteRange, Granularity, GranuleIndex, GranuleRange, MAX_LENGTH};

@@ -1,11 +1,16 @@
 //! Copying what is not zeros into a new data file, and summing up what a data file says.
+//!
+//! Both go by chunks, several at a time. Every byte has to be in memory for its checksum, so a copy in the kernel would
+//! read it a second time; but where the file system can share blocks, they are shared instead of written.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::content::{Content, Visitor, walk};
-use super::digest::{BLOCK, BlockDigest};
+use super::content::{CHUNK, Chunk, Chunks, Content};
+use super::digest::{self, BlockDigest, ChunkSum, TreeDigest};
 use super::pace::Pace;
 use crate::error::{Error, Result};
+use crate::parallel;
 use crate::storage::{Storage, write_slice};
 use crate::units::ByteRange;
 
@@ -17,7 +22,7 @@ pub(super) struct Copied {
 }
 
 /// Copies `parts` of `source`, in ascending order, into an empty file at `path` of the same length, each widened to
-/// whole blocks: a checksum is of these. Holes stay holes, and zeros become some.
+/// whole blocks: a checksum is of these. Holes stay holes, and zeros become some. What `source` keeps for us is released.
 pub(super) fn copy(
     source: &dyn Content,
     parts: impl Iterator<Item = ByteRange>,
@@ -28,72 +33,104 @@ pub(super) fn copy(
     target
         .set_length(source.length())
         .map_err(|e| Error::io("resize", path, &e))?;
-    let mut copy = Copy {
-        target: Some((target, path)),
-        pace,
-        digest: BlockDigest::default(),
-        stored: 0,
-        before: 0,
-        start: 0,
+    let target = Target {
+        storage: target,
+        path,
+        // A first attempt tells.
+        shares: AtomicBool::new(true),
     };
-    let mut seen = 0;
-    for part in parts {
-        let start = (part.start() - part.start() % BLOCK).max(seen);
-        let end = part.end().next_multiple_of(BLOCK).min(source.length());
-        copy.start = start;
-        walk(source, ByteRange::between(start, end), &mut copy)?;
-        copy.before += end.saturating_sub(start);
-        seen = seen.max(end);
-    }
-    Ok(Copied {
-        stored: copy.stored,
-        checksum: copy.digest.finish(),
-    })
+    each(source, parts, Some(&target), pace)
 }
 
 /// The checksum of `content`.
 pub(super) fn checksum(content: &dyn Content, pace: &mut Pace<'_, '_>) -> Result<String> {
+    let whole = std::iter::once(ByteRange::between(0, content.length()));
+    Ok(each(content, whole, None, pace)?.checksum)
+}
+
+struct Target<'t> {
+    storage: &'t dyn Storage,
+    path: &'t Path,
+    /// Whether it can share blocks with the source.
+    shares: AtomicBool,
+}
+
+fn each(
+    source: &dyn Content,
+    parts: impl Iterator<Item = ByteRange>,
+    target: Option<&Target<'_>>,
+    pace: &mut Pace<'_, '_>,
+) -> Result<Copied> {
     let before = pace.done;
-    let mut sum = Copy {
-        target: None,
-        pace,
-        digest: BlockDigest::default(),
-        stored: 0,
-        before,
-        start: 0,
-    };
-    walk(content, ByteRange::between(0, content.length()), &mut sum)?;
-    Ok(sum.digest.finish())
+    let mut chunks = Chunks::new(source, parts);
+    let mut tree = TreeDigest::default();
+    let mut stored = 0;
+    parallel::in_order(
+        || chunks.next(),
+        |chunk: &Chunk, buffers| {
+            let summed = one(source, chunk, target, &mut buffers[0])?;
+            source.release(chunk.covers)?;
+            Ok(summed)
+        },
+        |chunk, summed| {
+            if let Some((sum, bytes)) = summed {
+                tree.add(chunk.start(), &sum);
+                stored += bytes;
+                pace.moved(bytes)?;
+            }
+            pace.reached(before + chunk.passed)
+        },
+    )?;
+    pace.reached(before + chunks.passed())?;
+    Ok(Copied {
+        stored,
+        checksum: tree.finish(),
+    })
 }
 
-struct Copy<'c, 'a, 'p> {
-    target: Option<(&'c dyn Storage, &'c Path)>,
-    pace: &'c mut Pace<'a, 'p>,
-    digest: BlockDigest,
-    stored: u64,
-    /// What was done before this part.
-    before: u64,
-    /// Where this part begins.
-    start: u64,
-}
-
-impl Visitor for Copy<'_, '_, '_> {
-    fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.digest.add(offset, bytes);
-        self.stored += bytes.len() as u64;
-        if let Some((target, path)) = self.target {
-            write_slice(target, bytes, offset).map_err(|e| {
-                Error::io(
-                    &format!("write {} bytes at offset {offset} to", bytes.len()),
-                    path,
-                    &e,
-                )
-            })?;
+/// Sums up one chunk and copies it. Says how many bytes it has; `None` where it is all zeros.
+fn one(
+    source: &dyn Content,
+    chunk: &Chunk,
+    target: Option<&Target<'_>>,
+    buffer: &mut Vec<u8>,
+) -> Result<Option<(ChunkSum, u64)>> {
+    let mut digest = BlockDigest::default();
+    let mut bytes = 0;
+    for piece in &chunk.pieces {
+        // No more than a chunk.
+        buffer.resize(usize::try_from(piece.len().min(CHUNK)).unwrap_or(0), 0);
+        source.read(buffer, piece.start())?;
+        for run in digest::runs(buffer) {
+            let offset = piece.start() + run.start as u64;
+            let run = &buffer[run];
+            digest.add(offset, run);
+            bytes += run.len() as u64;
+            if let Some(target) = target {
+                target.put(source, run, offset)?;
+            }
         }
-        self.pace.moved(bytes.len() as u64)
     }
+    Ok((bytes > 0).then(|| (digest.finish(), bytes)))
+}
 
-    fn passed(&mut self, offset: u64) -> Result<()> {
-        self.pace.reached(self.before + (offset - self.start))
+impl Target<'_> {
+    fn put(&self, source: &dyn Content, bytes: &[u8], offset: u64) -> Result<()> {
+        let range = ByteRange::between(offset, offset + bytes.len() as u64);
+        if self.shares.load(Ordering::Relaxed) {
+            match source.share(range, self.storage) {
+                Some(Ok(true)) => return Ok(()),
+                // It has been overwritten meanwhile: the bytes at hand are what it was.
+                Some(Ok(false)) => {}
+                Some(Err(_)) | None => self.shares.store(false, Ordering::Relaxed),
+            }
+        }
+        write_slice(self.storage, bytes, offset).map_err(|e| {
+            Error::io(
+                &format!("write {} bytes at offset {offset} to", bytes.len()),
+                self.path,
+                &e,
+            )
+        })
     }
 }

@@ -1,8 +1,9 @@
 //! The checksum of a data file: of what it says, not of how the file system happens to store it.
 //!
-//! SHA-256 over every 4096-byte block that is not all zeros, in order: its offset as 8 little-endian bytes, then its
-//! bytes (the last block of a file may be shorter). Zeros count for nothing, so that a hole and a stretch of zeros have
-//! the same sum, and a sparse file is not read where there is nothing.
+//! Of every 4096-byte block that is not all zeros its offset counts, as 8 little-endian bytes, and then its bytes (the last
+//! block of a file may be shorter). The SHA-256 of those of one MiB is the sum of that; the SHA-256 over every MiB that
+//! has one, its offset and its sum, in order, is the file's. Zeros count for nothing, so that a hole and a stretch of zeros
+//! have the same sum, and a sparse file is not read where there is nothing; and each MiB can be summed up by itself.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -16,7 +17,10 @@ const BLOCK_BYTES: usize = 4096;
 
 static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 
-/// The sum of a data file so far.
+/// The sum of a MiB.
+pub(super) type ChunkSum = [u8; 32];
+
+/// The sum of a MiB so far.
 #[derive(Default)]
 pub(super) struct BlockDigest(Sha256);
 
@@ -31,8 +35,24 @@ impl BlockDigest {
         }
     }
 
+    pub(super) fn finish(self) -> ChunkSum {
+        self.0.finalize().into()
+    }
+}
+
+/// The sum of a data file so far.
+#[derive(Default)]
+pub(super) struct TreeDigest(Sha256);
+
+impl TreeDigest {
+    /// Adds the sum of the MiB at `offset`.
+    pub(super) fn add(&mut self, offset: u64, sum: &ChunkSum) {
+        self.0.update(offset.to_le_bytes());
+        self.0.update(sum);
+    }
+
     pub(super) fn finish(self) -> String {
-        named("sha256-blocks", &self.0.finalize())
+        named("sha256-tree", &self.0.finalize())
     }
 }
 

@@ -56,7 +56,7 @@ pub struct BackupPoint {
     pub stored: u64,
     /// Why it is a full one, or larger than it had to be; empty where there is nothing to tell.
     pub reason: String,
-    /// The checksum of the data file's content: `sha256-blocks:` and 64 hexadecimal digits.
+    /// The checksum of the data file's content: `sha256-tree:` and 64 hexadecimal digits.
     pub data_checksum: String,
     /// The SHA-256 of the allocation bitmap's file; `None` of a full backup.
     pub bitmap_checksum: Option<String>,

@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::content::{Content, RawFile, STEP};
+use super::content::{CHUNK, Content, RawFile};
 use super::digest::{BLOCK, is_zero};
 use super::folder::BackupFolder;
 use super::pace::Pace;
@@ -18,6 +18,7 @@ use super::point::BackupPoint;
 use crate::descriptor::Descriptor;
 use crate::disk::{CreateOptions, Disk, OpenOptions, Progress, TruncateFlags, WriteFlags};
 use crate::error::{Error, ErrorCode, Result};
+use crate::parallel::{self, Buffers};
 use crate::state::{Lock, Sharing};
 use crate::storage::{Access, Folder, HostFolder, Role, Storage, SyncMode, Zeroing, write_slice};
 use crate::units::ByteRange;
@@ -209,24 +210,56 @@ impl Target {
 /// Makes the first bytes of `target` those of `source`. Says how many had to be written.
 fn overwrite(source: &Disk, target: &Target, pace: &mut Pace<'_, '_>) -> Result<u64> {
     let length = source.length();
-    let (mut new, mut old) = (Vec::new(), Vec::new());
     let (mut at, mut written) = (0, 0);
-    while at < length {
-        let range = ByteRange::between(at, length);
-        let (from, into) = (source.extent(range)?, target.content().extent(range)?);
-        let mut end = at.saturating_add(from.len.min(into.len).max(1)).min(length);
-        if from.data || into.data {
-            end = end.min(at + STEP);
-            fill(source, from.data, &mut new, at, end)?;
-            fill(target.content(), into.data, &mut old, at, end)?;
-            for run in differing(&new, &old) {
-                target.write(&new[run.clone()], at + run.start as u64)?;
-                written += run.len() as u64;
-                pace.moved(run.len() as u64)?;
+    let next = || {
+        while at < length {
+            let range = ByteRange::between(at, length);
+            let (from, into) = (source.extent(range)?, target.content().extent(range)?);
+            let end = at.saturating_add(from.len.min(into.len).max(1)).min(length);
+            let start = at;
+            if !from.data && !into.data {
+                at = end;
+                continue;
             }
+            at = end.min(start - start % CHUNK + CHUNK);
+            return Ok(Some(Piece {
+                range: ByteRange::between(start, at),
+                from_has: from.data,
+                into_has: into.data,
+            }));
         }
-        at = end;
-        pace.reached(at)?;
+        Ok(None)
+    };
+    parallel::in_order(
+        next,
+        |piece, buffers| make_equal(source, target, piece, buffers),
+        |piece, changed| {
+            written += changed;
+            pace.moved(changed)?;
+            pace.reached(piece.range.end())
+        },
+    )?;
+    pace.reached(length)?;
+    Ok(written)
+}
+
+/// What is compared in one go.
+struct Piece {
+    range: ByteRange,
+    /// Whether the source, and the target, have data there.
+    from_has: bool,
+    into_has: bool,
+}
+
+fn make_equal(source: &Disk, target: &Target, piece: &Piece, buffers: &mut Buffers) -> Result<u64> {
+    let (at, end) = (piece.range.start(), piece.range.end());
+    let [new, old] = buffers;
+    fill(source, piece.from_has, new, at, end)?;
+    fill(target.content(), piece.into_has, old, at, end)?;
+    let mut written = 0;
+    for run in differing(new, old) {
+        target.write(&new[run.clone()], at + run.start as u64)?;
+        written += run.len() as u64;
     }
     Ok(written)
 }

@@ -17,7 +17,8 @@ use super::point::BackupPoint;
 use crate::bitmap::{BitmapFile, BitmapPolicy, Bits};
 use crate::descriptor::{BackingEntry, BitmapEntry, BitmapKind, Descriptor, Format, ImageEntry};
 use crate::disk::{
-    AddBitmap, BackupView, BackupViews, BitmapAction, BitmapInfo, Disk, Progress, Scratch, StatusFlags,
+    AddBitmap, BackupView, BackupViews, BitmapAction, BitmapInfo, Disk, Progress, Scratch, ScratchFull,
+    StatusFlags,
 };
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::{Role, SyncMode, read_slice};
@@ -41,6 +42,7 @@ pub struct Backup {
     moved: bool,
     limit: Option<u64>,
     scratch_limit: u64,
+    scratch_full: ScratchFull,
 }
 
 /// A backup that was made.
@@ -63,6 +65,7 @@ impl Backup {
             moved: false,
             limit: None,
             scratch_limit: Scratch::LIMIT,
+            scratch_full: ScratchFull::default(),
         }
     }
 
@@ -103,10 +106,17 @@ impl Backup {
     }
 
     /// At most so many bytes that the guest overwrites are kept in the folder until the backup is made, 1 GiB unless it is
-    /// given; a guest that overwrites more makes the backup fail. See [`Scratch`].
+    /// given. Nothing is kept of what the backup has copied already, or does not need. See [`Scratch`].
     #[must_use]
     pub fn scratch_limit(mut self, bytes: u64) -> Self {
         self.scratch_limit = bytes;
+        self
+    }
+
+    /// What happens when the guest overwrites more: the backup fails unless it is given.
+    #[must_use]
+    pub fn scratch_full(mut self, full: ScratchFull) -> Self {
+        self.scratch_full = full;
         self
     }
 
@@ -142,7 +152,9 @@ impl Backup {
         let plan = self.plan(disk, folder)?;
         let actions = plan.actions(&self.bitmap);
         let actions: Vec<_> = actions.iter().map(|action| (disk, action)).collect();
-        let scratch = Scratch::new(folder.path()).limit(self.scratch_limit);
+        let scratch = Scratch::new(folder.path())
+            .limit(self.scratch_limit)
+            .when_full(self.scratch_full);
         let views = BackupViews::begin(&[(disk, &self.bitmap)], &actions, &scratch)?;
         let made: Result<Vec<BackupPoint>> = views
             .views()
@@ -303,6 +315,7 @@ impl Backup {
                 let regrown = ByteRange::between(basis.shortest, point.length);
                 set.set(point.granularity.touched_by(regrown));
             }
+            release_clean(view, &set, point.granularity)?;
             pace.total = set.count().saturating_mul(point.granularity.bytes());
             let parts = set
                 .runs(set.all())
@@ -537,6 +550,17 @@ fn add_dirty(view: &BackupView<'_>, set: &Bits, granularity: Granularity) -> Res
         at = run.end();
     }
     Ok(())
+}
+
+/// Nothing is to be kept of what is not copied.
+fn release_clean(view: &BackupView<'_>, set: &Bits, granularity: Granularity) -> Result<()> {
+    let mut at = 0;
+    for run in set.runs(set.all()) {
+        let dirty = granularity.bytes_of(run, view.length());
+        view.release(at, dirty.start() - at)?;
+        at = dirty.end();
+    }
+    view.release(at, view.length() - at)
 }
 
 /// Sets the bits of what `other` has of its own, as far as the disk of `point` has such granules.

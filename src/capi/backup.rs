@@ -4,6 +4,7 @@ use std::ffi::{c_char, c_int, c_void};
 use std::mem::offset_of;
 use std::ops::ControlFlow;
 
+use super::backup_views::when_full;
 use super::bitmap_arguments::no_flags;
 use super::bitmap_facts::{Block, room_for};
 use super::boundary::{null, on_disk, optional_text, text};
@@ -42,8 +43,8 @@ pub struct qbm_backup_options {
     pub struct_size: usize,
     /// QBM_BACKUP_...; a flag that is not known is -EINVAL.
     pub flags: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// One of enum qbm_on_scratch_full.
+    pub on_scratch_full: u32,
     /// The backup to stand on in place of the newest one: its name, the
     /// beginning of it, or "latest". What those since have is copied again.
     /// NULL: the newest one.
@@ -53,8 +54,11 @@ pub struct qbm_backup_options {
     /// The most bytes that are copied in a second. Zero: no limit.
     pub rate_limit: u64,
     /// The most bytes that guests overwrite meanwhile and that are kept in the
-    /// folder. Zero: 1 GiB.
+    /// folder, of what is not copied yet. Zero: 1 GiB.
     pub scratch_limit: u64,
+    /// With QBM_ON_SCRATCH_FULL_DELAY_GUEST: how long one write waits at most,
+    /// in milliseconds. Zero: 10 seconds.
+    pub max_delay_ms: u64,
     /// Hears how far it is; may be NULL. It may use the disk, and write to it.
     pub progress: qbm_progress,
     /// The first argument of progress.
@@ -168,15 +172,10 @@ pub unsafe extern "C" fn qbm_backup(
 /// The pointers of `options` are NULL or strings.
 unsafe fn configured(bitmap: &str, options: &qbm_backup_options) -> Result<Backup> {
     no_flags(options.flags & !(QBM_BACKUP_FULL | QBM_BACKUP_MOVED))?;
-    if options.reserved != 0 {
-        return Err(Error::new(
-            ErrorCode::InvalidArgument,
-            format!("options: reserved is {:#x}, not zero", options.reserved),
-        ));
-    }
     let mut backup = Backup::new(bitmap)
         .full(options.flags & QBM_BACKUP_FULL != 0)
-        .moved(options.flags & QBM_BACKUP_MOVED != 0);
+        .moved(options.flags & QBM_BACKUP_MOVED != 0)
+        .scratch_full(when_full(options.on_scratch_full, options.max_delay_ms)?);
     // SAFETY: the caller's promise is ours.
     if let Some(since) = unsafe { optional_text(options.since, "options.since") }? {
         backup = backup.since(since);

@@ -5,14 +5,27 @@ use std::mem::offset_of;
 use std::os::unix::ffi::OsStrExt;
 use std::ptr::null_mut;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::bitmap_arguments::{no_flags, outcome_from};
-use super::boundary::{call, null, on_disks, put, string, text};
+use super::boundary::{call, null, on_disks, on_either, put, string, text};
 use super::structs::{self, Extensible, Plain, check_size};
 use super::view::{Backup, opened};
 use super::{Kind, qbm_disk};
 use crate::error::{Error, ErrorCode, Result};
-use crate::{BackupViews, Disk, Scratch, Thaw};
+use crate::{BackupViews, Disk, Scratch, ScratchFull, Thaw};
+
+/// What happens when a guest overwrites more than scratch_limit during a backup.
+#[allow(non_camel_case_types, reason = "the name in C")]
+#[allow(dead_code, reason = "read by C only")]
+#[repr(C)]
+pub enum qbm_on_scratch_full {
+    /// The backup fails, and the guest goes on.
+    QBM_ON_SCRATCH_FULL_FAIL_BACKUP = 0,
+    /// The guest's write waits until there is room, as qbm_backup_release() makes it and qbm_backup() by copying, or until
+    /// the end of the backup. A write that has waited for max_delay_ms fails the backup, and the guest goes on.
+    QBM_ON_SCRATCH_FULL_DELAY_GUEST = 1,
+}
 
 /// A backup that has begun: the views of its disks. Made by qbm_backup_begin(),
 /// ended by qbm_backup_end().
@@ -49,14 +62,17 @@ pub struct qbm_backup_begin_options {
     pub struct_size: usize,
     /// Zero; no flags are defined yet.
     pub flags: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// One of enum qbm_on_scratch_full.
+    pub on_scratch_full: u32,
     /// The folder for the files, without a name, in which what guests overwrite
     /// is kept. NULL: the folder of each disk's descriptor, which open_file must
     /// have handed in.
     pub scratch_folder: *const c_char,
     /// The most bytes of each disk that are kept. Zero: 1 GiB.
     pub scratch_limit: u64,
+    /// With QBM_ON_SCRATCH_FULL_DELAY_GUEST: how long one write waits at most,
+    /// in milliseconds. Zero: 10 seconds.
+    pub max_delay_ms: u64,
 }
 
 // SAFETY: `repr(C)`, and pointers only.
@@ -74,8 +90,8 @@ unsafe impl Extensible for qbm_backup_begin_options {}
 /// qbm_bitmap_next_dirty() finds, qbm_backup_end(). Either way guests go on
 /// writing, and the backup shows the disk as it was at one point between two
 /// writes. The first write to each 64 KiB then copies what was there into a
-/// scratch file; where that is full, or cannot be written, the backup fails and
-/// the guest goes on.
+/// scratch file; where that is full, the backup fails and the guest goes on, or
+/// the guest waits: enum qbm_on_scratch_full.
 ///
 /// Until the end the disk cannot be truncated, committed or emptied, nor backed
 /// up a second time: -EBUSY. A process that dies meanwhile loses nothing.
@@ -154,6 +170,31 @@ fn begin(
         Ok(())
     })?;
     views.ok_or_else(|| null("sources"))
+}
+
+/// Says that nobody will read these bytes of a view any more. In whole 64 KiB,
+/// nothing is kept from now on of what a guest writes to them, and what was kept
+/// makes room for more; reading them is -EINVAL.
+///
+/// A backup program that calls it for what it has copied, and first of all for
+/// what is not dirty, needs little scratch space; with
+/// QBM_ON_SCRATCH_FULL_DELAY_GUEST it is what guests wait for.
+///
+/// Returns 0. -EINVAL: no view; a range that does not lie within it. Any thread.
+///
+/// # Safety
+///
+/// `view` is a handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qbm_backup_release(view: *mut qbm_disk, offset: u64, len: u64) -> c_int {
+    let no_view = |disk: &Disk| {
+        Err(Error::new(
+            ErrorCode::InvalidArgument,
+            format!("{} is no view of a backup", disk.path().display()),
+        ))
+    };
+    // SAFETY: the caller's promise: a handle.
+    unsafe { on_either(view, no_view, |view| view.release(offset, len)) }
 }
 
 /// Ends a backup at one point of all its disks, and frees its views, whatever
@@ -266,12 +307,6 @@ impl Places {
 /// The pointers of `options` are NULL or strings.
 unsafe fn scratch(options: qbm_backup_begin_options) -> Result<Scratch> {
     no_flags(options.flags)?;
-    if options.reserved != 0 {
-        return Err(Error::new(
-            ErrorCode::InvalidArgument,
-            format!("options: reserved is {:#x}, not zero", options.reserved),
-        ));
-    }
     let scratch = if options.scratch_folder.is_null() {
         Scratch::default()
     } else {
@@ -279,8 +314,35 @@ unsafe fn scratch(options: qbm_backup_begin_options) -> Result<Scratch> {
         let folder = unsafe { string(options.scratch_folder, "options.scratch_folder") }?;
         Scratch::new(OsStr::from_bytes(folder.to_bytes()))
     };
+    let scratch = scratch.when_full(when_full(options.on_scratch_full, options.max_delay_ms)?);
     Ok(match options.scratch_limit {
         0 => scratch,
         bytes => scratch.limit(bytes),
     })
+}
+
+pub(super) fn when_full(number: u32, max_delay_ms: u64) -> Result<ScratchFull> {
+    use qbm_on_scratch_full as Choice;
+    const MAX_DELAY_MS: u64 = 10_000;
+    if number == Choice::QBM_ON_SCRATCH_FULL_DELAY_GUEST as u32 {
+        let at_most = match max_delay_ms {
+            0 => MAX_DELAY_MS,
+            given => given,
+        };
+        let at_most = Duration::from_millis(at_most);
+        return Ok(ScratchFull::DelayGuest { at_most });
+    }
+    if number != Choice::QBM_ON_SCRATCH_FULL_FAIL_BACKUP as u32 {
+        return Err(Error::new(
+            ErrorCode::InvalidArgument,
+            format!("options: on_scratch_full {number} is not one of QBM_ON_SCRATCH_FULL_..."),
+        ));
+    }
+    if max_delay_ms != 0 {
+        return Err(Error::new(
+            ErrorCode::InvalidArgument,
+            "options: max_delay_ms is set, and on_scratch_full says that no write is delayed",
+        ));
+    }
+    Ok(ScratchFull::FailBackup)
 }

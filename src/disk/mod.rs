@@ -44,7 +44,7 @@ pub use qemu::{ExportOptions, Exported, ImportOptions, Imported, Merged};
 pub use resize::TruncateFlags;
 pub use session::{AddedBits, Recovery};
 pub use status::{BlockStatus, StatusFlags};
-pub use view::{BackupView, BackupViews, Scratch, backup_begin};
+pub use view::{BackupView, BackupViews, Scratch, ScratchFull, backup_begin};
 
 use crate::bitmap::BitmapPolicy;
 use crate::descriptor::Descriptor;
@@ -258,10 +258,19 @@ impl Disk {
         } else {
             flags
         };
-        let shape = self.gate.enter();
+        let mut shape = self.gate.enter();
         // Inside the gate: a resize waits outside, so the range stays within the disk for the whole request.
-        let range = self.range(offset, len)?;
-        let plan = plan::change(&shape, &self.image, change, range, flags);
+        let mut range = self.range(offset, len)?;
+        let mut plan = plan::change(&shape, &self.image, change, range, flags);
+        while let Some(before) = plan.marks.as_ref().and_then(Marks::delayed_by) {
+            // Nobody else must have to wait for a writer who waits.
+            let before = Arc::clone(before);
+            drop(shape);
+            before.keep_waiting(range);
+            shape = self.gate.enter();
+            range = self.range(offset, len)?;
+            plan = plan::change(&shape, &self.image, change, range, flags);
+        }
         if let Some(overlay) = &shape.overlay {
             return self.change_layers(overlay, &plan);
         }

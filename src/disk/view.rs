@@ -8,7 +8,7 @@ pub(in crate::disk) mod before;
 #[cfg(test)]
 mod tests;
 
-use std::io::IoSliceMut;
+use std::io::{self, IoSliceMut};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,9 +17,10 @@ use super::overlay::in_memory;
 use super::status::StatusFlags;
 use super::{Child, Disk};
 use crate::error::{Error, ErrorCode, Result};
-use crate::storage::{Extent, Folder, HostFolder, Role, Scatter};
+use crate::storage::{Extent, Folder, HostFolder, Role, Scatter, Storage};
 use crate::units::ByteRange;
 use before::BeforeWrite;
+pub use before::ScratchFull;
 
 /// Where the old content of what a guest overwrites during a backup is kept.
 #[derive(Clone, Debug)]
@@ -27,6 +28,7 @@ pub struct Scratch {
     /// `None`: that of each disk's descriptor.
     folder: Option<PathBuf>,
     limit: u64,
+    full: ScratchFull,
 }
 
 impl Default for Scratch {
@@ -35,6 +37,7 @@ impl Default for Scratch {
         Self {
             folder: None,
             limit: Self::LIMIT,
+            full: ScratchFull::default(),
         }
     }
 }
@@ -51,10 +54,17 @@ impl Scratch {
         }
     }
 
-    /// At most so many bytes of each disk. Once a guest has overwritten more, the backup fails, and the guest goes on.
+    /// At most so many bytes of each disk.
     #[must_use]
     pub fn limit(mut self, bytes: u64) -> Self {
         self.limit = bytes;
+        self
+    }
+
+    /// What happens once a guest has overwritten more than that.
+    #[must_use]
+    pub fn when_full(mut self, full: ScratchFull) -> Self {
+        self.full = full;
         self
     }
 
@@ -173,6 +183,8 @@ impl<'d> BackupViews<'d> {
 
     fn finish(&mut self, outcome: Thaw) -> Result<()> {
         self.ended = true;
+        // Before anything that would wait for a writer who waits for us.
+        self.views.iter().for_each(|view| view.before.end());
         let actions: Vec<_> = self
             .views
             .iter()
@@ -214,7 +226,14 @@ impl<'a> AtPoint<'a> for Begin<'_, 'a> {
         let image = Child::new(Arc::clone(disk.image.storage.shared()), disk.image.path.clone());
         let length = disk.length();
         let scratch = self.scratch.make(disk, length)?;
-        let before = BeforeWrite::new(image, shape.overlay.clone(), length, scratch, self.scratch.limit)?;
+        let before = BeforeWrite::new(
+            image,
+            shape.overlay.clone(),
+            length,
+            scratch,
+            self.scratch.limit,
+            self.scratch.full,
+        )?;
         self.made.push((disk, Arc::new(before)));
         Ok(())
     }
@@ -249,7 +268,26 @@ impl BackupView<'_> {
         &self.disk.path
     }
 
-    /// How many bytes of old content are kept for it so far.
+    /// Says that nobody will read these bytes of the view any more. In whole 64 KiB, nothing is kept of what is written to
+    /// them from now on, and what was kept makes room; reading them is an error.
+    pub fn release(&self, offset: u64, len: u64) -> Result<()> {
+        self.disk.alive.check()?;
+        self.before.release(self.range(offset, len)?);
+        Ok(())
+    }
+
+    /// Lets `target` have the blocks of `range`, at the same place, in common with the disk's image. False where they are
+    /// not what they were by now; `None` where they do not lie in one image at the same place.
+    pub(crate) fn share(&self, range: ByteRange, target: &dyn Storage) -> Option<io::Result<bool>> {
+        if self.disk.layered {
+            return None;
+        }
+        let shared = target.share(&**self.disk.image.storage.shared(), range);
+        // As for a read: who overwrites it sets the bit first.
+        Some(shared.map(|()| self.before.unkept(range) == range))
+    }
+
+    /// How many bytes of old content are kept for it now.
     pub fn kept(&self) -> u64 {
         self.before.stored()
     }
@@ -293,7 +331,7 @@ impl BackupView<'_> {
             }
         }
         // Last, as a writer that could keep nothing says so before it writes.
-        self.before.check()
+        self.before.check(whole)
     }
 
     /// Whether the first bytes of a range are data or zeros, and how far that goes within it.
@@ -309,8 +347,9 @@ impl BackupView<'_> {
         loop {
             let (kept, run) = self.before.run(whole);
             if kept {
-                self.before.check()?;
-                return self.before.kept_extent(run);
+                let extent = self.before.kept_extent(run)?;
+                self.before.check(run)?;
+                return Ok(extent);
             }
             let status = self.disk.block_status(run.start(), run.len())?;
             let told = ByteRange::between(run.start(), run.start() + status.length);

@@ -255,6 +255,11 @@ impl Storage for FileStorage {
         Some(self.identity)
     }
 
+    fn share(&self, source: &dyn Storage, range: ByteRange) -> io::Result<()> {
+        let source = source.host_file().ok_or(io::ErrorKind::Unsupported)?;
+        sys::share(self.fd.as_fd(), source, range.start(), range.len())
+    }
+
     fn host_file(&self) -> Option<BorrowedFd<'_>> {
         Some(self.fd.as_fd())
     }

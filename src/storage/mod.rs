@@ -44,6 +44,14 @@ pub trait Storage: Send + Sync + Debug {
     /// Where the space, or some of it, cannot be given back, zeros are written.
     fn discard(&self, range: ByteRange) -> io::Result<()>;
 
+    /// Lets `range` have its blocks in common with the same range of `source`, without a copy; what is written to either
+    /// later is seen in that one alone.
+    ///
+    /// Fails where the file system cannot, or the range is not of whole blocks; then nothing has changed.
+    fn share(&self, _source: &dyn Storage, _range: ByteRange) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Makes what was written, and the length, durable. With [`SyncMode::All`] the times, mode and owner too.
     fn sync(&self, mode: SyncMode) -> io::Result<()>;
 

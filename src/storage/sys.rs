@@ -281,6 +281,19 @@ pub fn device_zero(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> 
     retry(|| check_int(unsafe { libc::ioctl(fd.as_raw_fd(), BLKZEROOUT, range.as_ptr()) })).map(drop)
 }
 
+/// Gives `len` bytes of `to` at `offset` the blocks that `from` has there, where the file system can.
+pub fn share(to: BorrowedFd<'_>, from: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+    let range = libc::file_clone_range {
+        src_fd: i64::from(from.as_raw_fd()),
+        src_offset: offset,
+        src_length: len,
+        dest_offset: offset,
+    };
+    // SAFETY: the request reads such a struct, which lives through the call.
+    retry(|| check_int(unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONERANGE, &raw const range) }))
+        .map(drop)
+}
+
 /// The names of a file's extended attributes, each terminated by a zero.
 pub fn xattr_names(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     sized(|buf| {

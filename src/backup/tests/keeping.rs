@@ -176,7 +176,7 @@ fn verify_finds_every_kind_of_damage_and_restores_refuse_it() {
                 bytes[25_000] ^= 1;
                 fs::write(path, bytes).unwrap();
             },
-            "-data.img has the checksum sha256-blocks:",
+            "-data.img has the checksum sha256-tree:",
         ),
         (
             |folder, name| {

@@ -81,15 +81,15 @@ fn a_backup_while_a_guest_writes_shows_one_instant() {
 #[test]
 fn a_guest_that_overwrites_too_much_fails_the_backup_alone() {
     let room = Room::new();
-    room.with(|disk| disk.truncate(4 << 20, crate::TruncateFlags::empty()));
-    room.write(1, 0, 4 << 20);
+    room.with(|disk| disk.truncate(32 << 20, crate::TruncateFlags::empty()));
+    room.write(1, 0, 32 << 20);
     let disk = &Disk::open(room.disk()).unwrap();
     let mut folder = room.folder();
-    // The first MiB has been read by then.
+    // Some of it has been read by then, and is not kept.
     let error = small()
         .scratch_limit(100_000)
         .run(disk, &mut folder, &mut |_, _| {
-            disk.write(&vec![2; 4 << 20], 0, WriteFlags::empty()).unwrap();
+            disk.write(&vec![2; 32 << 20], 0, WriteFlags::empty()).unwrap();
             ControlFlow::Continue(())
         })
         .unwrap_err();
@@ -106,5 +106,5 @@ fn a_guest_that_overwrites_too_much_fails_the_backup_alone() {
         .run(disk, &mut folder, &mut |_, _| ControlFlow::Continue(()))
         .unwrap()
         .point;
-    assert!(room.restored(&point.name) == vec![2; 4 << 20]);
+    assert!(room.restored(&point.name) == vec![2; 32 << 20]);
 }

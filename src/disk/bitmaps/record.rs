@@ -149,6 +149,13 @@ impl<'d> Marks<'d> {
         })
     }
 
+    /// What the writer has to come to, outside of the gate, before it may record.
+    #[cold]
+    pub(in crate::disk) fn delayed_by(&self) -> Option<&'d Arc<BeforeWrite>> {
+        let mut befores = self.recorders.iter().filter_map(|it| it.before.as_ref());
+        befores.find(|before| before.delays(self.range))
+    }
+
     /// Records it. On an error the change must not go out.
     #[cold]
     pub(in crate::disk) fn record(&self) -> Result<()> {
