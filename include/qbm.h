@@ -483,8 +483,9 @@ typedef struct qbm_create_options {
      */
     const char *backing_file;
     /**
-     * What the backing is: "raw" or "qbm"; must be set with backing_file. It is
-     * never guessed: the guest of a raw image could make it look like another.
+     * What the backing is: "raw", "qbm", "qcow2" or "vmdk"; must be set with
+     * backing_file. It is never guessed: the guest of a raw image could make it
+     * look like another.
      */
     const char *backing_format;
     /**

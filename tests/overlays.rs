@@ -431,7 +431,7 @@ fn a_chain_is_told_of_image_by_image() {
         ),
         (
             vec!["create", "-b", "base.img", "-F", "qcow2", "new.qbm"],
-            "qcow2 images cannot be opened as a backing by this version",
+            "base.img: it is no qcow2 image: it does not begin with QFI",
         ),
         (
             vec!["create", "-b", "base.img", "-F", "raw", "-g", "5k", "new.qbm"],

@@ -219,8 +219,9 @@ pub struct qbm_create_options {
     /// is: a relative one is relative to the descriptor's folder. The disk is as
     /// long as the backing unless size is set. NULL: none.
     pub backing_file: *const c_char,
-    /// What the backing is: "raw" or "qbm"; must be set with backing_file. It is
-    /// never guessed: the guest of a raw image could make it look like another.
+    /// What the backing is: "raw", "qbm", "qcow2" or "vmdk"; must be set with
+    /// backing_file. It is never guessed: the guest of a raw image could make it
+    /// look like another.
     pub backing_format: *const c_char,
     /// The unit in which the new disk takes things from its backing, in bytes: a
     /// power of two from 512 to 2 GiB. Zero: 65536, with a backing. Without one,

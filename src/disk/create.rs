@@ -94,7 +94,8 @@ impl CreateOptions {
         self
     }
 
-    /// What is not written to the new disk is read from the image `name`, which is a `format`: raw, or another QBM disk.
+    /// What is not written to the new disk is read from the image `name`, which is a `format`: raw, another QBM
+    /// disk, qcow2 or vmdk.
     ///
     /// The name goes into the descriptor as it is: a relative one is relative to the descriptor's folder. The format is
     /// never guessed: in a raw image the guest could write what looks like another. Nothing in it is ever changed. The

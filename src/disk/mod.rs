@@ -49,6 +49,7 @@ pub use view::{BackupView, BackupViews, Scratch, ScratchFull, backup_begin};
 use crate::bitmap::BitmapPolicy;
 use crate::descriptor::Descriptor;
 use crate::error::{Error, ErrorCode, Result};
+use crate::format::FormatImage;
 use crate::mutation::{self, Fault};
 use crate::state::Lock;
 use crate::storage::{Gather, Scatter, Shortcut, Storage, SyncMode, Zeroing};
@@ -80,6 +81,8 @@ bitflags::bitflags! {
 struct Child {
     storage: Shortcut,
     path: PathBuf,
+    /// The same as the storage, of an image whose format has its own idea of what is where.
+    mapped: Option<Arc<dyn FormatImage>>,
 }
 
 impl Child {
@@ -87,6 +90,15 @@ impl Child {
         Self {
             storage: Shortcut::new(storage),
             path,
+            mapped: None,
+        }
+    }
+
+    fn of_format(image: Arc<dyn FormatImage>, path: PathBuf) -> Self {
+        Self {
+            storage: Shortcut::new(Arc::clone(&image) as Arc<dyn Storage>),
+            path,
+            mapped: Some(image),
         }
     }
 

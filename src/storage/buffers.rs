@@ -78,6 +78,20 @@ impl<'a> Gather<'a> {
         out.extend_from_slice(self.vecs);
     }
 
+    /// The `len` bytes from `skip` on as a list of their own, whose pieces are kept in `room`.
+    ///
+    /// # Panics
+    ///
+    /// Where the list has fewer bytes than that: the caller planned wrongly.
+    pub fn part<'b>(&self, skip: usize, len: usize, room: &'b mut Vec<libc::iovec>) -> Gather<'b>
+    where
+        'a: 'b,
+    {
+        assert!(skip <= self.len && len <= self.len - skip);
+        cut(self.vecs, skip, len, room);
+        Gather { vecs: room, len }
+    }
+
     /// Copies the bytes from `skip` on into `out`, as many as it holds.
     ///
     /// # Panics
@@ -152,33 +166,15 @@ impl<'a> Scatter<'a> {
     /// # Panics
     ///
     /// Where the list has fewer bytes than that: the caller planned wrongly.
-    pub fn part<'b>(&self, mut skip: usize, mut len: usize, room: &'b mut Vec<libc::iovec>) -> Scatter<'b>
+    pub fn part<'b>(&self, skip: usize, len: usize, room: &'b mut Vec<libc::iovec>) -> Scatter<'b>
     where
         'a: 'b,
     {
         assert!(skip <= self.len && len <= self.len - skip);
-        let whole = len;
-        room.clear();
-        for vec in self.vecs {
-            if len == 0 {
-                break;
-            }
-            if skip >= vec.iov_len {
-                skip -= vec.iov_len;
-                continue;
-            }
-            let n = (vec.iov_len - skip).min(len);
-            room.push(libc::iovec {
-                // Within the piece, so this does not wrap.
-                iov_base: vec.iov_base.wrapping_byte_add(skip),
-                iov_len: n,
-            });
-            len -= n;
-            skip = 0;
-        }
+        cut(self.vecs, skip, len, room);
         Scatter {
             vecs: room,
-            len: whole,
+            len,
             memory: PhantomData,
         }
     }
@@ -220,6 +216,28 @@ impl<'a> Scatter<'a> {
             done += n;
             skip = 0;
         }
+    }
+}
+
+/// The `len` bytes from `skip` on of a list, which has them, as the pieces in `room`.
+fn cut(vecs: &[libc::iovec], mut skip: usize, mut len: usize, room: &mut Vec<libc::iovec>) {
+    room.clear();
+    for vec in vecs {
+        if len == 0 {
+            break;
+        }
+        if skip >= vec.iov_len {
+            skip -= vec.iov_len;
+            continue;
+        }
+        let n = (vec.iov_len - skip).min(len);
+        room.push(libc::iovec {
+            // Within the piece, so this does not wrap.
+            iov_base: vec.iov_base.wrapping_byte_add(skip),
+            iov_len: n,
+        });
+        len -= n;
+        skip = 0;
     }
 }
 

@@ -86,12 +86,15 @@ impl FileStorage {
     /// Takes an open file. It should be an open file description of its own: its flags are changed, and locks on it
     /// count for all who share it.
     ///
-    /// Refuses what is neither a regular file nor a block device, and a descriptor that cannot be read, or not be
-    /// written where `access` asks for that. One that was opened with `O_DIRECT` stays so, whatever `access` says;
+    /// Refuses what is neither a regular file nor a block device, what is in `/proc` or its like, and a descriptor that
+    /// cannot be read, or not be written where `access` asks for that. One that was opened with `O_DIRECT` stays so, whatever `access` says;
     /// `O_APPEND`, which would move every write to the end, is taken off.
     pub fn from_fd(fd: OwnedFd, access: Access) -> io::Result<Self> {
         let metadata = sys::with_file(fd.as_fd(), File::metadata)?;
         refuse_other_kinds(metadata.mode())?;
+        if !is_block_device(metadata.mode()) {
+            refuse_kernel_files(fd.as_fd())?;
+        }
         sys::set_close_on_exec(fd.as_fd())?;
         let direct = prepare(fd.as_fd(), access)?;
         let block_device = is_block_device(metadata.mode());
@@ -326,6 +329,28 @@ fn refuse_other_kinds(mode: u32) -> io::Result<()> {
         io::ErrorKind::InvalidInput,
         format!("it is {kind}; only regular files and block devices can be used"),
     ))
+}
+
+/// What the kernel makes up as it is read is no part of a disk, and an image that names `/proc/self/mem` wants no good.
+fn refuse_kernel_files(fd: BorrowedFd<'_>) -> io::Result<()> {
+    const REFUSED: [(u32, &str); 6] = [
+        (0x9fa0, "proc"),
+        (0x6265_6572, "sysfs"),
+        (0x6462_6720, "debugfs"),
+        (0x7472_6163, "tracefs"),
+        (0x7363_6673, "securityfs"),
+        (0x6367_7270, "cgroup"),
+    ];
+    let magic = sys::file_system_magic(fd)?;
+    match REFUSED.iter().find(|(refused, _)| *refused == magic) {
+        None => Ok(()),
+        Some((_, name)) => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!(
+                "it is the kernel's, of a file system of type {name}; only files that are stored can be used"
+            ),
+        )),
+    }
 }
 
 fn identity_of(metadata: &Metadata) -> FileIdentity {

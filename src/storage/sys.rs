@@ -159,6 +159,21 @@ pub fn mode_at(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<u32> {
     Ok(unsafe { stat.assume_init() }.st_mode)
 }
 
+/// What kind of file system a file lies on.
+pub fn file_system_magic(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut answer = MaybeUninit::<libc::statfs64>::uninit();
+    // SAFETY: `answer` has room for the answer.
+    retry(|| check_int(unsafe { libc::fstatfs64(fd.as_raw_fd(), answer.as_mut_ptr()) }))?;
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "magic numbers have 32 bits, whatever the field's type on this machine"
+    )]
+    // SAFETY: the call succeeded, so it filled `answer`.
+    let magic = unsafe { answer.assume_init() }.f_type as u32;
+    Ok(magic)
+}
+
 /// Renames `from` to `to`, both relative to `dir`.
 pub fn rename_at(dir: BorrowedFd<'_>, from: &CStr, to: &CStr) -> io::Result<()> {
     let dir = dir.as_raw_fd();

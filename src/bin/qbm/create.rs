@@ -45,7 +45,7 @@ pub struct Args {
     #[arg(conflicts_with_all = ["image", "preallocation"])]
     backing: Option<String>,
 
-    /// What the backing is: raw or qbm. It is never guessed
+    /// What the backing is: raw, qbm, qcow2 or vmdk. It is never guessed
     #[arg(short = 'F', long, value_name = "FORMAT", requires = "backing", value_parser = parse_format)]
     backing_format: Option<Format>,
 

@@ -199,7 +199,7 @@ fn print_json(disk: &Disk, span: ByteRange, out: &mut impl Write) -> Outcome {
             status.depth,
             status
                 .flags
-                .intersects(StatusFlags::ALLOCATED | StatusFlags::OFFSET_VALID),
+                .intersects(StatusFlags::ALLOCATED | StatusFlags::OFFSET_VALID | StatusFlags::DATA),
             extent.has(StatusFlags::ZERO),
             extent.has(StatusFlags::DATA),
         )?;

@@ -87,7 +87,8 @@ pub(in crate::disk) struct Files<'p> {
 struct Seen {
     /// In words.
     what: String,
-    descriptor: bool,
+    /// It is a link of the chain, not an end.
+    names_others: bool,
 }
 
 impl<'p> Files<'p> {
@@ -124,10 +125,10 @@ impl<'p> Files<'p> {
     }
 
     /// Counts a file as one that is open already, as `what`.
-    pub(in crate::disk) fn note(&mut self, what: &str, storage: &dyn Storage, descriptor: bool) {
+    pub(in crate::disk) fn note(&mut self, what: &str, storage: &dyn Storage, names_others: bool) {
         if let Some(identity) = storage.identity() {
             let what = what.to_owned();
-            self.seen.insert(identity, Seen { what, descriptor });
+            self.seen.insert(identity, Seen { what, names_others });
         }
     }
 
@@ -151,7 +152,7 @@ impl<'p> Files<'p> {
             };
             let seen = Seen {
                 what,
-                descriptor: false,
+                names_others: false,
             };
             if let Some(other) = self.seen.insert(identity, seen) {
                 return Err(Error::new(
@@ -173,18 +174,32 @@ impl<'p> Files<'p> {
     ) -> Result<(Descriptor, PathBuf)> {
         let path = base.join(child_path(name).map_err(|e| e.context(format_args!("{key}: {name:?}")))?);
         let path = self.followed(path).map_err(|e| e.context(key))?;
-        let storage = self.storage(Role::Backing, key, &path, Access::default())?;
-        let shown = self.shown(&path);
+        let (storage, shown) = self.naming(Role::Backing, key, &path, Access::default())?;
+        let descriptor = Descriptor::read(&*storage).map_err(|e| e.context(shown.display()))?;
+        Ok((descriptor, path))
+    }
+
+    /// Opens a file that names other files, be it a descriptor or an image: `path`, as the disk's folder sees it. Says
+    /// what messages call it.
+    pub(in crate::disk) fn naming(
+        &mut self,
+        role: Role,
+        key: &str,
+        path: &Path,
+        access: Access,
+    ) -> Result<(Arc<dyn Storage>, PathBuf)> {
+        let storage = self.storage(role, key, path, access)?;
+        let shown = self.shown(path);
         if let Some(identity) = storage.identity() {
-            let what = format!("the descriptor {}", shown.display());
+            let what = shown.display().to_string();
             if let Some(other) = self.seen.insert(
                 identity,
                 Seen {
                     what,
-                    descriptor: true,
+                    names_others: true,
                 },
             ) {
-                let words = if other.descriptor {
+                let words = if other.names_others {
                     format!("the backing chain leads back to {}", shown.display())
                 } else {
                     format!("{key}: {} is the same file as {}", shown.display(), other.what)
@@ -192,8 +207,7 @@ impl<'p> Files<'p> {
                 return Err(Error::new(ErrorCode::FileInvalid, words));
             }
         }
-        let descriptor = Descriptor::read(&*storage).map_err(|e| e.context(shown.display()))?;
-        Ok((descriptor, path))
+        Ok((storage, shown))
     }
 
     /// Where a descriptor lies if `path` is a link to it: what it names is relative to that place.

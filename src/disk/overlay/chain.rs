@@ -1,6 +1,6 @@
 //! The images below a disk: what is read where its own allocation bits are clear.
 //!
-//! May call `bitmap` and `storage`. Invariant: nothing here is ever written to, so that what a chain says of a range
+//! May call `bitmap`, `format` and `storage`. Invariant: nothing here is ever written to, so that what a chain says of a range
 //! stays true for as long as the disk is open.
 
 use std::path::PathBuf;
@@ -12,22 +12,50 @@ use crate::bitmap::Bits;
 use crate::descriptor::Format;
 use crate::disk::{Child, StatusFlags};
 use crate::error::Result;
+use crate::format::Place;
 use crate::units::{ByteRange, Granularity, GranuleIndex};
 
 /// One image below the disk.
 #[derive(Debug)]
 pub(in crate::disk) struct Layer {
     pub(in crate::disk) image: Child,
-    /// What keeps others from writing to it.
-    pub(super) hold: Hold,
+    /// What keeps others from writing to it, and to the other files that it consists of.
+    pub(super) holds: Vec<Hold>,
     /// What the image is.
     pub(in crate::disk) format: Format,
     /// In bytes. What lies behind it reads as zeros, whatever the layers below have there.
     pub(in crate::disk) length: u64,
     /// The descriptor that names the image, if one does.
     pub(in crate::disk) descriptor: Option<PathBuf>,
-    /// Which granules are in the image; `None` where all are, and so nothing below is ever read.
-    pub(super) allocated: Option<Allocated>,
+    pub(super) has: Has,
+}
+
+/// Which bytes an image has itself.
+#[derive(Debug)]
+pub(super) enum Has {
+    /// All of them: nothing below is ever read.
+    All,
+    /// Those of the granules whose bits are set.
+    Bits(Box<Allocated>),
+    /// Those that the image's own tables say are there.
+    Tables,
+}
+
+impl Layer {
+    /// Whether the byte at `at` is in the image, and where that ends to be so, at most `end`.
+    fn run(&self, at: u64, end: u64) -> Result<(bool, u64)> {
+        match (&self.has, &self.image.mapped) {
+            (Has::Bits(allocated), _) => Ok(allocated.run(at, end)),
+            (Has::Tables, Some(image)) => {
+                let range = ByteRange::between(at, end);
+                let mapping = image
+                    .mapping(range)
+                    .map_err(|e| self.image.failed(&format!("find {range} in"), &e))?;
+                Ok((mapping.place != Place::Below, end.min(at + mapping.len)))
+            }
+            (Has::All, _) | (Has::Tables, None) => Ok((true, end)),
+        }
+    }
 }
 
 /// Which granules an image has.
@@ -109,32 +137,29 @@ impl Layer {
 
 impl Chain {
     /// Where the first bytes of `range` are, for which no layer above has bits.
-    pub(super) fn find(&self, range: ByteRange) -> Run {
+    pub(super) fn find(&self, range: ByteRange) -> Result<Run> {
         let (at, mut end) = (range.start(), range.end());
         for (index, layer) in self.layers.iter().enumerate() {
             if at >= layer.length {
-                return run(Source::Zeros { depth: index }, at, end);
+                return Ok(run(Source::Zeros { depth: index }, at, end));
             }
             end = end.min(layer.length);
-            let Some(allocated) = &layer.allocated else {
-                return run(Source::Layer(index), at, end);
-            };
-            let (has, stop) = allocated.run(at, end);
+            let (has, stop) = layer.run(at, end)?;
             end = stop;
             if has {
-                return run(Source::Layer(index), at, end);
+                return Ok(run(Source::Layer(index), at, end));
             }
         }
         if self.unopened {
-            return run(Source::Unopened, at, end);
+            return Ok(run(Source::Unopened, at, end));
         }
         let depth = self.layers.len();
-        run(Source::Zeros { depth }, at, end)
+        Ok(run(Source::Zeros { depth }, at, end))
     }
 
     /// What the first bytes of `range` are, for which no layer above has bits, and where that ends.
     pub(super) fn shown(&self, range: ByteRange) -> Result<(Shown<'_>, u64)> {
-        let run = self.find(range);
+        let run = self.find(range)?;
         let end = run.range.end();
         match run.source {
             Source::Layer(index) => {

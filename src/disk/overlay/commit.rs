@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::Overlay;
 use super::backing::name_from;
 use super::chain::Source;
+use super::hold::Hold;
 use super::progress::{Account, Progress};
 use super::read::{in_memory, unopened};
 use super::target::Target;
@@ -94,7 +95,7 @@ impl Disk {
         };
         self.check_folder()?;
         // Our own hold on it would keep us from writing to it.
-        let _suspended = layer.hold.suspended();
+        let _suspended: Vec<_> = layer.holds.iter().map(Hold::suspended).collect();
         let target = Target::open(self, &backing, layer)?;
         target.grow(layer.length, self.length())?;
         self.sync_written()?;
@@ -219,7 +220,7 @@ impl Copy<'_, '_> {
         let (image, overlay, above) = (self.image, self.overlay, self.above);
         let mut at = 0;
         while at < self.length {
-            let run = overlay.find(ByteRange::between(at, self.length));
+            let run = overlay.find(ByteRange::between(at, self.length))?;
             at = run.range.end();
             match run.source {
                 Source::Own => act(self, Some(image), run.range)?,

@@ -11,6 +11,7 @@ mod claim;
 mod commit;
 mod durable;
 mod empty;
+mod formats;
 mod hold;
 mod open;
 mod progress;
@@ -124,14 +125,14 @@ impl Overlay {
     }
 
     /// Where the first bytes of `range` are.
-    pub(super) fn find(&self, range: ByteRange) -> Run {
+    pub(super) fn find(&self, range: ByteRange) -> Result<Run> {
         let (own, end) = self.own.run(range.start(), range.end());
         // Whoever saw a bit must see the bytes that its setter wrote before.
         fence(Ordering::Acquire);
         let range = ByteRange::between(range.start(), end);
         if own {
             let source = Source::Own;
-            return Run { source, range };
+            return Ok(Run { source, range });
         }
         self.chain.find(range)
     }

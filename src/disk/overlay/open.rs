@@ -6,7 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::chain::{Allocated, Chain, Layer};
+use super::chain::{Allocated, Chain, Has, Layer};
+use super::formats;
 use crate::bitmap::{BitmapFile, BitmapPolicy};
 use crate::descriptor::{BackingEntry, BitmapKind, Descriptor, Format};
 use crate::disk::Child;
@@ -42,10 +43,17 @@ impl Chain {
             };
             let layer = match backing.entry.format {
                 Format::Raw => raw(files, &base, &backing).map_err(explain)?,
+                Format::Qcow2 => {
+                    let opened = formats::qcow2(files, &base, &backing).map_err(explain)?;
+                    base = opened.base;
+                    next = opened.backing;
+                    named_by = Some(opened.layer.image.path.clone());
+                    opened.layer
+                }
+                Format::Vmdk => formats::vmdk(files, &base, &backing).map_err(explain)?,
                 Format::Qbm => {
-                    let key = format!("{}.file", backing.key);
                     let (descriptor, path) = files
-                        .backing_descriptor(&key, &base, &backing.entry.file)
+                        .backing_descriptor(&backing.key, &base, &backing.entry.file)
                         .map_err(explain)?;
                     path.parent().unwrap_or(Path::new("")).clone_into(&mut base);
                     let shown = files.shown(&path);
@@ -54,15 +62,6 @@ impl Chain {
                         .map_err(|e| e.context(shown.display()))?;
                     named_by = Some(shown);
                     layer
-                }
-                other => {
-                    return Err(explain(Error::new(
-                        ErrorCode::NotSupported,
-                        format!(
-                            "{}.format: {other} images cannot be opened as a backing by this version; raw and qbm can",
-                            backing.key
-                        ),
-                    )));
                 }
             };
             layers.push(layer);
@@ -77,9 +76,9 @@ impl Chain {
 /// A backing image, as a descriptor names it.
 #[derive(Clone, Debug)]
 pub(in crate::disk) struct Backing {
-    /// Its key there.
-    key: String,
-    entry: BackingEntry,
+    /// What messages call the file's name: its key in a descriptor.
+    pub(super) key: String,
+    pub(super) entry: BackingEntry,
 }
 
 impl Backing {
@@ -90,7 +89,7 @@ impl Backing {
             return None;
         };
         Some(Self {
-            key: format!("QBM.bitmaps[{name:?}].backing"),
+            key: format!("QBM.bitmaps[{name:?}].backing.file"),
             entry: entry.clone(),
         })
     }
@@ -102,17 +101,22 @@ impl Backing {
 }
 
 fn raw(files: &mut Files<'_>, base: &Path, backing: &Backing) -> Result<Layer> {
-    let key = format!("{}.file", backing.key);
-    let (image, path) = files.open(Role::Backing, &key, base, &backing.entry.file, Access::default())?;
+    let (image, path) = files.open(
+        Role::Backing,
+        &backing.key,
+        base,
+        &backing.entry.file,
+        Access::default(),
+    )?;
     let hold = files.hold(&image, &path)?;
     let image = Child::new(image, path);
     Ok(Layer {
         length: measured(&image)?,
         image,
-        hold,
+        holds: vec![hold],
         format: Format::Raw,
         descriptor: None,
-        allocated: None,
+        has: Has::All,
     })
 }
 
@@ -144,26 +148,26 @@ fn described(
     let hold = files.hold(&image, &path)?;
     let image = Child::new(image, path);
     let length = measured(&image)?;
-    let mut allocated = None;
+    let mut has = Has::All;
     if let Some((name, entry)) = descriptor.allocation() {
         let key = format!("QBM.bitmaps[{name:?}].file");
         let (file, path) = files.open(Role::Backing, &key, base, &entry.file, Access::default())?;
         let file = BitmapFile::new(file, path, BitmapPolicy::WriteThrough);
         let granules = entry.granularity.granules_in(length);
-        allocated = Some(Allocated {
+        has = Has::Bits(Box::new(Allocated {
             granularity: entry.granularity,
             bits: loading
                 .reserved(granules, || file.load(granules))
                 .map_err(|e| e.context(&key))?,
-        });
+        }));
     }
     Ok(Layer {
         image,
-        hold,
+        holds: vec![hold],
         format: entry.format,
         length,
         descriptor: Some(shown.to_owned()),
-        allocated,
+        has,
     })
 }
 

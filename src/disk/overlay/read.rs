@@ -47,7 +47,7 @@ impl Overlay {
         image: &'o Child,
         range: ByteRange,
     ) -> Result<(Option<&'o Child>, ByteRange)> {
-        let run = self.find(range);
+        let run = self.find(range)?;
         match run.source {
             Source::Own => Ok((Some(image), run.range)),
             Source::Layer(index) => Ok((Some(&self.chain.layers[index].image), run.range)),
@@ -63,7 +63,7 @@ impl Overlay {
         let mut room = Vec::new();
         let mut at = range.start();
         while at < range.end() {
-            let run = self.find(ByteRange::between(at, range.end()));
+            let run = self.find(ByteRange::between(at, range.end()))?;
             let part = part_of(range, run.range, into, &mut room);
             match run.source {
                 Source::Own => blocking::read(&plan::read(image, run.range), part)?,
@@ -81,7 +81,7 @@ impl Chain {
         let mut rest = out;
         let mut at = range.start();
         while !rest.is_empty() {
-            let run = self.find(ByteRange::between(at, range.end()));
+            let run = self.find(ByteRange::between(at, range.end()))?;
             let (part, behind) = rest.split_at_mut(in_memory(run.range.len()).min(rest.len()));
             match run.source {
                 Source::Layer(index) => {

@@ -4,6 +4,7 @@ use super::{Overlay, Source};
 use crate::disk::status::{BlockStatus, StatusFlags};
 use crate::disk::{Child, Disk};
 use crate::error::Result;
+use crate::format::Place;
 use crate::units::ByteRange;
 
 impl Disk {
@@ -13,7 +14,7 @@ impl Disk {
         overlay: &Overlay,
         range: ByteRange,
     ) -> Result<BlockStatus> {
-        let run = overlay.find(range);
+        let run = overlay.find(range)?;
         match run.source {
             Source::Own => status_in(&self.image, run.range, 0).map(|mut status| {
                 status.flags |= StatusFlags::ALLOCATED;
@@ -28,6 +29,20 @@ impl Disk {
 
 /// What an image has in `range`.
 pub(in crate::disk) fn status_in(image: &Child, range: ByteRange, depth: usize) -> Result<BlockStatus> {
+    if let Some(mapped) = &image.mapped {
+        let mapping = mapped
+            .mapping(range)
+            .map_err(|e| image.failed("find the data in", &e))?;
+        let range = ByteRange::between(range.start(), range.end().min(range.start() + mapping.len));
+        return Ok(match mapping.place {
+            Place::Data { offset: None } => nowhere(range, StatusFlags::DATA, depth),
+            Place::Data { offset: Some(offset) } => BlockStatus {
+                offset,
+                ..nowhere(range, StatusFlags::DATA | StatusFlags::OFFSET_VALID, depth)
+            },
+            Place::Zeros | Place::Below => nowhere(range, StatusFlags::ZERO, depth),
+        });
+    }
     let extent = image
         .storage
         .extent(range)

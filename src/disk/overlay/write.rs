@@ -101,7 +101,7 @@ impl Top<'_> {
     fn hide(&self, range: ByteRange, how: Zeroing) -> Result<()> {
         let mut at = range.start();
         while at < range.end() {
-            let run = self.overlay.find(ByteRange::between(at, range.end()));
+            let run = self.overlay.find(ByteRange::between(at, range.end()))?;
             at = match run.source {
                 Source::Own => {
                     self.zero(run.range, how)?;
@@ -192,7 +192,7 @@ impl Top<'_> {
         if edge.is_empty() {
             return Ok(Vec::new());
         }
-        let below = self.overlay.chain.find(edge);
+        let below = self.overlay.chain.find(edge)?;
         if matches!(below.source, Source::Zeros { .. })
             && below.range.len() == edge.len()
             && self.is_hole(edge)?
@@ -206,7 +206,7 @@ impl Top<'_> {
         }
         let mut at = edge.start();
         while at < edge.end() {
-            let run = self.overlay.chain.find(ByteRange::between(at, edge.end()));
+            let run = self.overlay.chain.find(ByteRange::between(at, edge.end()))?;
             if let Source::Zeros { .. } = run.source {
                 let how = Zeroing {
                     may_unmap: true,

@@ -5,8 +5,9 @@
 
 use super::fields::{Fields, invalid};
 use super::{
-    BITMAPS_EXTENSION_BYTES, BITMAPS_VALID, CORRUPT, EXTENSION_BITMAPS, EXTENSION_DATA_FILE, EXTENSION_END,
-    EXTERNAL_DATA, HEADER_BYTES, MAGIC, MAX_BITMAPS, MAX_DIRECTORY_BYTES, RAW_EXTERNAL_DATA,
+    BITMAPS_EXTENSION_BYTES, BITMAPS_VALID, CORRUPT, EXTENSION_BACKING_FORMAT, EXTENSION_BITMAPS,
+    EXTENSION_DATA_FILE, EXTENSION_END, EXTERNAL_DATA, HEADER_BYTES, MAGIC, MAX_BITMAPS, MAX_DIRECTORY_BYTES,
+    RAW_EXTERNAL_DATA,
 };
 use crate::error::{Error, ErrorCode, Result};
 use crate::units::MAX_LENGTH;
@@ -24,9 +25,26 @@ pub(super) struct Header {
     /// The length of the disk that it shows.
     pub(super) size: u64,
     pub(super) data_file: DataFile,
+    /// The name of a data file, whatever is in it.
+    pub(super) data_file_name: Option<String>,
     pub(super) directory: Option<Directory>,
     /// The autoclear bit: no program that knows nothing of bitmaps has written since.
     pub(super) bitmaps_valid: bool,
+    pub(super) version: u32,
+    /// Where the name of the backing file is, and how many bytes it has.
+    pub(super) backing: Option<(u64, u32)>,
+    pub(super) backing_format: Option<Vec<u8>>,
+    pub(super) encryption: u32,
+    pub(super) incompatible: u64,
+    pub(super) l1: Table,
+    pub(super) refcounts: Table,
+}
+
+/// A table of 64-bit entries in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Table {
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
 }
 
 /// Where a qcow2 has its data.
@@ -65,7 +83,7 @@ impl Header {
             )));
         }
         let backing_offset = fields.u64()?;
-        let _backing_bytes = fields.u32()?;
+        let backing_bytes = fields.u32()?;
         let cluster_bits = fields.u32()?;
         if !(9..=21).contains(&cluster_bits) {
             return Err(invalid(format!(
@@ -79,8 +97,17 @@ impl Header {
             )));
         }
         let encryption = fields.u32()?;
-        // The L1 table, the refcount table and the snapshots.
-        fields.bytes(4 + 8 + 8 + 4 + 4 + 8)?;
+        let l1_bytes = u64::from(fields.u32()?) * 8;
+        let l1 = Table {
+            offset: fields.u64()?,
+            bytes: l1_bytes,
+        };
+        let refcounts = Table {
+            offset: fields.u64()?,
+            bytes: u64::from(fields.u32()?) << cluster_bits,
+        };
+        // The snapshots.
+        fields.bytes(4 + 8)?;
         let (mut incompatible, mut autoclear, mut header_bytes) = (0, 0, OLD_HEADER_BYTES);
         if version == 3 {
             incompatible = fields.u64()?;
@@ -108,6 +135,7 @@ impl Header {
             ))
         })?;
         let found = Extensions::parse(extensions)?;
+        let data_file_name = found.data_file.clone();
         let data_file = match (
             incompatible & EXTERNAL_DATA != 0,
             autoclear & RAW_EXTERNAL_DATA != 0,
@@ -120,8 +148,16 @@ impl Header {
             cluster_bits,
             size,
             data_file,
+            data_file_name,
             directory: found.directory,
             bitmaps_valid: autoclear & BITMAPS_VALID != 0,
+            version,
+            backing: (backing_offset != 0).then_some((backing_offset, backing_bytes)),
+            backing_format: found.backing_format,
+            encryption,
+            incompatible,
+            l1,
+            refcounts,
         })
     }
 }
@@ -146,6 +182,7 @@ fn check_features(incompatible: u64) -> Result<()> {
 struct Extensions {
     data_file: Option<String>,
     directory: Option<Directory>,
+    backing_format: Option<Vec<u8>>,
 }
 
 impl Extensions {
@@ -172,6 +209,7 @@ impl Extensions {
             let twice = match kind {
                 EXTENSION_BITMAPS => found.directory.replace(bitmaps(content)?).is_some(),
                 EXTENSION_DATA_FILE => found.data_file.replace(data_file(content)?).is_some(),
+                EXTENSION_BACKING_FORMAT => found.backing_format.replace(content.to_vec()).is_some(),
                 _ => false,
             };
             if twice {

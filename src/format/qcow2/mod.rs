@@ -1,5 +1,5 @@
-//! QEMU's qcow2, as far as dirty bitmaps and raw external data files need it: what QEMU's `docs/interop/qcow2.txt` calls
-//! the header, its extensions, and the bitmap directory, tables and clusters.
+//! QEMU's qcow2: what QEMU's `docs/interop/qcow2.txt` calls the header, its extensions, and the bitmap directory, tables
+//! and clusters; and, by way of the library `imago`, the disk that such a file holds.
 //!
 //! May call `storage`, `units` and `error`. Invariant: no field is used before it was checked, and a file that is
 //! written names nothing that is not written yet: the header comes last.
@@ -7,6 +7,8 @@
 mod directory;
 mod fields;
 mod header;
+mod image;
+mod opening;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -14,6 +16,7 @@ mod write;
 
 pub(crate) use directory::BitmapRecord;
 pub(crate) use header::DataFile;
+pub(crate) use opening::Unopened;
 pub(crate) use read::{Part, Qcow2};
 pub(crate) use write::{NewBitmap, Thin};
 
@@ -27,13 +30,17 @@ const HEADER_BYTES: u32 = 104;
 const EXTENSION_END: u32 = 0;
 const EXTENSION_BITMAPS: u32 = 0x2385_2875;
 const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
+const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
 
 /// The length of the bitmaps extension, without its head.
 const BITMAPS_EXTENSION_BYTES: u32 = 24;
 
 /// Incompatible feature bits.
+const DIRTY_REFCOUNTS: u64 = 1 << 0;
 const CORRUPT: u64 = 1 << 1;
 const EXTERNAL_DATA: u64 = 1 << 2;
+const COMPRESSION_TYPE: u64 = 1 << 3;
+const EXTENDED_L2: u64 = 1 << 4;
 
 /// Autoclear feature bits: a program that knows nothing of such a feature clears the bit when it writes.
 const BITMAPS_VALID: u64 = 1 << 0;

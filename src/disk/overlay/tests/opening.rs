@@ -89,10 +89,10 @@ fn formats_that_are_missing_or_cannot_be_read_are_refused() {
     let sim = SimDisk::new();
     for (backing, code, words) in [
         (
-            named("b", "qcow2"),
+            named("b", "vhdx"),
             ErrorCode::NotSupported,
-            "cannot open a.qbm: QBM.bitmaps[\"a\"].backing.format: qcow2 images cannot be opened as a backing by this \
-             version; raw and qbm can",
+            "cannot open a.qbm: QBM.bitmaps[\"a\"].backing.format: \"vhdx\" is an unknown format; known are raw, qbm, \
+             qcow2 and vmdk",
         ),
         (
             named("b", "raw"),

@@ -1,0 +1,345 @@
+//! An open qcow2: the disk's bytes by way of `imago`, which knows the tables.
+//!
+//! Reads and writes ask the library where bytes are, and move them by the file's own storage. Invariant: while clusters
+//! may be given free (a discard, a cut), nobody uses a place that was asked for before; a panic of the library ends
+//! here, and from then on the image answers errors and writes nothing.
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::BorrowedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use imago::format::PreallocateMode;
+use imago::{FormatAccess, ShallowMapping};
+
+use crate::format::image::{FormatImage, Mapping, Place, joined, read_or_zeros, within};
+use crate::format::through::Through;
+use crate::storage::{Extent, FileIdentity, Gather, Limits, Scatter, Storage, SyncMode, Zeroing};
+use crate::units::ByteRange;
+
+type Access = FormatAccess<Through>;
+
+/// An open qcow2.
+#[derive(Debug)]
+pub(crate) struct Qcow2Image {
+    /// Shared by all who read and write; alone by those who give clusters free.
+    access: ManuallyDrop<RwLock<Access>>,
+    file: Arc<dyn Storage>,
+    data_file: Option<Arc<dyn Storage>>,
+    /// What it does not have is read by others from below.
+    has_backing: bool,
+    version: u32,
+    dead: Arc<AtomicBool>,
+    /// The process that opened it: a forked child has a copy of what the library has not written yet, and must not
+    /// write it.
+    process: u32,
+}
+
+impl Qcow2Image {
+    /// Opens the image whose header, which was checked, is in `file`.
+    pub(super) fn open(
+        file: Arc<dyn Storage>,
+        data_file: Option<Arc<dyn Storage>>,
+        below: Option<&Arc<dyn Storage>>,
+        version: u32,
+        has_backing: bool,
+        writable: bool,
+    ) -> io::Result<Self> {
+        let dead = Arc::new(AtomicBool::new(false));
+        let through = |file: &Arc<dyn Storage>| Through::new(Arc::clone(file), &dead);
+        let access = contained(&dead, || {
+            let mut qcow2 = imago::qcow2::Qcow2::<Through>::open_image(through(&file), writable)?;
+            qcow2.set_data_file(data_file.as_ref().map(through));
+            let below = below.map(|below| {
+                let raw = imago::raw::Raw::open_image(through(below), false)?;
+                Ok::<_, io::Error>(FormatAccess::new(raw))
+            });
+            qcow2.set_backing(below.transpose()?);
+            Ok(FormatAccess::new(qcow2))
+        })?;
+        Ok(Self {
+            access: ManuallyDrop::new(RwLock::new(access)),
+            file,
+            data_file,
+            has_backing,
+            version,
+            dead,
+            process: std::process::id(),
+        })
+    }
+
+    fn shared(&self) -> RwLockReadGuard<'_, Access> {
+        self.access.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn alone(&self) -> RwLockWriteGuard<'_, Access> {
+        self.access.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look(&self, access: &Access, range: ByteRange) -> io::Result<Mapping> {
+        let (place, len) = contained(&self.dead, || {
+            let (mapping, len) = access.get_shallow_mapping(range.start(), range.len())?;
+            let place = match mapping {
+                ShallowMapping::Raw { offset, .. } => Place::Data {
+                    offset: self.data_file.is_none().then_some(offset),
+                },
+                ShallowMapping::Special { .. } => Place::Data { offset: None },
+                ShallowMapping::Zero { explicit: true, .. } => Place::Zeros,
+                ShallowMapping::Zero { .. } | ShallowMapping::Indirect { .. } => Place::Below,
+                other => return Err(io::Error::other(format!("{other:?} within the image"))),
+            };
+            Ok((place, len))
+        })?;
+        if len == 0 {
+            return Err(io::Error::other("a mapping of no bytes"));
+        }
+        Ok(Mapping { place, len })
+    }
+
+    /// Reads the first bytes of `range`; says how many.
+    fn read_some(
+        &self,
+        access: &Access,
+        range: ByteRange,
+        into: Scatter<'_>,
+        skip: usize,
+    ) -> io::Result<usize> {
+        contained(&self.dead, || {
+            let (mapping, len) = access.get_shallow_mapping(range.start(), range.len())?;
+            let len = in_memory(len.min(range.len()))?;
+            let mut room = Vec::new();
+            let part = into.part(skip, len, &mut room);
+            match mapping {
+                ShallowMapping::Raw { storage, offset, .. } => read_or_zeros(storage.file(), part, offset)?,
+                ShallowMapping::Zero { .. } => part.zero(),
+                _ => {
+                    // Compressed, or below. By way of a buffer of our own, as the library wants slices, and the caller's
+                    // memory may be a guest's.
+                    let step = len.min(BOUNCE);
+                    let mut bytes = vec![0; step];
+                    access.read(bytes.as_mut_slice(), range.start())?;
+                    into.copy_from(skip, &bytes);
+                    return Ok(step);
+                }
+            }
+            Ok(len)
+        })
+    }
+
+    fn write_some(
+        &self,
+        access: &Access,
+        range: ByteRange,
+        from: Gather<'_>,
+        skip: usize,
+    ) -> io::Result<usize> {
+        contained(&self.dead, || {
+            let mapping = access.prepare_data_mapping(range.start(), range.len(), true)?;
+            let len = in_memory(mapping.length().min(range.len()))?;
+            let mut room = Vec::new();
+            let part = from.part(skip, len, &mut room);
+            mapping.storage().file().write(part, mapping.offset())?;
+            access.commit_data_mapping(mapping)?;
+            Ok(len)
+        })
+    }
+}
+
+/// The most bytes that are read by way of a buffer in one go: a cluster of the largest size.
+const BOUNCE: usize = 2 << 20;
+
+impl FormatImage for Qcow2Image {
+    fn mapping(&self, range: ByteRange) -> io::Result<Mapping> {
+        let access = self.shared();
+        joined(range, |part| self.look(&access, part))
+    }
+}
+
+impl Storage for Qcow2Image {
+    fn read(&self, into: Scatter<'_>, offset: u64) -> io::Result<()> {
+        let access = self.shared();
+        let range = within(offset, into.len() as u64, access.size())?;
+        let mut done = 0;
+        while done < into.len() {
+            let rest = ByteRange::between(range.start() + done as u64, range.end());
+            done += self.read_some(&access, rest, into, done)?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, from: Gather<'_>, offset: u64) -> io::Result<()> {
+        let access = self.shared();
+        let range = within(offset, from.len() as u64, access.size())?;
+        let mut done = 0;
+        while done < from.len() {
+            let rest = ByteRange::between(range.start() + done as u64, range.end());
+            done += self.write_some(&access, rest, from, done)?;
+        }
+        Ok(())
+    }
+
+    fn write_zeroes(&self, range: ByteRange, how: Zeroing) -> io::Result<()> {
+        if how.may_unmap {
+            return self.zero_alone(range, how);
+        }
+        let access = self.shared();
+        let Some(range) = self.zeroable(&access, range, how)? else {
+            return Ok(());
+        };
+        contained(&self.dead, || access.write_zeroes(range.start(), range.len()))
+    }
+
+    fn discard(&self, range: ByteRange) -> io::Result<()> {
+        let how = Zeroing {
+            may_unmap: true,
+            no_fallback: false,
+        };
+        self.zero_alone(range, how)
+    }
+
+    fn sync(&self, mode: SyncMode) -> io::Result<()> {
+        let access = self.shared();
+        // First what the library keeps, so that the files have all there is.
+        contained(&self.dead, || access.flush())?;
+        if let Some(data) = &self.data_file {
+            data.sync(mode)?;
+        }
+        self.file.sync(mode)
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.shared().size())
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        let mut access = self.alone();
+        contained(&self.dead, || {
+            let how = if self.has_backing {
+                // What is below must not come to light behind the old end.
+                PreallocateMode::Zero
+            } else {
+                PreallocateMode::None
+            };
+            access.resize(length, how)
+        })
+    }
+
+    fn allocate(&self, _range: ByteRange) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    }
+
+    fn extent(&self, range: ByteRange) -> io::Result<Extent> {
+        let access = self.shared();
+        let hole = |place| match place {
+            Place::Data { .. } => false,
+            Place::Zeros => true,
+            Place::Below => !self.has_backing,
+        };
+        let there = ByteRange::between(range.start(), range.end().min(access.size()).max(range.start()));
+        if there.is_empty() {
+            return Ok(Extent {
+                data: false,
+                len: range.len(),
+            });
+        }
+        let first = joined(there, |part| self.look(&access, part))?;
+        let mut len = first.len;
+        while len < there.len() {
+            let rest = ByteRange::between(there.start() + len, there.end());
+            let next = joined(rest, |part| self.look(&access, part))?;
+            if hole(next.place) != hole(first.place) {
+                break;
+            }
+            len += next.len;
+        }
+        Ok(Extent {
+            data: !hole(first.place),
+            len,
+        })
+    }
+
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        let data = self.data_file.as_ref().map_or(Ok(0), |it| it.allocated_bytes())?;
+        Ok(self.file.allocated_bytes()?.saturating_add(data))
+    }
+
+    fn limits(&self) -> Limits {
+        let file = self.data_file.as_ref().unwrap_or(&self.file).limits();
+        Limits {
+            max_discard: 0,
+            max_write_zeroes: 0,
+            ..file
+        }
+    }
+
+    fn identity(&self) -> Option<FileIdentity> {
+        self.file.identity()
+    }
+
+    fn host_file(&self) -> Option<BorrowedFd<'_>> {
+        self.file.host_file()
+    }
+}
+
+impl Qcow2Image {
+    /// The part of `range` that lies within the image; `None` where nothing does.
+    fn zeroable(&self, access: &Access, range: ByteRange, how: Zeroing) -> io::Result<Option<ByteRange>> {
+        // Version 2 has no mark for zeros.
+        if how.no_fallback && self.version < 3 {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        }
+        let end = range.end().min(access.size());
+        Ok((range.start() < end).then(|| ByteRange::between(range.start(), end)))
+    }
+
+    /// Zeros, with clusters given free.
+    fn zero_alone(&self, range: ByteRange, how: Zeroing) -> io::Result<()> {
+        let mut access = self.alone();
+        let Some(range) = self.zeroable(&access, range, how)? else {
+            return Ok(());
+        };
+        contained(&self.dead, || {
+            if self.version < 3 {
+                return access.write_zeroes(range.start(), range.len());
+            }
+            access.discard_to_zero(range.start(), range.len())
+        })
+    }
+}
+
+impl Drop for Qcow2Image {
+    fn drop(&mut self) {
+        if std::process::id() != self.process {
+            return;
+        }
+        let access = &mut self.access;
+        let dropped = catch_unwind(AssertUnwindSafe(|| {
+            // SAFETY: nothing uses it behind this.
+            unsafe { ManuallyDrop::drop(access) }
+        }));
+        // What it had not written is lost; nobody is left to be told.
+        let _ = dropped;
+    }
+}
+
+/// What the library answers; a panic of it is an error, and the last thing that it did.
+fn contained<T>(dead: &AtomicBool, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    if dead.load(Ordering::Relaxed) {
+        return Err(io::Error::other("the image met an internal error before"));
+    }
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
+        dead.store(true, Ordering::Relaxed);
+        Err(io::Error::other(
+            "an internal error in reading the qcow2's tables",
+        ))
+    })
+}
+
+fn in_memory(len: u64) -> io::Result<usize> {
+    match usize::try_from(len) {
+        Ok(0) | Err(_) => Err(io::Error::other("a mapping of no bytes")),
+        Ok(len) => Ok(len),
+    }
+}
