@@ -8,6 +8,7 @@ pub mod bitmap;
     reason = "written for C, and generated into the header"
 )]
 mod capi;
+pub mod convert;
 pub mod descriptor;
 mod disk;
 mod error;
@@ -21,6 +22,7 @@ mod state;
 pub mod storage;
 mod sync;
 mod units;
+mod zeros;
 
 pub use bitmap::BitmapPolicy;
 pub use descriptor::Format;

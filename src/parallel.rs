@@ -13,10 +13,13 @@ use std::thread;
 use crate::error::{Error, ErrorCode, Result};
 
 /// So many threads work: enough to keep a device and two cores busy, few enough not to be felt.
-const WORKERS: usize = 4;
+pub(crate) const WORKERS: usize = 4;
 
-/// So many pieces are handed out before the first of them must be done.
-const AHEAD: usize = 2 * WORKERS;
+/// More than these only wait for each other.
+pub(crate) const MOST_WORKERS: usize = 16;
+
+/// So many pieces for each of them are handed out before the first must be done.
+const AHEAD: usize = 2;
 
 /// Memory that a worker keeps from piece to piece.
 pub(crate) type Buffers = [Vec<u8>; 2];
@@ -24,6 +27,16 @@ pub(crate) type Buffers = [Vec<u8>; 2];
 /// Does `work` to each of the pieces that `next` hands out, several at a time, and then `done`, in the order of the
 /// pieces. Ends with the first error, in that order, of any of the three; pieces behind it may be done or not.
 pub(crate) fn in_order<P: Send, R: Send>(
+    next: impl FnMut() -> Result<Option<P>>,
+    work: impl Fn(&P, &mut Buffers) -> Result<R> + Sync,
+    done: impl FnMut(P, R) -> Result<()>,
+) -> Result<()> {
+    in_order_by(WORKERS, next, work, done)
+}
+
+/// The same by `workers` threads.
+pub(crate) fn in_order_by<P: Send, R: Send>(
+    workers: usize,
     mut next: impl FnMut() -> Result<Option<P>>,
     work: impl Fn(&P, &mut Buffers) -> Result<R> + Sync,
     mut done: impl FnMut(P, R) -> Result<()>,
@@ -69,7 +82,7 @@ pub(crate) fn in_order<P: Send, R: Send>(
         let jobs = jobs;
         let mut spawned = 0;
         let quiet = Quiet::new();
-        for _ in 0..WORKERS {
+        for _ in 0..workers {
             let results = results.clone();
             let thread = thread::Builder::new().name("qbm-copy".to_owned());
             spawned += usize::from(thread.spawn_scoped(scope, || worker(results)).is_ok());
@@ -89,7 +102,7 @@ pub(crate) fn in_order<P: Send, R: Send>(
             let mut early = BTreeMap::new();
             let mut more = true;
             loop {
-                while more && handed_out - expected < AHEAD as u64 {
+                while more && handed_out - expected < (AHEAD * workers) as u64 {
                     match next()? {
                         Some(piece) => {
                             jobs.send((handed_out, piece)).map_err(|_| gone())?;

@@ -10,12 +10,8 @@ use std::ops::Range;
 
 use sha2::{Digest as _, Sha256};
 
-/// The unit in which zeros are recognised.
-pub(super) const BLOCK: u64 = 4096;
-
-const BLOCK_BYTES: usize = 4096;
-
-static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+pub(super) use crate::zeros::{BLOCK, is_zero};
+use crate::zeros::{BLOCK_BYTES, runs_of_data};
 
 /// The sum of a MiB.
 pub(super) type ChunkSum = [u8; 32];
@@ -70,42 +66,14 @@ fn named(kind: &str, sum: &[u8]) -> String {
     text
 }
 
-pub(super) fn is_zero(block: &[u8]) -> bool {
-    block
-        .chunks(BLOCK_BYTES)
-        .all(|block| *block == ZEROS[..block.len()])
-}
-
 /// The runs of blocks of `bytes` that are not all zeros.
 pub(super) fn runs(bytes: &[u8]) -> impl Iterator<Item = Range<usize>> + '_ {
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        let block = |at: usize| &bytes[at..bytes.len().min(at + BLOCK_BYTES)];
-        while at < bytes.len() && is_zero(block(at)) {
-            at += BLOCK_BYTES;
-        }
-        let start = at;
-        while at < bytes.len() && !is_zero(block(at)) {
-            at += BLOCK_BYTES;
-        }
-        (start < bytes.len()).then(|| start..at.min(bytes.len()))
-    })
+    runs_of_data(bytes, BLOCK_BYTES, 1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn runs_leave_zero_blocks_out() {
-        let mut bytes = vec![0; 5 * 4096 + 100];
-        assert_eq!(runs(&bytes).count(), 0);
-        bytes[4096] = 1;
-        bytes[2 * 4096 + 5] = 1;
-        bytes[5 * 4096 + 99] = 1;
-        let found: Vec<_> = runs(&bytes).collect();
-        assert_eq!(found, [4096..3 * 4096, 5 * 4096..5 * 4096 + 100]);
-    }
 
     #[test]
     fn a_sum_knows_where_its_blocks_lie() {

@@ -126,6 +126,11 @@ impl FileName {
         Self { base, extension }
     }
 
+    /// The name, and then with every number that it may have.
+    pub fn candidates(&self) -> impl Iterator<Item = String> + '_ {
+        (0..=MAX_NUMBER).map(|number| self.numbered(number))
+    }
+
     fn numbered(&self, number: u32) -> String {
         match number {
             0 => self.to_string(),
@@ -145,8 +150,7 @@ impl fmt::Display for FileName {
 /// Nothing that exists is ever opened or overwritten. Returns the name that the descriptor is to hold. The name is
 /// durable only after [`Folder::sync`].
 pub fn create_unique(folder: &dyn Folder, role: Role, name: &FileName) -> Result<(String, Arc<dyn Storage>)> {
-    for number in 0..=MAX_NUMBER {
-        let candidate = name.numbered(number);
+    for candidate in name.candidates() {
         match folder.create(role, Path::new(&candidate)) {
             Ok(storage) => return Ok((candidate, storage)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

@@ -1,13 +1,14 @@
 //! Facts about an open disk.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::bitmaps::Shape;
 use super::{Disk, Recovery};
 use crate::bitmap::BitmapPolicy;
 use crate::descriptor::{BackingEntry, Format};
 use crate::error::{Error, ErrorCode, Result};
-use crate::storage::Limits;
+use crate::storage::{Limits, Storage};
 use crate::units::Granularity;
 
 /// Facts about an open disk, from [`Disk::info`]. Sizes are in bytes.
@@ -88,7 +89,7 @@ pub struct Layer {
     pub path: PathBuf,
     /// What it is.
     pub format: Format,
-    /// The descriptor that names it; `None` of a backing image that has none.
+    /// The descriptor that names it; `None` of an image that has none.
     pub descriptor: Option<PathBuf>,
     /// Its length in bytes.
     pub length: u64,
@@ -138,7 +139,7 @@ impl Disk {
             return Ok(Layer {
                 path: self.image.path.clone(),
                 format: structure.descriptor.image().format,
-                descriptor: Some(self.path.clone()),
+                descriptor: self.described.then(|| self.path.clone()),
                 length: self.length(),
             });
         }
@@ -164,13 +165,24 @@ impl Disk {
         })
     }
 
+    /// The file of layer `index`, if that is a raw image: its bytes are the disk's, at the same offsets.
+    pub(crate) fn raw_layer(&self, index: u32) -> Option<Arc<dyn Storage>> {
+        if index == 0 {
+            let raw = self.structure().descriptor.image().format == Format::Raw;
+            return raw.then(|| Arc::clone(self.image.storage.shared()));
+        }
+        let shape = self.gate.enter();
+        let layer = shape.overlay.as_ref()?.chain().layers.get(index as usize - 1)?;
+        (layer.format == Format::Raw).then(|| Arc::clone(layer.image.storage.shared()))
+    }
+
     fn layers_below(shape: &Shape) -> u32 {
         let overlay = shape.overlay.as_ref();
         // A chain is never that long.
         overlay.map_or(0, |it| u32::try_from(it.chain().layers.len()).unwrap_or(u32::MAX))
     }
 
-    /// The descriptor's file, as it was opened.
+    /// The descriptor's file, or the image's that has none, as it was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }

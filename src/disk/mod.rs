@@ -119,6 +119,8 @@ pub struct Disk {
     /// Whether the disk has an allocation bitmap, which is in the gate.
     layered: bool,
     path: PathBuf,
+    /// Whether that is a descriptor, and not an image by itself.
+    described: bool,
     writable: bool,
     direct: bool,
     /// What writers look at; structural operations close the gate, wait for the writers inside, and change it.

@@ -20,7 +20,7 @@ use super::recovery::{Recovering, StateAtOpen};
 use super::session::Session;
 use super::{Child, Disk, StateInfo, Structure};
 use crate::bitmap::BitmapFile;
-use crate::descriptor::{Descriptor, Format};
+use crate::descriptor::{Descriptor, Format, ImageEntry};
 use crate::error::{Error, ErrorCode, Result};
 use crate::state::{Lock, Sharing};
 use crate::storage::{Access, Role, Storage};
@@ -37,11 +37,23 @@ impl OpenOptions {
     /// Opens the disk that the descriptor at `path` describes.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Disk> {
         let path = path.as_ref();
-        self.open_parts(path)
-            .map_err(|error| error.context(format_args!("cannot open {}", path.display())))
+        self.open_parts(path).map_err(|error| match self.image_format {
+            None => error.context(format_args!("cannot open {}", path.display())),
+            // The image is the only file there is, and named in the error.
+            Some(_) => error,
+        })
     }
 
     fn open_parts(&self, path: &Path) -> Result<Disk> {
+        if self.image_format.is_some() && !self.read_only {
+            return Err(Error::new(
+                ErrorCode::InvalidArgument,
+                format!(
+                    "{} has no descriptor, and so can only be opened read-only",
+                    path.display()
+                ),
+            ));
+        }
         let mut place = Place::find(path, self.folder.as_ref(), self.confined)?;
         place.locking = !self.no_lock;
         // Others may change the disk until it is locked: then what was read before the lock is read again.
@@ -64,7 +76,7 @@ impl OpenOptions {
             direct: false,
         };
         let mut files = Files::new(place);
-        let mut descriptor = files.descriptor()?;
+        let mut descriptor = self.described(&mut files)?;
 
         let (image, image_path) = self.image(&mut files, &descriptor, access)?;
         let state = files.state(&descriptor, access)?;
@@ -72,7 +84,7 @@ impl OpenOptions {
         if !self.no_lock {
             locks.extend(self.lock(&state, &image, &image_path)?);
             // With a folder of the caller's there is one of each file, and the caller has to know what it hands in.
-            if self.folder.is_none() && Files::new(place).descriptor()? != descriptor {
+            if self.folder.is_none() && self.described(&mut Files::new(place))? != descriptor {
                 return Ok(None);
             }
         }
@@ -130,6 +142,7 @@ impl OpenOptions {
             image: child,
             length: AtomicU64::new(length),
             path: path.to_owned(),
+            described: self.image_format.is_none(),
             writable: !self.read_only,
             direct: self.direct,
             layered: overlay.is_some(),
@@ -156,6 +169,21 @@ impl OpenOptions {
         }))
     }
 
+    /// The descriptor, or what it would be of an image that has none.
+    fn described(&self, files: &mut Files<'_>) -> Result<Descriptor> {
+        match self.image_format {
+            None => files.descriptor(),
+            Some(format) => Descriptor::new(
+                "",
+                ImageEntry {
+                    file: files.own_name()?,
+                    format,
+                    checksum: None,
+                },
+            ),
+        }
+    }
+
     /// The disk's own image.
     fn image(
         &self,
@@ -167,15 +195,25 @@ impl OpenOptions {
         if image.format != Format::Raw {
             return Err(Error::new(
                 ErrorCode::NotSupported,
-                format!(
-                    "QBM.image.format: {} images cannot be opened by this version; raw can",
-                    image.format
-                ),
+                match self.image_format {
+                    None => format!(
+                        "QBM.image.format: {} images cannot be opened by this version; raw can",
+                        image.format
+                    ),
+                    Some(_) => format!(
+                        "cannot open {}: {} images cannot be opened by this version; raw and qbm can",
+                        image.file, image.format
+                    ),
+                },
             ));
         }
         let direct = self.direct;
         let access = Access { direct, ..access };
-        files.open(Role::Image, "QBM.image.file", Path::new(""), &image.file, access)
+        let key = match self.image_format {
+            None => "QBM.image.file",
+            Some(_) => "",
+        };
+        files.open(Role::Image, key, Path::new(""), &image.file, access)
     }
 
     /// What lies below the disk's own image.

@@ -23,6 +23,8 @@ use crate::units::ByteRange;
 const MAP: usize = 2 * SLOT;
 /// The whole file; what is behind it is not looked at.
 pub(crate) const LENGTH: usize = MAP + MAP_PIECES * PIECE;
+/// The same for whoever adds up what a disk takes.
+pub(crate) const LENGTH_BYTES: u64 = LENGTH as u64;
 
 /// The generation of a new file's header.
 const FIRST: u64 = 1;

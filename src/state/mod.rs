@@ -22,7 +22,7 @@ mod sys;
 mod verdict;
 
 pub(crate) use evidence::{Evidence, NoEvidence};
-pub(crate) use file::{Found, StateFile};
+pub(crate) use file::{Found, LENGTH_BYTES as STATE_FILE_BYTES, StateFile};
 pub(crate) use header::{Header, MarkId, Marks};
 pub(crate) use intent::IntentMap;
 pub(crate) use locks::{Lock, Sharing};

@@ -7,6 +7,8 @@
 mod buffers;
 mod file;
 mod host_folder;
+mod new_file;
+mod offload;
 mod shortcut;
 #[cfg(feature = "simulated")]
 pub mod simulated;
@@ -22,6 +24,8 @@ use std::sync::Arc;
 pub use buffers::{Gather, Scatter, read_slice, write_slice};
 pub use file::FileStorage;
 pub use host_folder::HostFolder;
+pub(crate) use new_file::NewFile;
+pub(crate) use offload::{copy_range, start_writeback};
 pub(crate) use shortcut::Shortcut;
 
 use crate::units::ByteRange;

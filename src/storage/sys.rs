@@ -3,7 +3,7 @@
 //! Every libc call of the storage layer is here; nothing here decides anything. Invariant: a call that a signal
 //! interrupted is made again, and every other failure is the errno as the system gave it.
 
-use std::ffi::{CStr, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::mem::{ManuallyDrop, MaybeUninit};
@@ -241,6 +241,69 @@ pub fn set_close_on_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
 pub fn fallocate(fd: BorrowedFd<'_>, mode: c_int, offset: u64, len: u64) -> io::Result<()> {
     // SAFETY: a plain call on a live descriptor.
     retry(|| check_int(unsafe { libc::fallocate64(fd.as_raw_fd(), mode, off(offset), off(len)) })).map(drop)
+}
+
+/// Copies bytes within the kernel, as far as one `copy_file_range` does.
+pub fn copy_range(
+    from: BorrowedFd<'_>,
+    from_offset: u64,
+    to: BorrowedFd<'_>,
+    to_offset: u64,
+    len: usize,
+) -> io::Result<usize> {
+    let (mut from_offset, mut to_offset) = (off(from_offset), off(to_offset));
+    retry(|| {
+        // SAFETY: both offsets are variables that outlive the call.
+        check(unsafe {
+            libc::copy_file_range(
+                from.as_raw_fd(),
+                &raw mut from_offset,
+                to.as_raw_fd(),
+                &raw mut to_offset,
+                len,
+                0,
+            )
+        })
+    })
+}
+
+/// Has the kernel begin to write a range out, and does not wait for it. Promises nothing about durability.
+pub fn start_writeback(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+    // SAFETY: a plain call on a live descriptor.
+    check_int(unsafe {
+        libc::sync_file_range(fd.as_raw_fd(), off(offset), off(len), libc::SYNC_FILE_RANGE_WRITE)
+    })
+    .map(drop)
+}
+
+/// Gives an open file that has no name the name `name`, relative to `dir`, which must be free.
+pub fn link_at(fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+    let Ok(file) = CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    retry(|| {
+        // SAFETY: both names are terminated strings that outlive the call.
+        check_int(unsafe {
+            libc::linkat(
+                libc::AT_FDCWD,
+                file.as_ptr(),
+                dir.as_raw_fd(),
+                name.as_ptr(),
+                libc::AT_SYMLINK_FOLLOW,
+            )
+        })
+    })
+    .map(drop)
+}
+
+/// Renames `from` to `to`, both relative to `dir`; `to` must be free.
+pub fn rename_to_free(dir: BorrowedFd<'_>, from: &CStr, to: &CStr) -> io::Result<()> {
+    let dir = dir.as_raw_fd();
+    retry(|| {
+        // SAFETY: both names are terminated strings that outlive the call.
+        check_int(unsafe { libc::renameat2(dir, from.as_ptr(), dir, to.as_ptr(), libc::RENAME_NOREPLACE) })
+    })
+    .map(drop)
 }
 
 /// Where `SEEK_DATA` or `SEEK_HOLE` leads from `offset`. It moves the file position, which nothing here uses.

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use qbm::{CreateOptions, ErrorCode, Format, Granularity, OpenOptions};
 
 use crate::failure::{Failure, Outcome};
+use crate::image::parse_format;
 use crate::output::long_size;
 use crate::size::{parse_granularity, parse_size};
 
@@ -130,11 +131,6 @@ fn parse_option(text: &str) -> Result<KeyValue, String> {
                 .to_owned(),
         ),
     }
-}
-
-fn parse_format(text: &str) -> Result<Format, String> {
-    text.parse()
-        .map_err(|error: qbm::Error| format!("it {}", error.message()))
 }
 
 pub fn run(args: &Args) -> Outcome {

@@ -1,22 +1,26 @@
 //! `qbm`, the command-line tool: one file a verb, and nothing here that the library does not do for every caller.
 //!
 //! May call the library's public face only. Invariant: what went wrong is one line on standard error, and the exit
-//! code says whether it did: 0 done, 1 failed, 2 a command line that makes no sense (and `check` has codes of its own).
+//! code says whether it did: 0 done, 1 failed, 2 a command line that makes no sense (and `check` and `compare` have codes of their own).
 
 mod backup;
 mod bar;
 mod bitmap;
 mod check;
 mod commit;
+mod compare;
+mod convert;
 mod create;
 mod dirty;
 mod export;
 mod failure;
 mod forms;
 mod generate;
+mod image;
 mod import;
 mod info;
 mod map;
+mod measure;
 mod open;
 mod output;
 mod resize;
@@ -35,7 +39,7 @@ const AFTER_HELP: &str = "\
 Sizes and offsets are bytes, or have a suffix: k, M, G, T, P or E, powers of 1024 (1.5G is 1610612736).
 
 Exit status: 0 done; 1 failed, with one line on standard error that says why; 2 the command line makes no sense.
-qbm check has codes of its own besides, qemu-img check's.
+qbm check and qbm compare have codes of their own, qemu-img's.
 
 Examples:
   qbm create disk.qbm 20G
@@ -73,6 +77,9 @@ enum Verb {
     Bitmap(bitmap::Args),
     Resize(resize::Args),
     Commit(commit::Args),
+    Convert(convert::Args),
+    Compare(compare::Args),
+    Measure(measure::Args),
     Backup(backup::Args),
     Restore(restore::Args),
     Import(import::Args),
@@ -88,12 +95,15 @@ enum Verb {
 fn run(verb: &Verb) -> Outcome<ExitCode> {
     let done: Outcome = match verb {
         Verb::Check(args) => return check::run(args),
+        Verb::Compare(args) => return compare::run(args),
         Verb::Create(args) => create::run(args),
         Verb::Info(args) => info::run(args),
         Verb::Map(args) => map::run(args),
         Verb::Bitmap(args) => bitmap::run(args),
         Verb::Resize(args) => resize::run(args),
         Verb::Commit(args) => commit::run(args),
+        Verb::Convert(args) => convert::run(args),
+        Verb::Measure(args) => measure::run(args),
         Verb::Backup(args) => backup::run(args),
         Verb::Restore(args) => restore::run(args),
         Verb::Import(args) => import::run(args),

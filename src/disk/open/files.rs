@@ -132,6 +132,18 @@ impl<'p> Files<'p> {
         }
     }
 
+    /// The name of an image that has no descriptor, as one beside it would have it.
+    pub(super) fn own_name(&self) -> Result<String> {
+        let name = self.place.name.to_str().ok_or_else(|| {
+            Error::new(
+                ErrorCode::NotSupported,
+                format!("the name {} is not UTF-8", self.place.name.display()),
+            )
+        })?;
+        // What stands before a colon would be a scheme.
+        Ok(format!("{}{name}", if name.contains(':') { "./" } else { "" }))
+    }
+
     /// Opens a child that the descriptor in the folder `base` (as the disk's folder sees it) names under `key`.
     pub(in crate::disk) fn open(
         &mut self,
@@ -238,7 +250,7 @@ impl<'p> Files<'p> {
                 Some(libc::EXDEV) if self.place.confined => outside(&shown),
                 _ => Error::io("open", &shown, &e),
             })
-            .map_err(|e| e.context(key))
+            .map_err(|e| if key.is_empty() { e } else { e.context(key) })
     }
 
     /// Keeps others from writing to a backing image, for as long as it is open here.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bitmap::BitmapPolicy;
+use crate::descriptor::Format;
 use crate::disk::bitmaps::{BitmapContent, OnBitmapError};
 use crate::storage::Folder;
 
@@ -58,6 +59,8 @@ pub struct OpenOptions {
     pub(super) direct: bool,
     pub(super) no_backing: bool,
     pub(super) confined: bool,
+    /// What is opened is an image by itself, and no descriptor.
+    pub(super) image_format: Option<Format>,
     pub(super) folder: Option<Arc<dyn Folder>>,
     pub(in crate::disk) notify: Notify,
     pub(in crate::disk) bitmap_policy: BitmapPolicy,
@@ -107,6 +110,16 @@ impl OpenOptions {
     #[must_use]
     pub fn confined(mut self, yes: bool) -> Self {
         self.confined = yes;
+        self
+    }
+
+    /// What is at the path is not a descriptor, but an image of this format by itself; it can only be opened read-only.
+    ///
+    /// The format is never guessed: in a raw image the guest could write what looks like another, and that one could name
+    /// any file of the host. [`Format::Qbm`] is a descriptor, as without this.
+    #[must_use]
+    pub fn image_format(mut self, format: Format) -> Self {
+        self.image_format = (format != Format::Qbm).then_some(format);
         self
     }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::{OpenOptions, check_length};
+use crate::descriptor::Format;
 use crate::disk::{AddBitmap, CreateOptions, WriteFlags};
 use crate::error::ErrorCode;
 use crate::mutation::{self, Fault};
@@ -212,4 +213,37 @@ fn cut_while_a_state_file_is_added() {
         }
     }
     assert!(with > 20 && without > 20, "{with} with, {without} without");
+}
+
+/// An image without a descriptor, as `qbm convert` reads it.
+#[test]
+fn an_image_by_itself_opens_read_only_as_what_it_is_called() {
+    let dir = tempfile::tempdir().unwrap();
+    // A name that would be a scheme in a descriptor.
+    let path = dir.path().join("host:disk.img");
+    std::fs::write(&path, [7; 1000]).unwrap();
+    let options = OpenOptions::new().image_format(Format::Raw);
+    let refused = options.open(&path).unwrap_err();
+    assert!(
+        refused.message().ends_with("can only be opened read-only"),
+        "{refused}"
+    );
+    let disk = options.read_only(true).open(&path).unwrap();
+    assert_eq!(disk.length(), 1000);
+    let mut bytes = [0; 10];
+    disk.read(&mut bytes, 990).unwrap();
+    assert_eq!(bytes, [7; 10]);
+    assert_eq!(disk.layer(0).unwrap().descriptor, None);
+    assert_eq!(
+        disk.write(&[1], 0, crate::WriteFlags::empty())
+            .unwrap_err()
+            .code(),
+        ErrorCode::ReadOnly
+    );
+    let missing = dir.path().join("missing.img");
+    let options = OpenOptions::new().read_only(true).image_format(Format::Raw);
+    assert_eq!(
+        options.open(&missing).unwrap_err().message(),
+        format!("cannot open {}: No such file or directory", missing.display())
+    );
 }

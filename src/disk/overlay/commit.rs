@@ -23,8 +23,10 @@ use crate::mutation::{self, Fault};
 use crate::storage::read_slice;
 use crate::units::ByteRange;
 
-/// The most bytes that are copied in one go.
-const STEP: u64 = 1 << 20;
+/// The most bytes that are copied in one go: few enough to be still in the processor's cache when they are written.
+const STEP: u64 = 256 << 10;
+/// So much is written before the system is told to begin writing it out.
+const PIECE: u64 = 2 << 20;
 /// So much may be left to copy while the guest waits.
 const LAST: u64 = 8 << 20;
 /// So often is copied again before, at most: a guest that writes faster than is copied must not keep a commit for ever.
@@ -260,17 +262,31 @@ impl Copy<'_, '_> {
                 .storage
                 .extent(ByteRange::between(at, range.end()))
                 .map_err(|e| image.failed("find the data in", &e))?;
-            let mut part = ByteRange::between(at, at.saturating_add(extent.len.max(1)).min(range.end()));
+            let run = ByteRange::between(at, at.saturating_add(extent.len.max(1)).min(range.end()));
+            at = run.end();
             if extent.data {
-                part = ByteRange::between(at, part.end().min(at.saturating_add(STEP)));
-                buffer.resize(in_memory(part.len()), 0);
-                read_slice(&*image.storage, buffer, at)
-                    .map_err(|e| image.failed(&format!("read {part} from"), &e))?;
-                self.target.write(buffer, at)?;
+                self.data(image, run, buffer)?;
             } else {
-                self.target.zero(part)?;
+                self.target.zero(run)?;
+                self.account.add(run.len())?;
             }
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, image: &Child, range: ByteRange, buffer: &mut Vec<u8>) -> Result<()> {
+        let (mut at, mut begun) = (range.start(), range.start());
+        while at < range.end() {
+            let part = ByteRange::between(at, range.end().min(at.saturating_add(STEP)));
+            buffer.resize(in_memory(part.len()), 0);
+            read_slice(&*image.storage, buffer, at)
+                .map_err(|e| image.failed(&format!("read {part} from"), &e))?;
+            self.target.write(buffer, at)?;
             at = part.end();
+            if at - begun >= PIECE || at == range.end() {
+                self.target.start_writeback(ByteRange::between(begun, at));
+                begun = at;
+            }
             self.account.add(part.len())?;
         }
         Ok(())

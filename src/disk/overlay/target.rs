@@ -13,7 +13,7 @@ use crate::disk::{Child, Disk, TruncateFlags, WriteFlags};
 use crate::error::{Error, ErrorCode, Result};
 use crate::mutation::{self, Fault};
 use crate::state::{Lock, Sharing};
-use crate::storage::{Access, Role, SyncMode, Zeroing, write_slice};
+use crate::storage::{Access, Role, SyncMode, Zeroing, start_writeback, write_slice};
 use crate::units::ByteRange;
 
 /// It, open for writing.
@@ -115,6 +115,11 @@ impl Target {
                 .map_err(|e| image.failed(&format!("write {} bytes at offset {offset} to", bytes.len()), &e)),
             Self::Qbm(disk) => disk.write(bytes, offset, WriteFlags::empty()),
         }
+    }
+
+    /// Has the system begin to write `range` out, so that the sync at the end has less to wait for.
+    pub(super) fn start_writeback(&self, range: ByteRange) {
+        start_writeback(&*self.image().storage, range);
     }
 
     pub(super) fn zero(&self, range: ByteRange) -> Result<()> {

@@ -1,0 +1,262 @@
+//! Converting: a new image with what another shows, or the same into one that exists.
+
+use std::io;
+use std::path::Path;
+
+use super::copy::{self, Copied, How};
+use super::target::{RawTarget, Target, place_for_new, taken};
+use crate::descriptor::Format;
+use crate::descriptor::names::FileName;
+use crate::disk::{CreateOptions, Disk, Progress};
+use crate::error::{Error, ErrorCode, Result};
+use crate::parallel::{MOST_WORKERS, WORKERS};
+use crate::storage::NewFile;
+use crate::units::ByteRange;
+use crate::zeros::BLOCK;
+
+/// The largest [`Convert::sparse`].
+const MOST_SPARSE: u64 = 16 << 20;
+
+/// How to convert an image.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Convert {
+    sparse: Option<u64>,
+    offload: bool,
+    threads: Option<usize>,
+}
+
+/// What was converted, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Converted {
+    /// The length of the image.
+    pub length: u64,
+    /// What was written; the rest is holes, or shared.
+    pub written: u64,
+    /// What shares its space with the source, as the file system can do that.
+    pub shared: u64,
+}
+
+impl Convert {
+    /// Zeros of 4 KiB and more become holes.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many zeros at least become a hole: a multiple of 512, at most 16 MiB. With 0 there are no holes: all of the image's
+    /// space is taken.
+    #[must_use]
+    pub fn sparse(mut self, bytes: u64) -> Self {
+        self.sparse = Some(bytes);
+        self
+    }
+
+    /// How many threads do it, 1 to 16; 4 unless it is said.
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// The kernel copies (`copy_file_range`) where it can. It does not look for zeros, so that those which are no holes in
+    /// the source are none in the new image either.
+    #[must_use]
+    pub fn offload(mut self, yes: bool) -> Self {
+        self.offload = yes;
+        self
+    }
+
+    /// Makes the image `target`, raw or a QBM disk, with what `source` shows, which must not change meanwhile. Durable on
+    /// return.
+    ///
+    /// The file gets its name when all of it is there: whatever goes wrong before, nothing is left behind, not even where
+    /// the process is killed (but on file systems that know no files without a name, and of a QBM disk at most its data
+    /// image, which [`CheckOptions`](crate::CheckOptions) finds). Where the file system can share space between files,
+    /// nothing is copied.
+    ///
+    /// Fails with `FileExists` where the name is taken, `NotSupported` for other formats, and `Canceled` where `progress`
+    /// says so.
+    pub fn create(
+        &self,
+        source: &Disk,
+        target: &Path,
+        format: Format,
+        progress: &mut Progress<'_>,
+    ) -> Result<Converted> {
+        self.create_parts(source, target, format, progress)
+            .map_err(|e| explained(e, source, target))
+    }
+
+    fn create_parts(
+        &self,
+        source: &Disk,
+        target: &Path,
+        format: Format,
+        progress: &mut Progress<'_>,
+    ) -> Result<Converted> {
+        let how = self.how()?;
+        check_format(format)?;
+        let (folder, name) = place_for_new(target)?;
+        let io_failed = |e: &io::Error| Error::io("create", target, e);
+        let mut file = NewFile::create(folder).map_err(|e| io_failed(&e))?;
+        let copied = fill(&file, source, target, how, progress)?;
+        if format == Format::Raw {
+            file.publish(name).map_err(|e| match e.kind() {
+                io::ErrorKind::AlreadyExists => taken(),
+                _ => io_failed(&e),
+            })?;
+        } else {
+            let image = publish_image(&mut file, name).map_err(|e| io_failed(&e))?;
+            let made = CreateOptions::new().image(&*image).create(target);
+            if made.is_err() {
+                file.take_back(Path::new(&image));
+            }
+            made?;
+        }
+        Ok(told(source, copied))
+    }
+
+    /// Makes the first bytes of the image or disk `target`, which exists and is as long as `source` at least, what `source`
+    /// shows. What lies behind them stays. Durable on return; after a failure part of it is new and part old.
+    ///
+    /// The bitmaps of a QBM disk record it. Fails with `Locked` where somebody uses the target, `InvalidArgument` where it
+    /// is shorter, or is the source, or a part of it.
+    pub fn overwrite(
+        &self,
+        source: &Disk,
+        target: &Path,
+        format: Format,
+        progress: &mut Progress<'_>,
+    ) -> Result<Converted> {
+        self.overwrite_parts(source, target, format, progress)
+            .map_err(|e| explained(e, source, target))
+    }
+
+    fn overwrite_parts(
+        &self,
+        source: &Disk,
+        target: &Path,
+        format: Format,
+        progress: &mut Progress<'_>,
+    ) -> Result<Converted> {
+        let how = self.how()?;
+        check_format(format)?;
+        let target = match format {
+            Format::Qbm => Target::disk(target)?,
+            _ => Target::raw(target)?,
+        };
+        check_apart(source, &target)?;
+        let (length, wanted) = (target.length()?, source.length());
+        if length < wanted {
+            return Err(Error::new(
+                ErrorCode::InvalidArgument,
+                format!("it is {length} bytes long, and the source {wanted}"),
+            ));
+        }
+        let copied = copy::copy(source, &target, how, progress)?;
+        target.finish()?;
+        Ok(told(source, copied))
+    }
+
+    fn how(&self) -> Result<How> {
+        let bytes = self.sparse.unwrap_or(BLOCK);
+        match usize::try_from(bytes) {
+            Ok(sparse) if bytes.is_multiple_of(512) && bytes <= MOST_SPARSE => Ok(How {
+                sparse,
+                offload: self.offload,
+                threads: threads(self.threads),
+            }),
+            _ => Err(Error::new(
+                ErrorCode::InvalidArgument,
+                format!("holes of {bytes} bytes: it must be a multiple of 512, up to {MOST_SPARSE}"),
+            )),
+        }
+    }
+}
+
+/// How many threads are started for so many that are asked for.
+pub(super) fn threads(asked: Option<usize>) -> usize {
+    asked.unwrap_or(WORKERS).clamp(1, MOST_WORKERS)
+}
+
+fn check_format(format: Format) -> Result<()> {
+    match format {
+        Format::Raw | Format::Qbm => Ok(()),
+        other => Err(Error::new(
+            ErrorCode::NotSupported,
+            format!("{other} images cannot be written by this version; raw and qbm can"),
+        )),
+    }
+}
+
+/// Writes all of the new file.
+fn fill(file: &NewFile, source: &Disk, path: &Path, how: How, progress: &mut Progress<'_>) -> Result<Copied> {
+    let length = source.length();
+    let mut target = RawTarget {
+        storage: file.storage(),
+        path: path.to_owned(),
+        new: true,
+        lock: None,
+    };
+    let storage = file.storage();
+    storage
+        .set_length(length)
+        .map_err(|e| target.failed(&format!("give {length} bytes to"), &e))?;
+    if how.sparse == 0 && length > 0 {
+        match storage.allocate(ByteRange::between(0, length)) {
+            Ok(()) => {}
+            // Then zeros have to be written.
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => target.new = false,
+            Err(e) => return Err(target.failed(&format!("reserve {length} bytes for"), &e)),
+        }
+    }
+    copy::copy(source, &Target::Raw(target), how, progress)
+}
+
+/// Gives the data image of the disk `descriptor` a name that is free, and says which.
+fn publish_image(file: &mut NewFile, descriptor: &Path) -> io::Result<String> {
+    let mut refused = io::ErrorKind::AlreadyExists.into();
+    for name in FileName::data(descriptor).candidates() {
+        match file.publish(Path::new(&name)) {
+            Ok(()) => return Ok(name),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => refused = e,
+            Err(e) => return Err(e),
+        }
+    }
+    Err(refused)
+}
+
+/// Fails where the target is a file of the source: without locks, nothing else would keep them apart.
+fn check_apart(source: &Disk, target: &Target) -> Result<()> {
+    let identity = match target {
+        Target::Raw(raw) => raw.storage.identity(),
+        Target::Disk(disk) => disk.raw_layer(0).and_then(|image| image.identity()),
+    };
+    let layers = source.info()?.layers;
+    let same = (0..layers)
+        .filter_map(|layer| source.raw_layer(layer))
+        .any(|layer| layer.identity() == identity && identity.is_some());
+    if same {
+        return Err(Error::new(
+            ErrorCode::InvalidArgument,
+            "it is a part of the source",
+        ));
+    }
+    Ok(())
+}
+
+fn told(source: &Disk, copied: Copied) -> Converted {
+    Converted {
+        length: source.length(),
+        written: copied.written,
+        shared: copied.shared,
+    }
+}
+
+fn explained(error: Error, source: &Disk, target: &Path) -> Error {
+    error.context(format_args!(
+        "cannot convert {} to {}",
+        source.path().display(),
+        target.display()
+    ))
+}

@@ -1,0 +1,92 @@
+//! Converting and comparing through the library: what the tool's tests cannot reach.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use super::{Compare, Convert, Verdict};
+use crate::descriptor::Format;
+use crate::disk::{CreateOptions, Disk, OpenOptions, WriteFlags};
+use crate::error::ErrorCode;
+
+fn open(path: &Path) -> Disk {
+    OpenOptions::new()
+        .read_only(true)
+        .image_format(Format::Raw)
+        .open(path)
+        .unwrap()
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn progress_goes_up_to_the_length_and_may_end_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = dir.path().join("from.img");
+    std::fs::write(&from, vec![1; 9 << 20]).unwrap();
+    let source = open(&from);
+    for threads in [1, 4] {
+        let to = dir.path().join("to.img");
+        let mut seen = Vec::new();
+        let mut progress = |done: u64, total: u64| {
+            assert_eq!(total, 9 << 20);
+            seen.push(done);
+            ControlFlow::Continue(())
+        };
+        Convert::new()
+            .threads(threads)
+            .create(&source, &to, Format::Raw, &mut progress)
+            .unwrap();
+        assert!(seen.is_sorted(), "{seen:?}");
+        assert_eq!(seen.last(), Some(&(9 << 20)));
+        std::fs::remove_file(&to).unwrap();
+        let mut enough = |_: u64, _: u64| ControlFlow::Break(());
+        let canceled = Convert::new()
+            .threads(threads)
+            .create(&source, &to, Format::Qbm, &mut enough)
+            .unwrap_err();
+        assert_eq!(canceled.code(), ErrorCode::Canceled);
+        assert_eq!(names(dir.path()), ["from.img"]);
+    }
+}
+
+#[test]
+fn of_two_differences_the_first_is_told_whoever_finds_which() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, other) = (dir.path().join("one"), dir.path().join("other"));
+    let mut bytes = vec![1; 40 << 20];
+    std::fs::write(&one, &bytes).unwrap();
+    bytes[3 << 20] = 2;
+    for byte in bytes[4 << 20..].iter_mut().step_by(1 << 20) {
+        *byte = 2;
+    }
+    std::fs::write(&other, &bytes).unwrap();
+    for threads in [1, 2, 8, 16] {
+        let compare = Compare::new().threads(threads);
+        let verdict = compare
+            .run(&open(&one), &open(&other), &mut |_, _| ControlFlow::Continue(()))
+            .unwrap();
+        assert_eq!(verdict, Verdict::Differs(3 << 20));
+    }
+}
+
+#[test]
+fn a_disk_that_is_open_for_writing_can_be_the_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.qbm");
+    CreateOptions::new().size(1 << 20).create(&path).unwrap();
+    let disk = Disk::open(&path).unwrap();
+    disk.write(&[9; 1000], 5000, WriteFlags::empty()).unwrap();
+    let to = dir.path().join("to.img");
+    Convert::new()
+        .create(&disk, &to, Format::Raw, &mut |_, _| ControlFlow::Continue(()))
+        .unwrap();
+    let verdict = Compare::new().run(&disk, &open(&to), &mut |_, _| ControlFlow::Continue(()));
+    assert_eq!(verdict.unwrap(), Verdict::Identical);
+}
