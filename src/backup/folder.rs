@@ -353,6 +353,7 @@ fn owner(file: &str) -> Option<&str> {
         "-data.img",
         "-merged.img",
         "-allocation.bitmap",
+        "-merged.bitmap",
     ]
     .iter()
     .find_map(|suffix| file.strip_suffix(suffix))

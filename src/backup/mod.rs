@@ -11,6 +11,7 @@ mod content;
 mod copy;
 mod digest;
 mod folder;
+mod keep;
 mod pace;
 mod point;
 mod prune;
@@ -22,8 +23,9 @@ mod time;
 mod verify;
 
 pub use folder::BackupFolder;
+pub use keep::Keep;
 pub use point::{BackupKind, BackupPoint};
-pub use prune::Pruned;
+pub use prune::{MergedPoint, Pruned};
 pub use restore::{Restore, RestoreFormat, Restored};
 pub use run::{Backup, Finished};
 pub use verify::Verified;

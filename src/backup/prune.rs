@@ -1,70 +1,81 @@
 //! Letting old backups go.
 //!
-//! A backup that is kept and stands on one that goes becomes a full one first: its content is copied into a new data
-//! file, and its new descriptor takes the place of the old one by one rename, so that it reads the same at every
-//! moment. Only then do the others go, the newest first: whoever is killed leaves no backup without its parent.
+//! A backup that stays and stands on one that goes gets what it needs of that one first: its own granules, and those of
+//! all that go between it and the next one that stays, are copied into a new data file, and its new descriptor takes the
+//! place of the old one by one rename, so that it reads the same at every moment. Where nothing below it stays, it becomes
+//! a full one. Only then do the others go, the newest first: whoever is killed leaves no backup without its parent.
 
-use super::copy::copy;
+use super::copy::{Copied, copy};
 use super::folder::BackupFolder;
+use super::keep::Keep;
 use super::pace::Pace;
 use super::point::BackupPoint;
-use super::run::publish;
+use super::run::{add_stored, publish, write_bitmap};
+use crate::bitmap::Bits;
 use crate::disk::Progress;
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::{Role, SyncMode};
 use crate::units::ByteRange;
 
-/// What a prune did, from [`BackupFolder::prune`].
+/// What a prune did, from [`BackupFolder::prune`]; or would do.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Pruned {
     /// The backups that went.
     pub removed: Vec<String>,
-    /// Those that became full ones.
-    pub merged: Vec<String>,
+    /// Those that had to get what they need of these.
+    pub merged: Vec<MergedPoint>,
+}
+
+/// A backup that no longer needs those that went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MergedPoint {
+    /// Its name.
+    pub name: String,
+    /// The backup that it stands on now; `None` where it has become a full one.
+    pub parent: Option<String>,
+}
+
+/// One that stays, and those that go between it and what it is to stand on.
+struct Merge {
+    point: BackupPoint,
+    between: Vec<BackupPoint>,
+    parent: Option<String>,
 }
 
 impl BackupFolder {
-    /// Keeps the newest `keep` backups, at least one; the others go. Durable on return.
+    /// Keeps the backups that `keep` says, always the newest; the others go. Durable on return.
     ///
-    /// Needs room for a full backup where one that is kept has to become one. What it is made from is compared with
-    /// its checksums first: with a backup that is damaged nothing is removed. An error leaves every backup that was not
-    /// to go, and maybe some that were; the same call again does the rest.
-    pub fn prune(&mut self, keep: usize, progress: &mut Progress<'_>) -> Result<Pruned> {
+    /// Needs room for what those that stay take over from those that go; a full backup, where nothing below one stays.
+    /// What it is made from is compared with its checksums first: with a backup that is damaged nothing is removed. An
+    /// error leaves every backup that was not to go, and maybe some that were; the same call again does the rest.
+    pub fn prune(&mut self, keep: &Keep, progress: &mut Progress<'_>) -> Result<Pruned> {
         let shown = self.path().display().to_string();
         self.prune_parts(keep, progress)
             .map_err(|e| e.context(format_args!("cannot prune {shown}")))
     }
 
-    fn prune_parts(&mut self, keep: usize, progress: &mut Progress<'_>) -> Result<Pruned> {
-        if keep == 0 {
-            return Err(Error::new(
-                ErrorCode::InvalidArgument,
-                "at least one backup must be kept",
-            ));
-        }
+    /// What [`prune`](Self::prune) would do. Changes nothing, and reads no data.
+    pub fn would_prune(&self, keep: &Keep) -> Result<Pruned> {
+        let (merges, gone) = self
+            .plan(keep)
+            .map_err(|e| e.context(format_args!("cannot prune {}", self.path().display())))?;
+        Ok(Pruned {
+            removed: gone.iter().map(|point| point.name.clone()).collect(),
+            merged: merges.iter().map(Merge::told).collect(),
+        })
+    }
+
+    fn prune_parts(&mut self, keep: &Keep, progress: &mut Progress<'_>) -> Result<Pruned> {
         let _lock = self.lock()?;
-        if let Some((name, error)) = self.damaged().first() {
-            return Err(Error::new(
-                ErrorCode::FileInvalid,
-                format!(
-                    "what stands on {name} cannot be known: {}; nothing is removed",
-                    error.message()
-                ),
-            ));
-        }
-        let first = self.points().len().saturating_sub(keep);
-        let (old, kept) = self.points().split_at(first);
-        let (old, kept) = (old.to_vec(), kept.to_vec());
+        let (merges, gone) = self.plan(keep)?;
         let mut pruned = Pruned::default();
-        for point in &kept {
-            // Or it is gone already, which the merge finds.
-            let stays = |parent: &String| kept.iter().any(|it| it.name == *parent);
-            if point.parent.as_ref().is_some_and(|parent| !stays(parent)) {
-                self.merge(point, progress)?;
-                pruned.merged.push(point.name.clone());
-            }
+        for merge in &merges {
+            self.merge(merge, progress)?;
+            // The next one may stand on it, with other files than before.
+            self.rescan()?;
+            pruned.merged.push(merge.told());
         }
-        for point in old.iter().rev() {
+        for point in gone.iter().rev() {
             self.remove(&point.descriptor())?;
             pruned.removed.push(point.name.clone());
         }
@@ -78,40 +89,139 @@ impl BackupFolder {
         Ok(pruned)
     }
 
-    /// Makes a full backup of one that stands on others.
-    fn merge(&self, point: &BackupPoint, progress: &mut Progress<'_>) -> Result<()> {
+    fn plan(&self, keep: &Keep) -> Result<(Vec<Merge>, Vec<BackupPoint>)> {
+        if let Some((name, error)) = self.damaged().first() {
+            return Err(Error::new(
+                ErrorCode::FileInvalid,
+                format!(
+                    "what stands on {name} cannot be known: {}; nothing is removed",
+                    error.message()
+                ),
+            ));
+        }
+        let stay = keep.choose(self.points())?;
+        let (kept, gone): (Vec<_>, Vec<_>) = self
+            .points()
+            .iter()
+            .cloned()
+            .partition(|point| stay.contains(&point.name));
+        let mut merges = Vec::new();
+        for point in kept {
+            // Or it is gone already, which the merge finds.
+            if point.parent.as_ref().is_none_or(|parent| stay.contains(parent)) {
+                continue;
+            }
+            let below = self.chain(&point)?.split_off(1);
+            let next = below.iter().position(|it| stay.contains(&it.name));
+            let between = &below[..next.unwrap_or(below.len())];
+            merges.push(Merge {
+                between: between.iter().map(|it| (*it).clone()).collect(),
+                parent: next.map(|at| below[at].name.clone()),
+                point,
+            });
+        }
+        Ok((merges, gone))
+    }
+
+    fn merge(&self, merge: &Merge, progress: &mut Progress<'_>) -> Result<()> {
+        let point = &merge.point;
         self.verify_chain(point, progress)?;
         let source = self.open_point(point)?;
-        let mut merged = BackupPoint {
-            data_file: format!("{}-merged.img", point.name),
-            bitmap_file: None,
-            bitmap_checksum: None,
-            parent: None,
-            // What it had of its own is not known any more, so nothing can be built on where it began.
-            based_on: None,
-            reason: "the backups that it stood on were pruned".to_owned(),
-            ..point.clone()
-        };
+        let set = merge.granules(self)?;
+        let mut merged = merge.described();
         let storage = self.create(Role::Image, &merged.data_file)?;
         let path = self.shown(&merged.data_file);
         let mut pace = Pace::new(progress, None, point.length);
-        let whole = ByteRange::between(0, point.length);
-        let written = copy(&source, std::iter::once(whole), &*storage, &path, &mut pace).and_then(|copied| {
+        let mut write = || -> Result<Copied> {
+            let copied = if let Some(set) = &set {
+                pace.total = set.count().saturating_mul(point.granularity.bytes());
+                let parts = set
+                    .runs(set.all())
+                    .map(|run| point.granularity.bytes_of(run, point.length));
+                let copied = copy(&source, parts, &*storage, &path, &mut pace)?;
+                merged.bitmap_checksum = Some(write_bitmap(self, &merged, set)?);
+                copied
+            } else {
+                let whole = ByteRange::between(0, point.length);
+                copy(&source, std::iter::once(whole), &*storage, &path, &mut pace)?
+            };
             storage
                 .sync(SyncMode::All)
                 .map_err(|e| Error::io("sync", &path, &e))?;
             Ok(copied)
-        });
-        let copied = match written {
-            Ok(copied) => copied,
+        };
+        match write() {
+            Ok(copied) => {
+                merged.stored = copied.stored;
+                merged.data_checksum = copied.checksum;
+            }
             Err(error) => {
                 // What cannot be removed now goes with the next change of the folder.
-                let _ = self.remove(&merged.data_file);
+                for file in merged.files().skip(1) {
+                    let _ = self.remove(&file);
+                }
                 return Err(error);
             }
-        };
-        merged.stored = copied.stored;
-        merged.data_checksum = copied.checksum;
+        }
         publish(self, &merged)
+    }
+}
+
+impl Merge {
+    fn told(&self) -> MergedPoint {
+        MergedPoint {
+            name: self.point.name.clone(),
+            parent: self.parent.clone(),
+        }
+    }
+
+    /// What it is to have of its own; `None` where that is all.
+    fn granules(&self, folder: &BackupFolder) -> Result<Option<Bits>> {
+        if self.parent.is_none() {
+            return Ok(None);
+        }
+        let point = &self.point;
+        let set = Bits::new(point.granularity.granules_in(point.length))?;
+        for other in self.between.iter().chain([point]) {
+            add_stored(folder, other, &set, point)?;
+        }
+        // One that was shorter hides what lies below it behind its end, and goes.
+        let shortest = self.between.iter().map(|it| it.length).min();
+        if let Some(shortest) = shortest.filter(|shortest| *shortest < point.length) {
+            let hidden = ByteRange::between(shortest, point.length);
+            set.set(point.granularity.touched_by(hidden));
+        }
+        Ok(Some(set))
+    }
+
+    /// Its record, without its checksums yet. Its files have other names than those that it has now.
+    fn described(&self) -> BackupPoint {
+        let point = &self.point;
+        let other = |now: Option<&String>, first: &str, second: &str| {
+            let first = format!("{}{first}", point.name);
+            if now == Some(&first) {
+                format!("{}{second}", point.name)
+            } else {
+                first
+            }
+        };
+        let reason = match &self.parent {
+            None => "the backups that it stood on were pruned",
+            Some(_) => "backups between it and the one that it stands on were pruned",
+        };
+        BackupPoint {
+            data_file: other(Some(&point.data_file), "-merged.img", "-data.img"),
+            bitmap_file: self
+                .parent
+                .is_some()
+                .then(|| other(point.bitmap_file.as_ref(), "-merged.bitmap", "-allocation.bitmap")),
+            bitmap_checksum: None,
+            // What a full one had of its own is not known any more, so nothing can be built on where it began. What the
+            // others have is more than that.
+            based_on: self.parent.as_ref().and(point.based_on.clone()),
+            parent: self.parent.clone(),
+            reason: reason.to_owned(),
+            ..point.clone()
+        }
     }
 }

@@ -564,7 +564,12 @@ fn release_clean(view: &BackupView<'_>, set: &Bits, granularity: Granularity) ->
 }
 
 /// Sets the bits of what `other` has of its own, as far as the disk of `point` has such granules.
-fn add_stored(folder: &BackupFolder, other: &BackupPoint, set: &Bits, point: &BackupPoint) -> Result<()> {
+pub(super) fn add_stored(
+    folder: &BackupFolder,
+    other: &BackupPoint,
+    set: &Bits,
+    point: &BackupPoint,
+) -> Result<()> {
     let disk = folder.open_alone(other, true)?;
     let end = other.length.min(point.length);
     let mut at = 0;
@@ -580,7 +585,7 @@ fn add_stored(folder: &BackupFolder, other: &BackupPoint, set: &Bits, point: &Ba
 }
 
 /// Writes the allocation bitmap of `point`, durably. Returns its checksum.
-fn write_bitmap(folder: &BackupFolder, point: &BackupPoint, set: &Bits) -> Result<String> {
+pub(super) fn write_bitmap(folder: &BackupFolder, point: &BackupPoint, set: &Bits) -> Result<String> {
     let Some(name) = &point.bitmap_file else {
         return Ok(String::new());
     };

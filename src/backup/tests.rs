@@ -56,6 +56,14 @@ impl Room {
         disk.close().unwrap();
     }
 
+    /// As if a backup had been made at that time.
+    fn set_time(&self, name: &str, time: &str) {
+        let path = self.path(&format!("backups/{name}.qbm"));
+        let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        record["backup"]["time"] = time.into();
+        fs::write(path, record.to_string()).unwrap();
+    }
+
     fn content(&self) -> Vec<u8> {
         fs::read(self.path("vm/disk-data.img")).unwrap()
     }

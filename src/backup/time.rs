@@ -40,6 +40,50 @@ impl Moment {
         }
     }
 
+    /// What [`rfc3339`](Self::rfc3339) has written.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let number = |range: std::ops::Range<usize>, most: u64| {
+            let digits = text
+                .get(range)
+                .filter(|it| it.bytes().all(|it| it.is_ascii_digit()))?;
+            digits.parse().ok().filter(|number| *number <= most)
+        };
+        let moment = Self {
+            year: number(0..4, 9999)?,
+            month: number(5..7, 12)?,
+            day: number(8..10, 31)?,
+            second: number(11..13, 23)? * 3600 + number(14..16, 59)? * 60 + number(17..19, 59)?,
+        };
+        (moment.year >= 1970 && moment.month > 0 && moment.day > 0 && moment.rfc3339() == text)
+            .then_some(moment)
+    }
+
+    /// Since 1970.
+    pub(super) fn seconds(self) -> u64 {
+        self.days() * DAY + self.second
+    }
+
+    /// The day, counted from the first of 1970.
+    pub(super) fn days(self) -> u64 {
+        // As in `at`.
+        let year = self.year - u64::from(self.month <= 2);
+        let from_march = (self.month + 9) % 12;
+        let of_year = (153 * from_march + 2) / 5 + self.day - 1;
+        let (era, of_era) = (year / 400, year % 400);
+        era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
+    }
+
+    /// The week, which begins with Monday.
+    pub(super) fn weeks(self) -> u64 {
+        // 1970 began with a Thursday.
+        (self.days() + 3) / 7
+    }
+
+    /// The month.
+    pub(super) fn months(self) -> u64 {
+        self.year * 12 + self.month
+    }
+
     /// `20261123T141339Z`: as a part of a file name, in which a colon would mean something else.
     pub(super) fn compact(self) -> String {
         let (hour, minute, second) = self.clock();
@@ -79,6 +123,17 @@ mod tests {
         ];
         for (seconds, text) in cases {
             assert_eq!(Moment::at(seconds).rfc3339(), text);
+            assert_eq!(Moment::parse(text).unwrap().seconds(), seconds);
+        }
+        for text in [
+            "",
+            "now",
+            "2026-11-23 14:13:39Z",
+            "2026-13-01T00:00:00Z",
+            "2026-11-23T24:00:00Z",
+            "1969-12-31T23:59:59Z",
+        ] {
+            assert_eq!(Moment::parse(text), None, "{text}");
         }
         assert_eq!(Moment::at(951_782_399).compact(), "20000228T235959Z");
     }

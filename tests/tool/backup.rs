@@ -2,19 +2,21 @@
 
 use std::process::Command;
 
+use serde_json::{Value, json};
+
 use super::errors::refused;
 use super::room::Room;
 use super::skip::skipped;
 
 const TO: [&str; 5] = ["--bitmap", "nightly", "--to", "backups", "disk.qbm"];
 
-fn back_up(room: &Room, more: &[&str]) -> serde_json::Value {
+fn back_up(room: &Room, more: &[&str]) -> Value {
     let args = ["backup", "--output", "json"];
     let args: Vec<&str> = args.iter().chain(&TO).chain(more).copied().collect();
     room.json(&args)
 }
 
-fn name(facts: &serde_json::Value) -> String {
+fn name(facts: &Value) -> String {
     facts["name"].as_str().expect("a name").to_owned()
 }
 
@@ -101,6 +103,41 @@ fn backups_are_made_listed_verified_restored_and_pruned() {
 }
 
 #[test]
+fn a_dry_run_of_a_prune_says_what_would_go() {
+    let room = room();
+    let first = name(&back_up(&room, &[]));
+    room.guest_writes("disk.qbm", 0, 1);
+    let second = name(&back_up(&room, &[]));
+    let said = |args: &[&str]| room.done(&[&["backup", "prune", "--dry-run"], args, &["backups"]].concat());
+    assert_eq!(said(&["--keep-within", "1y6m2w3d4h"]), "nothing to remove\n");
+    assert_eq!(
+        said(&["--keep-last", "1"]),
+        format!("{second} would be a full one now\nwould remove {first}\n")
+    );
+    let facts: Value =
+        serde_json::from_str(&said(&["--keep-monthly", "1", "--output", "json"])).expect("JSON");
+    assert_eq!(
+        facts,
+        json!({"dry-run": true, "merged": [{"name": second, "parent": null}], "removed": [first]})
+    );
+    for duration in [
+        "",
+        "3",
+        "d",
+        "3x",
+        "-3d",
+        "99999999999999999999d",
+        "9999999999999999y",
+    ] {
+        let given = format!("--keep-within={duration}");
+        let (status, complaint) = room.fails(&["backup", "prune", &given, "backups"]);
+        assert_eq!(status, 2, "{complaint}");
+    }
+    let list = room.json(&["backup", "list", "--output", "json", "backups"]);
+    assert_eq!(list.as_array().map(Vec::len), Some(2));
+}
+
+#[test]
 fn mistakes_are_told_in_words() {
     let room = room();
     room.folder("empty");
@@ -166,7 +203,7 @@ fn mistakes_are_told_in_words() {
     refused(
         &room,
         &["backup", "prune", "--keep-last", "0", "backups"],
-        "cannot prune backups: at least one backup must be kept",
+        "cannot prune backups: no rule says which backups to keep, and at least one backup must be kept",
     );
 }
 

@@ -80,7 +80,10 @@ fn a_second_one_at_work_is_refused() {
     let (room, _) = three();
     let mut folder = room.folder();
     let _lock = folder.lock().unwrap();
-    let error = room.folder().prune(1, &mut proceed()).unwrap_err();
+    let error = room
+        .folder()
+        .prune(&Keep::new().last(1), &mut proceed())
+        .unwrap_err();
     assert_eq!(error.code(), ErrorCode::Locked);
     let shown = room.path("backups");
     assert_eq!(
@@ -95,9 +98,13 @@ fn a_second_one_at_work_is_refused() {
 #[test]
 fn a_prune_merges_and_the_rest_goes_on() {
     let (room, points) = three();
-    let pruned = room.folder().prune(2, &mut proceed()).unwrap();
+    let pruned = room.folder().prune(&Keep::new().last(2), &mut proceed()).unwrap();
     assert_eq!(pruned.removed, [points[0].0.clone()]);
-    assert_eq!(pruned.merged, [points[1].0.clone()]);
+    let full = MergedPoint {
+        name: points[1].0.clone(),
+        parent: None,
+    };
+    assert_eq!(pruned.merged, [full]);
     let kept: Vec<String> = room
         .folder()
         .points()
@@ -112,10 +119,88 @@ fn a_prune_merges_and_the_rest_goes_on() {
     }
     assert_eq!(room.back_up().kind(), BackupKind::Incremental);
     assert_eq!(
-        room.folder().prune(0, &mut proceed()).unwrap_err().code(),
+        room.folder()
+            .prune(&Keep::new().last(0), &mut proceed())
+            .unwrap_err()
+            .code(),
         ErrorCode::InvalidArgument
     );
-    assert_eq!(room.folder().prune(9, &mut proceed()).unwrap(), Pruned::default());
+    assert_eq!(
+        room.folder().prune(&Keep::new().last(9), &mut proceed()).unwrap(),
+        Pruned::default()
+    );
+}
+
+/// What goes between two that stay is in the later one, which stays an incremental one.
+#[test]
+fn a_prune_in_the_middle_merges_forward() {
+    let room = Room::new();
+    room.write(1, 0, 500_000);
+    let first = room.back_up();
+    let mut contents = Vec::new();
+    for byte in 2..6u8 {
+        room.write(byte, u64::from(byte) * 100 * KIB, 40_000);
+        let point = room.back_up();
+        room.set_time(&point.name, &format!("2026-11-0{byte}T00:00:00Z"));
+        contents.push((point.name, room.content()));
+    }
+    room.set_time(&first.name, "2026-10-01T00:00:00Z");
+    // Of four, the last of November stays; and October.
+    let keep = Keep::new().monthly(2);
+    let would = room.folder().would_prune(&keep).unwrap();
+    let before = files(&room.path("backups"));
+    assert_eq!(files(&room.path("backups")), before);
+    let pruned = room.folder().prune(&keep, &mut proceed()).unwrap();
+    assert_eq!(pruned, would);
+    let (last, content) = &contents[3];
+    let merged = MergedPoint {
+        name: last.clone(),
+        parent: Some(first.name.clone()),
+    };
+    assert_eq!((pruned.merged, pruned.removed.len()), (vec![merged], 3));
+    let folder = room.folder();
+    let point = folder.find(last).unwrap();
+    assert_eq!(point.kind(), BackupKind::Incremental);
+    assert!((160_000..200_000).contains(&point.stored), "{}", point.stored);
+    assert!(room.restored(last) == *content);
+    // It goes on from there, and can be merged once more.
+    room.write(9, 0, 10);
+    let next = room.back_up();
+    assert_eq!(next.parent.as_ref(), Some(last));
+    room.set_time(&next.name, "2026-11-30T00:00:00Z");
+    let pruned = room.folder().prune(&keep, &mut proceed()).unwrap();
+    assert_eq!(pruned.removed, std::slice::from_ref(last));
+    room.write(9, 5000, 10);
+    let last = room.back_up();
+    room.set_time(&last.name, "2026-11-30T00:00:01Z");
+    room.folder().prune(&keep, &mut proceed()).unwrap();
+    assert!(room.restored("latest") == room.content());
+    assert_eq!(room.folder().points().len(), 2);
+    for verified in room.folder().verify(&mut proceed()).unwrap() {
+        assert!(verified.error.is_none(), "{verified:?}");
+    }
+}
+
+/// One that was shorter hid what is below it, and still does when it is gone.
+#[test]
+fn a_prune_of_a_shorter_one_shows_nothing_old() {
+    let room = Room::new();
+    room.write(1, 0, 800_000);
+    let first = room.back_up();
+    room.with(|disk| disk.truncate(100_000, crate::TruncateFlags::SHRINK));
+    let second = room.back_up();
+    room.with(|disk| disk.truncate(900_000, crate::TruncateFlags::empty()));
+    let third = room.back_up();
+    for (point, month) in [(&first, "09"), (&second, "10"), (&third, "10")] {
+        room.set_time(&point.name, &format!("2026-{month}-01T00:00:00Z"));
+    }
+    assert!(third.parent.is_some());
+    let pruned = room
+        .folder()
+        .prune(&Keep::new().monthly(2), &mut proceed())
+        .unwrap();
+    assert_eq!(pruned.removed, [second.name]);
+    assert!(room.restored("latest") == room.content());
 }
 
 /// As if it was killed after each of its steps: what is left must read the same, and the next prune ends it.
@@ -123,7 +208,7 @@ fn a_prune_merges_and_the_rest_goes_on() {
 fn a_prune_that_was_killed_is_ended_by_the_next() {
     let (room, points) = three();
     let whole = files(&room.path("backups"));
-    room.folder().prune(1, &mut proceed()).unwrap();
+    room.folder().prune(&Keep::new().last(1), &mut proceed()).unwrap();
     let pruned = files(&room.path("backups"));
     let (last, content) = &points[2];
     let descriptor = format!("{last}.qbm");
@@ -155,7 +240,7 @@ fn a_prune_that_was_killed_is_ended_by_the_next() {
             let (_, content) = points.iter().find(|(name, _)| *name == point.name).unwrap();
             assert!(room.restored(&point.name) == *content, "{index}: {}", point.name);
         }
-        room.folder().prune(1, &mut proceed()).unwrap();
+        room.folder().prune(&Keep::new().last(1), &mut proceed()).unwrap();
         let ended = files(&room.path("backups"));
         assert_eq!(
             ended.keys().collect::<Vec<_>>(),
@@ -230,7 +315,10 @@ fn verify_finds_every_kind_of_damage_and_restores_refuse_it() {
                 .starts_with(&format!("cannot restore {} to ", points[2].0))
         );
         assert!(!to.exists(), "{index}");
-        assert!(room.folder().prune(1, &mut proceed()).is_err(), "{index}");
+        assert!(
+            room.folder().prune(&Keep::new().last(1), &mut proceed()).is_err(),
+            "{index}"
+        );
         assert_eq!(room.folder().points().len(), folder.points().len());
     }
 }

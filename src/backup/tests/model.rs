@@ -45,7 +45,7 @@ fn every_point_reads_as_the_disk_did() {
         let room = Room::new();
         let random = &mut Random(seed);
         let mut expected: Vec<(String, Vec<u8>)> = Vec::new();
-        for round in 0..12 {
+        for round in 0..20 {
             some_writes(&room, random);
             let mut how = small();
             if let (0, Some((oldest, _))) = (random.below(4), expected.first()) {
@@ -53,15 +53,30 @@ fn every_point_reads_as_the_disk_did() {
             }
             let point = room.back_up_with(&how);
             assert_eq!(point.parent.is_none(), round == 0, "{}", point.reason);
+            // Two a day.
+            let day = 10 + round / 2;
+            room.set_time(&point.name, &format!("2026-11-{day}T12:00:00Z"));
             expected.push((point.name, room.content()));
             if random.below(4) == 0 {
-                let keep = usize::try_from(1 + random.below(5)).unwrap();
+                let count = usize::try_from(1 + random.below(4)).unwrap();
+                // Gaps between those that stay, too.
+                let keep = match random.below(3) {
+                    0 => Keep::new().last(count),
+                    1 => Keep::new().daily(count),
+                    _ => Keep::new().last(1).weekly(count),
+                };
+                let would = room.folder().would_prune(&keep).unwrap();
                 let pruned = room
                     .folder()
-                    .prune(keep, &mut |_, _| ControlFlow::Continue(()))
+                    .prune(&keep, &mut |_, _| ControlFlow::Continue(()))
                     .unwrap();
+                assert_eq!(pruned, would);
                 expected.retain(|(name, _)| !pruned.removed.contains(name));
-                assert!(expected.len() <= keep);
+                assert!(expected.len() <= count + 1);
+                for merged in &pruned.merged {
+                    let folder = room.folder();
+                    assert_eq!(folder.find(&merged.name).unwrap().parent, merged.parent);
+                }
             }
             for (name, content) in &expected {
                 assert!(
