@@ -94,9 +94,9 @@ static void commit(const unsigned char *expected)
     options.flags = 1;
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "0x1", qbm_commit(disk, &options));
     options.flags = 0;
-    options.reserved = 1;
-    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "reserved", qbm_commit(disk, &options));
-    options.reserved = 0;
+    options.layer = 2;
+    CHECK_FAILS(EINVAL, QBM_ERROR_OUT_OF_RANGE, "no layer 2", qbm_commit(disk, &options));
+    options.layer = 0;
     options.progress = no_more;
     CHECK_FAILS(ECANCELED, QBM_ERROR_CANCELED, "middle.qbm", qbm_commit(disk, &options));
     options.progress = count_up;
