@@ -132,7 +132,7 @@ fn parse_option(text: &str) -> Result<KeyValue, String> {
     }
 }
 
-fn parse_format(text: &str) -> Result<Format, String> {
+pub fn parse_format(text: &str) -> Result<Format, String> {
     text.parse()
         .map_err(|error: qbm::Error| format!("it {}", error.message()))
 }

@@ -19,6 +19,7 @@ mod info;
 mod map;
 mod open;
 mod output;
+mod rebase;
 mod resize;
 mod restore;
 mod size;
@@ -73,6 +74,7 @@ enum Verb {
     Bitmap(bitmap::Args),
     Resize(resize::Args),
     Commit(commit::Args),
+    Rebase(rebase::Args),
     Backup(backup::Args),
     Restore(restore::Args),
     Import(import::Args),
@@ -94,6 +96,7 @@ fn run(verb: &Verb) -> Outcome<ExitCode> {
         Verb::Bitmap(args) => bitmap::run(args),
         Verb::Resize(args) => resize::run(args),
         Verb::Commit(args) => commit::run(args),
+        Verb::Rebase(args) => rebase::run(args),
         Verb::Backup(args) => backup::run(args),
         Verb::Restore(args) => restore::run(args),
         Verb::Import(args) => import::run(args),
