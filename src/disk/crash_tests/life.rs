@@ -299,20 +299,21 @@ impl Life {
                 let content = self.shown_by(named.as_ref(), length);
                 let result = disk.make_empty();
                 let ended = self.now();
-                shows(&mut self.model, (begun, ended), &content, &result);
+                shows(&mut self.model, (begun, ended), (0, &content), &result);
                 result
             }
             Step::Commit => disk.commit(&mut |_, _| ControlFlow::Continue(())),
             Step::Rebase(number) => disk.rebase(backing(number), &mut |_, _| ControlFlow::Continue(())),
             Step::ChangeBacking(number) => {
                 let backing = backing(number);
-                let mut content = self.shown_by(backing.as_ref(), length);
-                for range in own(disk)? {
-                    content[range.clone()].copy_from_slice(&self.model.content[range]);
-                }
+                let content = self.shown_by(backing.as_ref(), length);
+                let ranges = not_own(disk)?;
                 let result = disk.change_backing(backing, BackingFlags::empty());
                 let ended = self.now();
-                shows(&mut self.model, (begun, ended), &content, &result);
+                for range in ranges {
+                    let part = &content[range.clone()];
+                    shows(&mut self.model, (begun, ended), (range.start, part), &result);
+                }
                 result
             }
             _ => change_bitmaps(disk, step),
@@ -320,22 +321,22 @@ impl Life {
     }
 }
 
-/// All of the disk shows this if `result` is a success, and may show it where it was not refused.
-fn shows(model: &mut Model, (begun, ended): (u64, u64), content: &[u8], result: &Result<()>) {
+/// The disk shows `content` at `at` if `result` is a success, and may show it where it was not refused.
+fn shows(model: &mut Model, (begun, ended): (u64, u64), (at, content): (usize, &[u8]), result: &Result<()>) {
     if result.is_ok() {
-        model.wrote(begun, ended, 0, content, true);
+        model.wrote(begun, ended, at, content, true);
     } else if !refused(result) {
-        model.wrote(begun, u64::MAX, 0, content, false);
+        model.wrote(begun, u64::MAX, at, content, false);
     }
 }
 
-/// The bytes that the disk's own image has.
-fn own(disk: &Disk) -> Result<Vec<Range<usize>>> {
+/// The bytes that the disk's own image has not.
+fn not_own(disk: &Disk) -> Result<Vec<Range<usize>>> {
     let (mut ranges, mut at) = (Vec::new(), 0);
     while at < disk.length() {
         let status = disk.block_status(at, disk.length() - at)?;
         let end = at + status.length;
-        if status.flags.contains(StatusFlags::ALLOCATED) {
+        if !status.flags.contains(StatusFlags::ALLOCATED) {
             ranges.push(bytes(at)..bytes(end));
         }
         at = end;

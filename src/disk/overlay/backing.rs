@@ -168,7 +168,14 @@ impl Disk {
         }
         let bits = Bits::new(overlay.own.bits.len())?;
         bits.merge_from(&overlay.own.bits);
-        let durability = Durability::of_synced(Arc::clone(&overlay.durability.file), &bits)?;
+        let file = Arc::clone(&overlay.durability.file);
+        if !mutation::on(Fault::RebasedUnflushed) {
+            // Written anew: after a sync that failed, in this process or another, what the page cache shows need not be in
+            // the file, and no later sync puts it there.
+            file.write_more(&bits, &bits)?;
+            file.sync().inspect_err(|e| self.fail(e))?;
+        }
+        let durability = Durability::of_synced(file, &bits)?;
         self.save(&below.descriptor)?;
         self.loading.follow(&below.loading);
         let overlay = overlay.with(bits, durability, Arc::new(below.chain));
