@@ -159,6 +159,21 @@
 /** In qbm_extent.flags: qbm_extent.offset says where the bytes are. */
 #define QBM_BLOCK_OFFSET_VALID 8u
 
+/**
+ * Of qbm_block_status(): which image has the bytes is all that is asked. None
+ * is looked into for holes, and what one has is called data.
+ */
+#define QBM_STATUS_ALLOCATION_ONLY 1u
+
+/**
+ * Of qbm_block_status(): no image below a depth is asked. The depth is put in
+ * beside it, shifted by QBM_STATUS_DEPTH_SHIFT; 0 is the disk's own image.
+ */
+#define QBM_STATUS_STOP_AT_DEPTH 2u
+
+/** Of qbm_block_status(): where in its flags the depth begins. */
+#define QBM_STATUS_DEPTH_SHIFT 16u
+
 /** In qbm_bitmap_options.flags: no file; the bitmap ends with the open disk. */
 #define QBM_BITMAP_ADD_TRANSIENT 1u
 
@@ -1232,10 +1247,13 @@ int qbm_chain_info(struct qbm_disk *disk, uint32_t layer, struct qbm_layer *info
  * What the first bytes of a range are, and how far that goes, at most to the
  * range's end. Walk a disk by asking again behind what was answered.
  *
- * flags: zero. *extent: as for qbm_get_info(). A hint: other threads' writes
- * may change it at once; of a view only data or zeros are told, with depth and
- * layer 0. Returns 0. -EINVAL: a range of no bytes, or one that
- * does not lie within the disk. Any thread.
+ * flags: QBM_STATUS_ALLOCATION_ONLY, QBM_STATUS_STOP_AT_DEPTH | depth <<
+ * QBM_STATUS_DEPTH_SHIFT. With the latter, what no image down to that depth
+ * has is neither data nor zeros, and its depth and layer are one more.
+ * *extent: as for qbm_get_info(). A hint: other threads' writes may change it
+ * at once; of a view only data or zeros are told, with depth and layer 0,
+ * whatever the flags. Returns 0. -EINVAL: a range of no bytes, or one that
+ * does not lie within the disk; a flag that is not known. Any thread.
  */
 int qbm_block_status(struct qbm_disk *disk,
                      uint64_t offset,

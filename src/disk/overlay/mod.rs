@@ -125,6 +125,11 @@ impl Overlay {
 
     /// Where the first bytes of `range` are.
     pub(super) fn find(&self, range: ByteRange) -> Run {
+        self.find_to(range, usize::MAX)
+    }
+
+    /// The same, with no look at images that have so many or more above them, the disk's own not counted.
+    fn find_to(&self, range: ByteRange, limit: usize) -> Run {
         let (own, end) = self.own.run(range.start(), range.end());
         // Whoever saw a bit must see the bytes that its setter wrote before.
         fence(Ordering::Acquire);
@@ -133,7 +138,7 @@ impl Overlay {
             let source = Source::Own;
             return Run { source, range };
         }
-        self.chain.find(range)
+        self.chain.find_to(range, limit)
     }
 
     /// Whether all of `range` is in the disk's own image, as that of most requests is after a while: one load tells.
