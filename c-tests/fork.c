@@ -44,6 +44,10 @@ static int as_child(qbm_disk *disk)
         return 14;
     if (!stale(qbm_commit(disk, NULL)))
         return 15;
+    if (!stale(qbm_rebase(disk, NULL, NULL, NULL)))
+        return 16;
+    if (!stale(qbm_change_backing(disk, NULL, NULL, 0)))
+        return 17;
     if (!stale(qbm_get_info(disk, &info)))
         return 9;
     if (!stale(qbm_chain_info(disk, 0, &layer)))

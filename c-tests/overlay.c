@@ -94,9 +94,9 @@ static void commit(const unsigned char *expected)
     options.flags = 1;
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "0x1", qbm_commit(disk, &options));
     options.flags = 0;
-    options.reserved = 1;
-    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "reserved", qbm_commit(disk, &options));
-    options.reserved = 0;
+    options.layer = 2;
+    CHECK_FAILS(EINVAL, QBM_ERROR_OUT_OF_RANGE, "no layer 2", qbm_commit(disk, &options));
+    options.layer = 0;
     options.progress = no_more;
     CHECK_FAILS(ECANCELED, QBM_ERROR_CANCELED, "middle.qbm", qbm_commit(disk, &options));
     options.progress = count_up;
@@ -158,6 +158,16 @@ int main(void)
     check_extent(disk, 2 * GRANULE, data | QBM_BLOCK_ALLOCATED, 0, GRANULE);
     check_extent(disk, 3 * GRANULE, data, 2, 2 * GRANULE);
     check_extent(disk, 5 * GRANULE, QBM_BLOCK_ZERO | QBM_BLOCK_OFFSET_VALID, 1, GRANULE);
+    /* No image below a depth is asked: the disk's own first, then the middle one too. */
+    struct qbm_extent extent;
+    memset(&extent, 0, sizeof extent);
+    extent.struct_size = sizeof extent;
+    CHECK_OK(qbm_block_status(disk, 0, SIZE, QBM_STATUS_STOP_AT_DEPTH, &extent));
+    CHECK(extent.flags == 0 && extent.depth == 1 && extent.length == 2 * GRANULE);
+    CHECK_OK(qbm_block_status(disk, 0, SIZE, QBM_STATUS_STOP_AT_DEPTH | 1u << QBM_STATUS_DEPTH_SHIFT, &extent));
+    CHECK(extent.flags == 0 && extent.depth == 2 && extent.length == GRANULE);
+    CHECK_OK(qbm_block_status(disk, 5 * GRANULE, GRANULE, QBM_STATUS_ALLOCATION_ONLY, &extent));
+    CHECK(extent.flags == data && extent.depth == 1 && extent.length == GRANULE);
 
     /* What a longer disk gains is zeros; and emptied, it shows its backing again. */
     CHECK_OK(qbm_truncate(disk, 3 * GRANULE + 5, QBM_TRUNCATE_SHRINK));

@@ -49,7 +49,12 @@ int main(void)
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "no bytes", qbm_block_status(disk, 0, 0, 0, &extent));
     CHECK_FAILS(EINVAL, QBM_ERROR_OUT_OF_RANGE, "4194304", qbm_block_status(disk, SIZE, 1, 0, &extent));
     CHECK_FAILS(EINVAL, QBM_ERROR_OUT_OF_RANGE, "4194304", qbm_block_status(disk, 1, UINT64_MAX, 0, &extent));
-    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "0x1", qbm_block_status(disk, 0, 1, 1, &extent));
+    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "0x4", qbm_block_status(disk, 0, 1, 4, &extent));
+    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "0x10000",
+                qbm_block_status(disk, 0, 1, 1u << QBM_STATUS_DEPTH_SHIFT, &extent));
+    /* Without a look for holes, all of it is one run. */
+    CHECK_OK(qbm_block_status(disk, 0, SIZE, QBM_STATUS_ALLOCATION_ONLY | QBM_STATUS_STOP_AT_DEPTH, &extent));
+    CHECK(extent.length == SIZE && (extent.flags & QBM_BLOCK_DATA) && (extent.flags & QBM_BLOCK_ALLOCATED));
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "extent", qbm_block_status(disk, 0, 1, 0, NULL));
     CHECK_OK(qbm_close(disk));
     if (zeros == 0)

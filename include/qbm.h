@@ -108,6 +108,12 @@
 /** Of qbm_truncate(): bytes may be cut off. */
 #define QBM_TRUNCATE_SHRINK 1u
 
+/**
+ * Of qbm_change_backing(): the new image shows what the old one showed, so no
+ * dirty bitmap records the change. The caller's promise.
+ */
+#define QBM_BACKING_UNCHANGED 1u
+
 /** In qbm_info.flags: open for writing. */
 #define QBM_INFO_WRITABLE 1u
 
@@ -152,6 +158,21 @@
 
 /** In qbm_extent.flags: qbm_extent.offset says where the bytes are. */
 #define QBM_BLOCK_OFFSET_VALID 8u
+
+/**
+ * Of qbm_block_status(): which image has the bytes is all that is asked. None
+ * is looked into for holes, and what one has is called data.
+ */
+#define QBM_STATUS_ALLOCATION_ONLY 1u
+
+/**
+ * Of qbm_block_status(): no image below a depth is asked. The depth is put in
+ * beside it, shifted by QBM_STATUS_DEPTH_SHIFT; 0 is the disk's own image.
+ */
+#define QBM_STATUS_STOP_AT_DEPTH 2u
+
+/** Of qbm_block_status(): where in its flags the depth begins. */
+#define QBM_STATUS_DEPTH_SHIFT 16u
 
 /** In qbm_bitmap_options.flags: no file; the bitmap ends with the open disk. */
 #define QBM_BITMAP_ADD_TRANSIENT 1u
@@ -434,7 +455,8 @@ typedef struct qbm_views qbm_views;
  * Returns a file descriptor, which becomes the library's to close, or a
  * negative errno. It must be a fresh open file description of its own: none
  * that is used elsewhere, and no dup() of one. Called only during qbm_open(),
- * qbm_create() and qbm_commit(), on their thread.
+ * qbm_create(), qbm_commit(), qbm_rebase() and qbm_change_backing(), on their
+ * thread; the last three ask for the descriptor again, too.
  */
 typedef int (*qbm_open_file)(void *opaque, int role, const char *path, int flags);
 
@@ -568,13 +590,33 @@ typedef struct qbm_commit_options {
     size_t struct_size;
     /** Zero; no flags are defined yet. */
     uint32_t flags;
+    /**
+     * The layer that it goes into, as qbm_chain_info() counts: 1 is the nearest
+     * backing image, and so is zero.
+     */
+    uint32_t layer;
+    /** Hears how far it is; may be NULL. */
+    qbm_progress progress;
+    /** The first argument of progress. */
+    void *progress_opaque;
+} qbm_commit_options;
+
+/**
+ * Options of qbm_rebase(). Set struct_size to sizeof(struct
+ * qbm_rebase_options) and all that you do not use to zero.
+ */
+typedef struct qbm_rebase_options {
+    /** sizeof(struct qbm_rebase_options). */
+    size_t struct_size;
+    /** Zero; no flags are defined yet. */
+    uint32_t flags;
     /** Zero. */
     uint32_t reserved;
     /** Hears how far it is; may be NULL. */
     qbm_progress progress;
     /** The first argument of progress. */
     void *progress_opaque;
-} qbm_commit_options;
+} qbm_rebase_options;
 
 /** Facts from qbm_get_info(). Sizes are in bytes; 0 is "unknown" or "no limit". */
 typedef struct qbm_info {
@@ -1097,21 +1139,82 @@ int qbm_truncate(struct qbm_disk *disk, uint64_t length, uint32_t flags);
 int qbm_make_empty(struct qbm_disk *disk, uint32_t flags);
 
 /**
- * Writes all that the disk has in its own image into its backing, and then
- * takes it out of the image, as qbm_make_empty() does. The disk shows what it
- * showed before, also after a crash in the middle. Requests go on meanwhile,
- * but for a moment at the end; truncating, bitmap changes and qbm_chain_info()
- * of layer 0 wait.
+ * Writes all that the disk has above a layer into that layer, the nearest
+ * backing image unless options name another, and goes on as an empty overlay
+ * on it, as after qbm_make_empty(). The disk shows what it showed before, also
+ * after a crash in the middle. Requests go on meanwhile, but for a moment at
+ * the end; truncating, bitmap changes and qbm_chain_info() of layer 0 wait
+ * until it is over.
  *
- * options: NULL is the defaults. The backing is opened for writing (with
+ * options: NULL is the defaults. The layer's file is opened for writing (with
  * open_file: asked for again), and grown where it is shorter than the disk;
  * holes stay holes. Nothing else may use it as a backing: after an error, too,
- * it may have some of the bytes.
+ * it may have some of the bytes. Of a deeper layer, those between give what
+ * they have and leave the chain: the descriptor names the layer from then on.
+ * Their files stay as they are, and what they show as disks of their own
+ * changes where they take from the layer.
  *
  * Returns 0; all is durable then. -ENOTSUP: there is no backing, or it was not
- * opened. -ECANCELED: progress ended it. -EROFS, -ENOSPC, -EIO ...
+ * opened, or it is of a format that cannot be written to. -EINVAL
+ * (QBM_ERROR_OUT_OF_RANGE): there is no such layer. -ECANCELED: progress ended
+ * it. -EBUSY: another process uses the layer. -EROFS, -ENOSPC, -EIO ... Any
+ * thread.
  */
 int qbm_commit(struct qbm_disk *disk, const struct qbm_commit_options *options);
+
+/**
+ * Puts the disk on another backing image, or on none, so that it shows what it
+ * showed before, also after a crash in the middle: what the two images differ
+ * in is copied into the disk's own image first. On none, that is all that the
+ * backing has (QEMU calls it streaming); on an image that is deeper in the
+ * disk's own chain, what the images above that one have. What reads as zeros
+ * from both is not copied, and holes stay holes. No dirty bitmap records
+ * anything. Requests go on meanwhile, but for a moment at the end; truncating,
+ * bitmap changes and qbm_chain_info() of layer 0 wait until it is over.
+ *
+ * backing_file: goes into the descriptor as it is (UTF-8); a relative name is
+ * relative to the descriptor's folder. NULL or "": none. backing_format: what
+ * it is, "raw" or "qbm"; it is never guessed. NULL with no file. The image may
+ * be longer or shorter than the old one. It and all below it are opened for
+ * reading, with open_file if the disk was opened with that. options: NULL is
+ * the defaults.
+ *
+ * Returns 0; all is durable then. After an error the disk is on the image that
+ * it was on; what was copied up takes room, and is found there when it is tried
+ * again. -ECANCELED: progress ended it. -ENOTSUP: the disk has no allocation
+ * bitmap, or was opened without its backing; a format that cannot be a backing.
+ * -EINVAL: the chain would lead back to the disk, or a file be in it twice.
+ * -EBUSY: a backup is under way, or another process writes to the image. -ENOENT,
+ * -EACCES: the image does not open. -EROFS, -ENOSPC, -EIO ... Any thread.
+ */
+int qbm_rebase(struct qbm_disk *disk,
+               const char *backing_file,
+               const char *backing_format,
+               const struct qbm_rebase_options *options);
+
+/**
+ * Puts the disk on another backing image, or on none, by the name alone: no
+ * byte is copied, and what is not in the disk's own image reads as the new
+ * image, or as zeros, from now on. qbm_rebase() keeps the content instead.
+ * Waits for requests in flight.
+ *
+ * backing_file and backing_format: as for qbm_rebase(). The image and all below
+ * it must open; where the disk was opened with QBM_OPEN_NO_BACKING, they are
+ * tried out and closed again, and reading what is there stays an error.
+ *
+ * flags: QBM_BACKING_UNCHANGED. Without it, what may read otherwise now is
+ * dirty in every bitmap that records: all that is not in the disk's own image,
+ * as far as either backing goes; nothing where the chain is made of the same
+ * files under other names.
+ *
+ * Returns 0; it is durable then. Fails as qbm_rebase() does, and has changed
+ * nothing then, unless it says that a power cut may bring the old name back.
+ * Any thread.
+ */
+int qbm_change_backing(struct qbm_disk *disk,
+                       const char *backing_file,
+                       const char *backing_format,
+                       uint32_t flags);
 
 /* ================================================================================================
  * Facts
@@ -1145,10 +1248,13 @@ int qbm_chain_info(struct qbm_disk *disk, uint32_t layer, struct qbm_layer *info
  * What the first bytes of a range are, and how far that goes, at most to the
  * range's end. Walk a disk by asking again behind what was answered.
  *
- * flags: zero. *extent: as for qbm_get_info(). A hint: other threads' writes
- * may change it at once; of a view only data or zeros are told, with depth and
- * layer 0. Returns 0. -EINVAL: a range of no bytes, or one that
- * does not lie within the disk. Any thread.
+ * flags: QBM_STATUS_ALLOCATION_ONLY, QBM_STATUS_STOP_AT_DEPTH | depth <<
+ * QBM_STATUS_DEPTH_SHIFT. With the latter, what no image down to that depth
+ * has is neither data nor zeros, and its depth and layer are one more.
+ * *extent: as for qbm_get_info(). A hint: other threads' writes may change it
+ * at once; of a view only data or zeros are told, with depth and layer 0,
+ * whatever the flags. Returns 0. -EINVAL: a range of no bytes, or one that
+ * does not lie within the disk; a flag that is not known. Any thread.
  */
 int qbm_block_status(struct qbm_disk *disk,
                      uint64_t offset,

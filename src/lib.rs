@@ -31,7 +31,7 @@ pub use disk::{
     BlockStatus, CheckOptions, CheckReport, CreateOptions, Disk, ExportOptions, Exported, Finding,
     FindingKind, ImportOptions, Imported, Info, Layer, MergeSource, Merged, Notice, NoticeCode,
     OnBitmapError, OpenOptions, OverlayInfo, Preallocation, Progress, Recovery, Repair, Scratch, ScratchFull,
-    Severity, StateFound, StateInfo, StatusFlags, Thaw, TruncateFlags, WriteFlags, backup_begin,
+    Severity, StateFound, StateInfo, StatusFlags, StatusHints, Thaw, TruncateFlags, WriteFlags, backup_begin,
     bitmap_transaction,
 };
 pub use error::{Error, ErrorCode, Result};

@@ -89,6 +89,8 @@ pub(crate) enum Fault {
     BackingUnsynced,
     /// The descriptor names another backing before what the disk has itself is durable.
     RebasedUnflushed,
+    /// A new backing is taken for durable.
+    FoundBackingUnsynced,
     /// What another backing shows otherwise is not dirty.
     RebasedClean,
     /// A commit into a deeper layer leaves there what a shorter layer in between hid.

@@ -31,6 +31,8 @@ mod map;
 mod picture;
 #[path = "tool/qemu.rs"]
 mod qemu;
+#[path = "tool/rebase.rs"]
+mod rebase;
 
 use room::Room;
 use serde_json::json;

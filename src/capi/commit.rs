@@ -7,7 +7,6 @@ use super::boundary::to_change;
 use super::life::unknown_flags;
 use super::qbm_disk;
 use super::structs::{self, Extensible, Plain};
-use crate::error::{Error, ErrorCode};
 
 /// Hears how far a long operation is: done of total bytes; total may grow.
 ///
@@ -27,8 +26,9 @@ pub struct qbm_commit_options {
     pub struct_size: usize,
     /// Zero; no flags are defined yet.
     pub flags: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// The layer that it goes into, as qbm_chain_info() counts: 1 is the nearest
+    /// backing image, and so is zero.
+    pub layer: u32,
     /// Hears how far it is; may be NULL.
     pub progress: qbm_progress,
     /// The first argument of progress.
@@ -40,19 +40,26 @@ unsafe impl Plain for qbm_commit_options {}
 // SAFETY: as above.
 unsafe impl Extensible for qbm_commit_options {}
 
-/// Writes all that the disk has in its own image into its backing, and then
-/// takes it out of the image, as qbm_make_empty() does. The disk shows what it
-/// showed before, also after a crash in the middle. Requests go on meanwhile,
-/// but for a moment at the end; truncating, bitmap changes and qbm_chain_info()
-/// of layer 0 wait.
+/// Writes all that the disk has above a layer into that layer, the nearest
+/// backing image unless options name another, and goes on as an empty overlay
+/// on it, as after qbm_make_empty(). The disk shows what it showed before, also
+/// after a crash in the middle. Requests go on meanwhile, but for a moment at
+/// the end; truncating, bitmap changes and qbm_chain_info() of layer 0 wait
+/// until it is over.
 ///
-/// options: NULL is the defaults. The backing is opened for writing (with
+/// options: NULL is the defaults. The layer's file is opened for writing (with
 /// open_file: asked for again), and grown where it is shorter than the disk;
 /// holes stay holes. Nothing else may use it as a backing: after an error, too,
-/// it may have some of the bytes.
+/// it may have some of the bytes. Of a deeper layer, those between give what
+/// they have and leave the chain: the descriptor names the layer from then on.
+/// Their files stay as they are, and what they show as disks of their own
+/// changes where they take from the layer.
 ///
 /// Returns 0; all is durable then. -ENOTSUP: there is no backing, or it was not
-/// opened. -ECANCELED: progress ended it. -EROFS, -ENOSPC, -EIO ...
+/// opened, or it is of a format that cannot be written to. -EINVAL
+/// (QBM_ERROR_OUT_OF_RANGE): there is no such layer. -ECANCELED: progress ended
+/// it. -EBUSY: another process uses the layer. -EROFS, -ENOSPC, -EIO ... Any
+/// thread.
 ///
 /// # Safety
 ///
@@ -65,23 +72,31 @@ pub unsafe extern "C" fn qbm_commit(disk: *mut qbm_disk, options: *const qbm_com
         if options.flags != 0 {
             return Err(unknown_flags(options.flags));
         }
-        if options.reserved != 0 {
-            return Err(Error::new(
-                ErrorCode::InvalidArgument,
-                format!("options: reserved is {:#x}, not zero", options.reserved),
-            ));
-        }
-        disk.commit(&mut |done, total| {
-            let Some(progress) = options.progress else {
-                return ControlFlow::Continue(());
-            };
-            // SAFETY: the caller gave this function for this purpose.
-            match unsafe { progress(options.progress_opaque, done, total) } {
-                0 => ControlFlow::Continue(()),
-                _ => ControlFlow::Break(()),
-            }
-        })
+        // SAFETY: the caller's promise: a function for this purpose.
+        let mut progress = unsafe { reported(options.progress, options.progress_opaque) };
+        disk.commit_into(options.layer.max(1), &mut progress)
     };
     // SAFETY: the caller's promise: a handle.
     unsafe { to_change(disk, commit) }
+}
+
+/// What tells a caller's function how far an operation is.
+///
+/// # Safety
+///
+/// `progress` is a function that may be called with `opaque` for as long as the result lives.
+pub(super) unsafe fn reported(
+    progress: qbm_progress,
+    opaque: *mut c_void,
+) -> impl FnMut(u64, u64) -> ControlFlow<()> {
+    move |done, total| {
+        let Some(progress) = progress else {
+            return ControlFlow::Continue(());
+        };
+        // SAFETY: the caller's promise.
+        match unsafe { progress(opaque, done, total) } {
+            0 => ControlFlow::Continue(()),
+            _ => ControlFlow::Break(()),
+        }
+    }
 }

@@ -4,12 +4,12 @@ use std::ffi::{c_char, c_int};
 use std::mem::offset_of;
 use std::os::unix::ffi::OsStrExt;
 
-use super::bitmap_arguments::no_flags;
 use super::boundary::{on_disk, on_either};
+use super::life::unknown_flags;
 use super::structs::{self, Extensible, Plain};
 use super::{Kind, qbm_disk};
 use crate::error::{Error, ErrorCode, Result};
-use crate::{BackupView, BitmapPolicy, Info, StatusFlags};
+use crate::{BackupView, BitmapPolicy, Info, StatusFlags, StatusHints};
 
 /// In qbm_info.flags: open for writing.
 pub const QBM_INFO_WRITABLE: u32 = 1;
@@ -39,6 +39,15 @@ pub const QBM_BLOCK_ZERO: u32 = 2;
 pub const QBM_BLOCK_ALLOCATED: u32 = 4;
 /// In qbm_extent.flags: qbm_extent.offset says where the bytes are.
 pub const QBM_BLOCK_OFFSET_VALID: u32 = 8;
+
+/// Of qbm_block_status(): which image has the bytes is all that is asked. None
+/// is looked into for holes, and what one has is called data.
+pub const QBM_STATUS_ALLOCATION_ONLY: u32 = 1;
+/// Of qbm_block_status(): no image below a depth is asked. The depth is put in
+/// beside it, shifted by QBM_STATUS_DEPTH_SHIFT; 0 is the disk's own image.
+pub const QBM_STATUS_STOP_AT_DEPTH: u32 = 2;
+/// Of qbm_block_status(): where in its flags the depth begins.
+pub const QBM_STATUS_DEPTH_SHIFT: u32 = 16;
 
 const _: () = {
     assert!(QBM_BLOCK_DATA == StatusFlags::DATA.bits());
@@ -223,10 +232,13 @@ pub unsafe extern "C" fn qbm_chain_info(disk: *mut qbm_disk, layer: u32, info: *
 /// What the first bytes of a range are, and how far that goes, at most to the
 /// range's end. Walk a disk by asking again behind what was answered.
 ///
-/// flags: zero. *extent: as for qbm_get_info(). A hint: other threads' writes
-/// may change it at once; of a view only data or zeros are told, with depth and
-/// layer 0. Returns 0. -EINVAL: a range of no bytes, or one that
-/// does not lie within the disk. Any thread.
+/// flags: QBM_STATUS_ALLOCATION_ONLY, QBM_STATUS_STOP_AT_DEPTH | depth <<
+/// QBM_STATUS_DEPTH_SHIFT. With the latter, what no image down to that depth
+/// has is neither data nor zeros, and its depth and layer are one more.
+/// *extent: as for qbm_get_info(). A hint: other threads' writes may change it
+/// at once; of a view only data or zeros are told, with depth and layer 0,
+/// whatever the flags. Returns 0. -EINVAL: a range of no bytes, or one that
+/// does not lie within the disk; a flag that is not known. Any thread.
 ///
 /// # Safety
 ///
@@ -244,8 +256,7 @@ pub unsafe extern "C" fn qbm_block_status(
         unsafe { structs::write(extent, &value, "extent") }.map(drop)
     };
     let of_disk = |disk: &crate::Disk| {
-        no_flags(flags)?;
-        let status = disk.block_status(offset, len)?;
+        let status = disk.block_status_with(offset, len, hints(flags)?)?;
         fill(qbm_extent {
             struct_size: size_of::<qbm_extent>(),
             length: status.length,
@@ -257,7 +268,7 @@ pub unsafe extern "C" fn qbm_block_status(
         })
     };
     let of_view = |view: &BackupView<'_>| {
-        no_flags(flags)?;
+        hints(flags)?;
         let status = view.block_status(offset, len)?;
         fill(qbm_extent {
             struct_size: size_of::<qbm_extent>(),
@@ -309,6 +320,19 @@ fn convert(facts: &Info) -> qbm_info {
             .as_ref()
             .map_or(0, |overlay| overlay.granularity.bytes()),
     }
+}
+
+fn hints(flags: u32) -> Result<StatusHints> {
+    let depth = flags >> QBM_STATUS_DEPTH_SHIFT;
+    let stops = flags & QBM_STATUS_STOP_AT_DEPTH != 0;
+    let known = QBM_STATUS_ALLOCATION_ONLY | QBM_STATUS_STOP_AT_DEPTH | depth << QBM_STATUS_DEPTH_SHIFT;
+    if flags & !known != 0 || (depth != 0 && !stops) {
+        return Err(unknown_flags(flags));
+    }
+    Ok(StatusHints {
+        allocation_only: flags & QBM_STATUS_ALLOCATION_ONLY != 0,
+        deepest: stops.then_some(depth),
+    })
 }
 
 /// A copy of a string for C to free.

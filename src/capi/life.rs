@@ -131,7 +131,8 @@ const _: () = {
 /// Returns a file descriptor, which becomes the library's to close, or a
 /// negative errno. It must be a fresh open file description of its own: none
 /// that is used elsewhere, and no dup() of one. Called only during qbm_open(),
-/// qbm_create() and qbm_commit(), on their thread.
+/// qbm_create(), qbm_commit(), qbm_rebase() and qbm_change_backing(), on their
+/// thread; the last three ask for the descriptor again, too.
 #[allow(non_camel_case_types, reason = "the name in C")]
 pub type qbm_open_file = Option<
     unsafe extern "C" fn(opaque: *mut c_void, role: c_int, path: *const c_char, flags: c_int) -> c_int,

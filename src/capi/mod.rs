@@ -18,6 +18,8 @@ mod bytes;
 
 mod commit;
 
+mod rebase;
+
 mod facts;
 
 mod bitmaps;

@@ -101,6 +101,11 @@ impl Descriptor {
     ///
     /// The length is checked before anything is allocated or read.
     pub fn read(storage: &dyn Storage) -> Result<Self> {
+        Self::read_assuming(storage, None)
+    }
+
+    /// As [`Descriptor::read`], with what [`Descriptor::parse_assuming`] takes a backing without a format to be.
+    pub fn read_assuming(storage: &dyn Storage, format: Option<Format>) -> Result<Self> {
         let failed = |error: &std::io::Error| Error::io("read", "the descriptor", error);
         let length = storage.length().map_err(|error| failed(&error))?;
         check_length(length)?;
@@ -114,7 +119,10 @@ impl Descriptor {
         }
         bytes.resize(wanted, 0);
         read_slice(storage, &mut bytes, 0).map_err(|error| failed(&error))?;
-        Self::parse(&bytes)
+        match format {
+            None => Self::parse(&bytes),
+            Some(format) => Self::parse_assuming(&bytes, format),
+        }
     }
 
     fn parse_any(bytes: &[u8], assumed: Option<Format>) -> Result<Self> {

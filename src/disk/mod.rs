@@ -43,7 +43,7 @@ pub use overlay::{BackingFlags, Progress};
 pub use qemu::{ExportOptions, Exported, ImportOptions, Imported, Merged};
 pub use resize::TruncateFlags;
 pub use session::{AddedBits, Recovery};
-pub use status::{BlockStatus, StatusFlags};
+pub use status::{BlockStatus, StatusFlags, StatusHints};
 pub use view::{BackupView, BackupViews, Scratch, ScratchFull, backup_begin};
 
 use crate::bitmap::BitmapPolicy;

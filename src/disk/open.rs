@@ -56,6 +56,7 @@ impl OpenOptions {
         }
         let mut place = Place::find(path, self.folder.as_ref(), self.confined)?;
         place.locking = !self.no_lock;
+        place.backing_format = self.backing_format;
         // Others may change the disk until it is locked: then what was read before the lock is read again.
         for _ in 0..ATTEMPTS {
             if let Some(disk) = self.attempt(path, &place)? {

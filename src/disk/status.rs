@@ -34,11 +34,27 @@ pub struct BlockStatus {
     pub offset: u64,
 }
 
+/// What [`Disk::block_status_with`] need not find out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StatusHints {
+    /// Which image has the bytes is all that is asked. No image is looked into for holes, and what one has is called
+    /// data, so that an answer costs no system call and reaches as far as the bits do.
+    pub allocation_only: bool,
+    /// The deepest image that is asked of, as [`BlockStatus::depth`] counts; 0 is the disk's own. What none down to
+    /// there has is neither data nor zeros, at the depth behind it.
+    pub deepest: Option<u32>,
+}
+
 impl Disk {
     /// What the first bytes of a range are, and how far that goes: at most to the range's end.
     ///
     /// A hint may be out of date as soon as it is given, where other threads write.
     pub fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus> {
+        self.block_status_with(offset, len, StatusHints::default())
+    }
+
+    /// The same for one who can do with less.
+    pub fn block_status_with(&self, offset: u64, len: u64, hints: StatusHints) -> Result<BlockStatus> {
         self.alive.check()?;
         if len == 0 {
             return Err(Error::new(
@@ -50,10 +66,10 @@ impl Disk {
             let shape = self.gate.enter();
             let range = self.range(offset, len)?;
             if let Some(overlay) = &shape.overlay {
-                return self.status_of_layers(overlay, range);
+                return self.status_of_layers(overlay, range, hints);
             }
         }
-        let mut status = status_in(&self.image, self.range(offset, len)?, 0)?;
+        let mut status = status_in(&self.image, self.range(offset, len)?, 0, hints)?;
         status.flags |= StatusFlags::ALLOCATED;
         Ok(status)
     }

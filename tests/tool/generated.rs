@@ -2,12 +2,13 @@
 
 use super::room::{Room, text};
 
-const VERBS: [&str; 16] = [
+const VERBS: [&str; 17] = [
     "create",
     "info",
     "map",
     "resize",
     "commit",
+    "rebase",
     "import",
     "export",
     "bitmap",

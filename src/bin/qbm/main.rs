@@ -23,6 +23,7 @@ mod map;
 mod measure;
 mod open;
 mod output;
+mod rebase;
 mod resize;
 mod restore;
 mod size;
@@ -80,6 +81,7 @@ enum Verb {
     Convert(convert::Args),
     Compare(compare::Args),
     Measure(measure::Args),
+    Rebase(rebase::Args),
     Backup(backup::Args),
     Restore(restore::Args),
     Import(import::Args),
@@ -104,6 +106,7 @@ fn run(verb: &Verb) -> Outcome<ExitCode> {
         Verb::Commit(args) => commit::run(args),
         Verb::Convert(args) => convert::run(args),
         Verb::Measure(args) => measure::run(args),
+        Verb::Rebase(args) => rebase::run(args),
         Verb::Backup(args) => backup::run(args),
         Verb::Restore(args) => restore::run(args),
         Verb::Import(args) => import::run(args),

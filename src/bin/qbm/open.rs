@@ -46,7 +46,7 @@ pub fn to_write(path: &Path) -> Outcome<Disk> {
     })
 }
 
-fn explain(error: Error, path: &Path) -> Failure {
+pub fn explain(error: Error, path: &Path) -> Failure {
     if error.code() == ErrorCode::DescriptorInvalid && !begins_like_json(path) {
         return Failure::Hint(error, NO_DESCRIPTOR.to_owned());
     }

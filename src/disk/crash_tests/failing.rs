@@ -62,7 +62,13 @@ fn script(kind: Kind) -> Vec<Step> {
     ];
     if kind.overlay {
         steps.splice(8..8, [MakeEmpty, write(100, 5000)]);
-        steps.push(Commit);
+        steps.extend([
+            Commit,
+            write(2000, 100),
+            Rebase(1),
+            write(8000, 300),
+            ChangeBacking(2),
+        ]);
     }
     steps
 }

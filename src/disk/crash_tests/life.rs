@@ -1,14 +1,15 @@
 //! A disk on a simulated disk, to which steps are done while a model writes down what they promise.
 
+use std::ops::{ControlFlow, Range};
 use std::time::Duration;
 
 use super::model::{MAX, Model, Seen, View};
 use super::steps::Step;
 use crate::bitmap::BitmapPolicy;
-use crate::descriptor::Format;
+use crate::descriptor::{BackingEntry, Format};
 use crate::disk::{
-    AddBitmap, BitmapAction, BitmapContent, CreateOptions, Disk, MergeSource, OpenOptions, Thaw,
-    TruncateFlags, WriteFlags,
+    AddBitmap, BackingFlags, BitmapAction, BitmapContent, CreateOptions, Disk, MergeSource, OpenOptions,
+    StatusFlags, Thaw, TruncateFlags, WriteFlags,
 };
 use crate::error::{Error, Result};
 use crate::storage::simulated::SimDisk;
@@ -17,6 +18,8 @@ use crate::units::Granularity;
 pub(super) const NAME: &str = "disk.qbm";
 pub(super) const STATE: &str = "disk.state";
 const BASE: &str = "base.img";
+/// What an overlay may be put on, besides nothing: of other content, and longer.
+const OTHER: &str = "other.img";
 const LENGTH: u64 = 24 << 10;
 pub(super) const REGION: u64 = 4096;
 
@@ -69,23 +72,37 @@ pub(super) struct Life {
     pub(super) model: Model,
     disk: Option<Disk>,
     cache: String,
-    /// What the backing shows.
-    base: Vec<u8>,
     written: u8,
 }
 
-/// What is in the backing: no zero, and no two sectors alike.
-fn base() -> Vec<u8> {
-    (0..20_000usize)
-        .map(|at| u8::try_from((at / 512 * 7 + at) % 255).unwrap_or(0) + 1)
+/// What is in a backing: no zero, and no two sectors alike. The second differs from the first in every other 4 KiB.
+fn base(length: usize, other: bool) -> Vec<u8> {
+    (0..length)
+        .map(|at| {
+            let change = if other { at / 4096 % 2 * 11 } else { 0 };
+            u8::try_from((at / 512 * 7 + at + change) % 255).unwrap_or(0) + 1
+        })
         .collect()
+}
+
+/// The backing number `number`; none of the last.
+fn backing(number: usize) -> Option<BackingEntry> {
+    [BASE, OTHER].get(number).map(|file| BackingEntry {
+        file: (*file).to_owned(),
+        format: Format::Raw,
+    })
 }
 
 impl Life {
     /// A new disk, open. Tells how many calls that took.
     pub(super) fn new(kind: Kind) -> Result<(Self, u64)> {
         let sim = SimDisk::new();
-        let base = if kind.overlay { base() } else { Vec::new() };
+        let base = if kind.overlay {
+            sim.put(OTHER, &base(MAX - 700, true));
+            base(20_000, false)
+        } else {
+            Vec::new()
+        };
         let mut create = CreateOptions::new()
             .size(LENGTH)
             .region_bytes(REGION)
@@ -101,12 +118,11 @@ impl Life {
             ..View::default()
         };
         let mut life = Self {
-            model: Model::new(base.clone(), view),
+            model: Model::new(base, view),
             sim,
             kind,
             disk: None,
             cache: "first".to_owned(),
-            base,
             written: 0,
         };
         life.open()?;
@@ -122,7 +138,6 @@ impl Life {
             model,
             disk: Some(disk),
             cache: cache.to_owned(),
-            base: sim.read(BASE).unwrap_or_default(),
             written: 100,
         }
     }
@@ -195,6 +210,15 @@ impl Life {
             }
         }
         self.model.stepped(begun, ended, view);
+    }
+
+    /// What a disk of `length` bytes shows of `backing`.
+    fn shown_by(&self, backing: Option<&BackingEntry>, length: usize) -> Vec<u8> {
+        let content = backing.and_then(|it| self.sim.read(&it.file).ok());
+        let mut content = content.unwrap_or_default();
+        content.resize(length, 0);
+        content.resize(MAX, 0);
+        content
     }
 
     fn act(&mut self, step: Step, begun: u64) -> Result<()> {
@@ -271,28 +295,53 @@ impl Life {
                 result
             }
             Step::MakeEmpty => {
+                let named = disk.info()?.overlay.and_then(|overlay| overlay.backing);
+                let content = self.shown_by(named.as_ref(), length);
                 let result = disk.make_empty();
-                let mut content = self.base.clone();
-                content.resize(MAX, 0);
-                content[length..].fill(0);
-                if result.is_ok() {
-                    self.model.wrote(begun, self.now(), 0, &content, true);
-                } else if !refused(&result) {
-                    self.model.wrote(begun, u64::MAX, 0, &content, false);
-                }
+                let ended = self.now();
+                shows(&mut self.model, (begun, ended), (0, &content), &result);
                 result
             }
-            Step::Commit => {
-                let result = disk.commit(&mut |_, _| std::ops::ControlFlow::Continue(()));
-                if result.is_ok() {
-                    let rest = self.base.get(length..).unwrap_or_default().to_vec();
-                    self.base = [&self.model.content[..length], &rest].concat();
+            Step::Commit => disk.commit(&mut |_, _| ControlFlow::Continue(())),
+            Step::Rebase(number) => disk.rebase(backing(number), &mut |_, _| ControlFlow::Continue(())),
+            Step::ChangeBacking(number) => {
+                let backing = backing(number);
+                let content = self.shown_by(backing.as_ref(), length);
+                let ranges = not_own(disk)?;
+                let result = disk.change_backing(backing, BackingFlags::empty());
+                let ended = self.now();
+                for range in ranges {
+                    let part = &content[range.clone()];
+                    shows(&mut self.model, (begun, ended), (range.start, part), &result);
                 }
                 result
             }
             _ => change_bitmaps(disk, step),
         }
     }
+}
+
+/// The disk shows `content` at `at` if `result` is a success, and may show it where it was not refused.
+fn shows(model: &mut Model, (begun, ended): (u64, u64), (at, content): (usize, &[u8]), result: &Result<()>) {
+    if result.is_ok() {
+        model.wrote(begun, ended, at, content, true);
+    } else if !refused(result) {
+        model.wrote(begun, u64::MAX, at, content, false);
+    }
+}
+
+/// The bytes that the disk's own image has not.
+fn not_own(disk: &Disk) -> Result<Vec<Range<usize>>> {
+    let (mut ranges, mut at) = (Vec::new(), 0);
+    while at < disk.length() {
+        let status = disk.block_status(at, disk.length() - at)?;
+        let end = at + status.length;
+        if !status.flags.contains(StatusFlags::ALLOCATED) {
+            ranges.push(bytes(at)..bytes(end));
+        }
+        at = end;
+    }
+    Ok(ranges)
 }
 
 /// What is done to bitmaps.

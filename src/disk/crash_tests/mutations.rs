@@ -20,7 +20,7 @@ enum By {
     Failing(&'static str),
 }
 
-const WRITING: [(Fault, By); 12] = [
+const WRITING: [(Fault, By); 14] = [
     (Fault::BegunSilently, By::Power(Kind::RAW, "D1")),
     (Fault::PolicyUntold, By::Power(Kind::LAZY, "D1")),
     (Fault::IntentUnsynced, By::Power(Kind::RAW, "D1")),
@@ -33,6 +33,8 @@ const WRITING: [(Fault, By); 12] = [
     (Fault::GrownFirst, By::Power(Kind::RAW, "D1")),
     (Fault::RegrownClean, By::Power(Kind::RAW, "D1")),
     (Fault::BackingUnsynced, By::Power(Kind::OVERLAY, "A1, A2")),
+    (Fault::RebasedUnflushed, By::Power(Kind::OVERLAY, "A1, A2")),
+    (Fault::RebasedClean, By::Power(Kind::OVERLAY, "D1")),
 ];
 
 const CLOSING_AND_RECOVERY: [(Fault, By); 5] = [

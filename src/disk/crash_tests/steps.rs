@@ -62,6 +62,10 @@ pub(super) enum Step {
     Truncate(usize),
     MakeEmpty,
     Commit,
+    /// On the backing of this number, or on none, the content kept.
+    Rebase(usize),
+    /// The same by the name alone.
+    ChangeBacking(usize),
     /// Close and open again.
     Reopen,
     /// The process dies and another one opens the disk, its page cache alive.
@@ -84,6 +88,8 @@ impl Step {
                 | Self::Swap(..)
                 | Self::Truncate(_)
                 | Self::Commit
+                | Self::Rebase(_)
+                | Self::ChangeBacking(_)
                 | Self::Reopen
         )
     }
@@ -204,6 +210,15 @@ pub(super) fn everything_of_an_overlay() -> Vec<Step> {
     steps.splice(at..at, more);
     steps.extend([write(500, 2500), MakeEmpty]);
     steps.extend([write(100, 8000), Flush, Commit, Reopen]);
+    steps.extend([write(9000, 3000), Rebase(1), write(17_000, 700), ChangeBacking(0)]);
+    steps.extend([
+        write(5000, 100),
+        Rebase(2),
+        write(13_000, 50),
+        Flush,
+        Rebase(1),
+        Reopen,
+    ]);
     steps
 }
 
@@ -310,6 +325,8 @@ impl Dice {
             53..=54 => Step::Truncate(8192 + self.below(24 << 10)),
             55 if overlay => Step::Commit,
             56 if overlay => Step::MakeEmpty,
+            27 if overlay => Step::Rebase(at % 3),
+            28 if overlay => Step::ChangeBacking(at % 3),
             57 => Step::Reopen,
             58 => Step::Die,
             _ => Step::Flush,

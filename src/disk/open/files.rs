@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use crate::descriptor::Descriptor;
 use crate::descriptor::names::child_path;
+use crate::descriptor::{Descriptor, Format};
 use crate::disk::overlay::Hold;
 use crate::disk::recovery::StateAtOpen;
 use crate::error::{Error, ErrorCode, Result};
@@ -27,6 +27,8 @@ pub(in crate::disk) struct Place {
     pub(in crate::disk) confined: bool,
     /// Whether images are locked.
     pub(in crate::disk) locking: bool,
+    /// What a backing is that the descriptor names without a format.
+    pub(super) backing_format: Option<Format>,
 }
 
 impl Place {
@@ -60,6 +62,7 @@ impl Place {
             handed_in,
             confined,
             locking: false,
+            backing_format: None,
         })
     }
 
@@ -121,7 +124,7 @@ impl<'p> Files<'p> {
             .open(Role::Descriptor, &self.place.name, Access::default())
             .map_err(|e| Error::system(&e))?;
         self.note("the descriptor", &*storage, true);
-        Descriptor::read(&*storage)
+        Descriptor::read_assuming(&*storage, self.place.backing_format)
     }
 
     /// Counts a file as one that is open already, as `what`.

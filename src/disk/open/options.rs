@@ -62,6 +62,7 @@ pub struct OpenOptions {
     /// What is opened is an image by itself, and no descriptor.
     pub(super) image_format: Option<Format>,
     pub(super) folder: Option<Arc<dyn Folder>>,
+    pub(super) backing_format: Option<Format>,
     pub(in crate::disk) notify: Notify,
     pub(in crate::disk) bitmap_policy: BitmapPolicy,
     pub(super) on_bitmap_error: OnBitmapError,
@@ -100,6 +101,17 @@ impl OpenOptions {
     #[must_use]
     pub fn no_backing(mut self, yes: bool) -> Self {
         self.no_backing = yes;
+        self
+    }
+
+    /// A backing that the disk's descriptor names without a format is taken to be a `format`. Without this such a
+    /// descriptor is refused, as a backing is never probed. What the descriptor says itself stands.
+    ///
+    /// For whoever repairs it: the next change of the disk's structure, such as
+    /// [`change_backing`](crate::Disk::change_backing), writes it down.
+    #[must_use]
+    pub fn backing_format(mut self, format: Format) -> Self {
+        self.backing_format = Some(format);
         self
     }
 

@@ -7,6 +7,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::chain::Layer;
 use super::durable::Durability;
 use super::open::Backing;
 use super::{Chain, Overlay};
@@ -17,7 +18,7 @@ use crate::disk::open::Files;
 use crate::disk::{Disk, Structure};
 use crate::error::{Error, ErrorCode, Result};
 use crate::mutation::{self, Fault};
-use crate::storage::{Access, Role};
+use crate::storage::{Access, Role, SyncMode};
 use crate::units::{ByteRange, GranuleRange};
 
 bitflags::bitflags! {
@@ -94,6 +95,7 @@ impl Disk {
         let loading = self.loading.afresh(&overlay.own.bits);
         let mut files = self.files_of_its_own(overlay, shape);
         let mut chain = Chain::open(&mut files, Backing::of(&descriptor), &loading)?;
+        chain.sync_but(&overlay.chain)?;
         if overlay.chain.unopened {
             // Tried out only: who has opened the disk did not want what is below it.
             chain = Chain {
@@ -166,7 +168,14 @@ impl Disk {
         }
         let bits = Bits::new(overlay.own.bits.len())?;
         bits.merge_from(&overlay.own.bits);
-        let durability = Durability::of_synced(Arc::clone(&overlay.durability.file), &bits)?;
+        let file = Arc::clone(&overlay.durability.file);
+        if !mutation::on(Fault::RebasedUnflushed) {
+            // Written anew: after a sync that failed, in this process or another, what the page cache shows need not be in
+            // the file, and no later sync puts it there.
+            file.write_more(&bits, &bits)?;
+            file.sync().inspect_err(|e| self.fail(e))?;
+        }
+        let durability = Durability::of_synced(file, &bits)?;
         self.save(&below.descriptor)?;
         self.loading.follow(&below.loading);
         let overlay = overlay.with(bits, durability, Arc::new(below.chain));
@@ -177,9 +186,25 @@ impl Disk {
 }
 
 impl Chain {
+    /// Makes the images durable that `other` has not. Who made them may not have done so, and what is to be relied on in
+    /// place of another's bytes must not go with a power cut that leaves the descriptor (A1).
+    fn sync_but(&self, other: &Self) -> Result<()> {
+        let is_new = |layer: &&Layer| !other.layers.iter().any(|it| it.is_the_image_of(layer));
+        if mutation::on(Fault::FoundBackingUnsynced) {
+            return Ok(());
+        }
+        self.layers.iter().filter(is_new).try_for_each(|layer| {
+            let image = &layer.image;
+            image
+                .storage
+                .sync(SyncMode::Data)
+                .map_err(|e| image.failed("flush", &e))
+        })
+    }
+
     /// Whether both are made of the same files in the same formats, one by one.
     fn has_the_files_of(&self, other: &Self) -> bool {
-        let same = |(a, b): (&super::chain::Layer, &super::chain::Layer)| a.is_the_image_of(b);
+        let same = |(a, b): (&Layer, &Layer)| a.is_the_image_of(b);
         !self.unopened
             && !other.unopened
             && self.layers.len() == other.layers.len()

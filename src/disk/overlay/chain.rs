@@ -10,7 +10,7 @@ use super::read::unopened;
 use super::status::status_in;
 use crate::bitmap::Bits;
 use crate::descriptor::Format;
-use crate::disk::{Child, StatusFlags};
+use crate::disk::{Child, StatusFlags, StatusHints};
 use crate::error::Result;
 use crate::format::Place;
 use crate::units::{ByteRange, Granularity, GranuleIndex};
@@ -99,7 +99,7 @@ pub(in crate::disk) enum Source {
         /// How many images lie above that layer; 0 is the disk itself.
         depth: usize,
     },
-    /// In a backing image that was not opened.
+    /// In a backing image that was not opened, or not asked.
     Unopened,
 }
 
@@ -138,8 +138,16 @@ impl Layer {
 impl Chain {
     /// Where the first bytes of `range` are, for which no layer above has bits.
     pub(super) fn find(&self, range: ByteRange) -> Result<Run> {
+        self.find_to(range, usize::MAX)
+    }
+
+    /// The same, with no look at more than so many layers.
+    pub(super) fn find_to(&self, range: ByteRange, limit: usize) -> Result<Run> {
         let (at, mut end) = (range.start(), range.end());
         for (index, layer) in self.layers.iter().enumerate() {
+            if index == limit {
+                return Ok(run(Source::Unopened, at, end));
+            }
             if at >= layer.length {
                 return Ok(run(Source::Zeros { depth: index }, at, end));
             }
@@ -164,7 +172,7 @@ impl Chain {
         match run.source {
             Source::Layer(index) => {
                 let layer = &self.layers[index];
-                let status = status_in(&layer.image, run.range, index + 1)?;
+                let status = status_in(&layer.image, run.range, index + 1, StatusHints::default())?;
                 let shown = if status.flags.contains(StatusFlags::ZERO) {
                     Shown::Zeros
                 } else {

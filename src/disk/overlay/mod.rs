@@ -126,6 +126,11 @@ impl Overlay {
 
     /// Where the first bytes of `range` are.
     pub(super) fn find(&self, range: ByteRange) -> Result<Run> {
+        self.find_to(range, usize::MAX)
+    }
+
+    /// The same, with no look at images that have so many or more above them, the disk's own not counted.
+    fn find_to(&self, range: ByteRange, limit: usize) -> Result<Run> {
         let (own, end) = self.own.run(range.start(), range.end());
         // Whoever saw a bit must see the bytes that its setter wrote before.
         fence(Ordering::Acquire);
@@ -134,7 +139,7 @@ impl Overlay {
             let source = Source::Own;
             return Ok(Run { source, range });
         }
-        self.chain.find(range)
+        self.chain.find_to(range, limit)
     }
 
     /// Whether all of `range` is in the disk's own image, as that of most requests is after a while: one load tells.

@@ -1,7 +1,7 @@
 //! What is where on a disk that has layers.
 
 use super::{Overlay, Source};
-use crate::disk::status::{BlockStatus, StatusFlags};
+use crate::disk::status::{BlockStatus, StatusFlags, StatusHints};
 use crate::disk::{Child, Disk};
 use crate::error::Result;
 use crate::format::Place;
@@ -13,22 +13,44 @@ impl Disk {
         &self,
         overlay: &Overlay,
         range: ByteRange,
+        hints: StatusHints,
     ) -> Result<BlockStatus> {
-        let run = overlay.find(range)?;
+        let deepest = hints
+            .deepest
+            .map_or(usize::MAX, |depth| usize::try_from(depth).unwrap_or(usize::MAX));
+        let run = overlay.find_to(range, deepest)?;
         match run.source {
-            Source::Own => status_in(&self.image, run.range, 0).map(|mut status| {
+            Source::Own => status_in(&self.image, run.range, 0, hints).map(|mut status| {
                 status.flags |= StatusFlags::ALLOCATED;
                 status
             }),
-            Source::Layer(index) => status_in(&overlay.chain.layers[index].image, run.range, index + 1),
+            Source::Layer(index) => {
+                status_in(&overlay.chain.layers[index].image, run.range, index + 1, hints)
+            }
             Source::Zeros { depth } => Ok(nowhere(run.range, StatusFlags::ZERO, depth)),
-            Source::Unopened => Ok(nowhere(run.range, StatusFlags::empty(), 0)),
+            Source::Unopened if overlay.chain.unopened => Ok(nowhere(run.range, StatusFlags::empty(), 0)),
+            Source::Unopened => Ok(nowhere(
+                run.range,
+                StatusFlags::empty(),
+                deepest.saturating_add(1),
+            )),
         }
     }
 }
 
 /// What an image has in `range`.
-pub(in crate::disk) fn status_in(image: &Child, range: ByteRange, depth: usize) -> Result<BlockStatus> {
+pub(in crate::disk) fn status_in(
+    image: &Child,
+    range: ByteRange,
+    depth: usize,
+    hints: StatusHints,
+) -> Result<BlockStatus> {
+    if hints.allocation_only && image.mapped.is_none() {
+        return Ok(BlockStatus {
+            offset: range.start(),
+            ..nowhere(range, StatusFlags::DATA | StatusFlags::OFFSET_VALID, depth)
+        });
+    }
     if let Some(mapped) = &image.mapped {
         let mapping = mapped
             .mapping(range)

@@ -1,7 +1,7 @@
 //! Reads, writes and what is where.
 
 use super::*;
-use crate::disk::{AddBitmap, StatusFlags};
+use crate::disk::{AddBitmap, StatusFlags, StatusHints};
 use crate::storage::simulated::CallKind;
 
 #[test]
@@ -174,6 +174,22 @@ fn dirty_bits_are_there_before_a_granule_is_allocated() {
     assert_eq!(error.code(), ErrorCode::BitmapExists);
 }
 
+/// Every run of the disk: where it begins and how long it is in granules, at which depth, and what.
+fn walk(disk: &Disk, hints: StatusHints) -> Vec<(u64, u64, u32, StatusFlags)> {
+    let mut at = 0;
+    let mut found = Vec::new();
+    while at < disk.length() {
+        let status = disk.block_status_with(at, disk.length() - at, hints).unwrap();
+        assert!(status.length > 0 && status.layer == status.depth);
+        if status.flags.contains(StatusFlags::OFFSET_VALID) {
+            assert_eq!(status.offset, at);
+        }
+        found.push((at / G, status.length / G, status.depth, status.flags));
+        at += status.length;
+    }
+    found
+}
+
 #[test]
 fn the_status_says_which_layer_has_it() {
     let sim = overlay(16 * G, 8 * G);
@@ -191,21 +207,10 @@ fn the_status_says_which_layer_has_it() {
     middle.close().unwrap();
     let disk = open_as(&sim, "third.qbm");
     write(&disk, 2, 6 * G, 2 * G);
-    let mut at = 0;
-    let mut found = Vec::new();
-    while at < disk.length() {
-        let status = disk.block_status(at, disk.length() - at).unwrap();
-        assert!(status.length > 0 && status.layer == status.depth);
-        if status.flags.contains(StatusFlags::OFFSET_VALID) {
-            assert_eq!(status.offset, at);
-        }
-        found.push((at / G, status.length / G, status.depth, status.flags));
-        at += status.length;
-    }
     let (data, zero) = (StatusFlags::DATA, StatusFlags::ZERO);
     let place = StatusFlags::OFFSET_VALID;
     assert_eq!(
-        found,
+        walk(&disk, StatusHints::default()),
         [
             (0, 2, 2, data | place),
             (2, 1, 1, zero | place),
@@ -218,6 +223,34 @@ fn the_status_says_which_layer_has_it() {
             (16, 4, 0, zero),
         ]
     );
+    // With less to find out: holes are not looked for, nor images below a depth.
+    let bits_alone = StatusHints {
+        allocation_only: true,
+        ..StatusHints::default()
+    };
+    assert_eq!(walk(&disk, bits_alone)[1], (2, 1, 1, data | place));
+    let own = (6, 2, 0, data | place | StatusFlags::ALLOCATED);
+    let to = |depth| StatusHints {
+        deepest: Some(depth),
+        ..StatusHints::default()
+    };
+    let nothing = StatusFlags::empty();
+    assert_eq!(walk(&disk, to(0)), [(0, 6, 1, nothing), own, (8, 12, 1, nothing)]);
+    assert_eq!(
+        walk(&disk, to(1)),
+        [
+            (0, 2, 2, nothing),
+            (2, 1, 1, zero | place),
+            (3, 1, 2, nothing),
+            (4, 1, 1, data | place),
+            (5, 1, 2, nothing),
+            own,
+            (8, 8, 2, nothing),
+            (16, 4, 0, zero),
+        ]
+    );
+    assert_eq!(walk(&disk, to(2)), walk(&disk, StatusHints::default()));
+    assert_eq!(walk(&disk, to(u32::MAX)), walk(&disk, StatusHints::default()));
     assert_eq!(disk.info().unwrap().layers, 3);
     let layers: Vec<_> = (0..3).map(|index| disk.layer(index).unwrap()).collect();
     let paths: Vec<_> = layers.iter().map(|layer| layer.path.to_str().unwrap()).collect();

@@ -10,6 +10,7 @@ use super::*;
 use crate::descriptor::BackingEntry;
 use crate::disk::BackingFlags;
 use crate::storage::simulated::{Fault as Failing, Keep};
+use crate::storage::{Role, write_slice};
 
 fn targets() -> [Option<BackingEntry>; 2] {
     [on("other.img", Format::Raw), None]
@@ -74,6 +75,25 @@ fn what_was_not_flushed_shows_nothing_of_the_new_image() {
         // It is as good as flushed.
         assert_same(&read_all(&open(&sim.power_cut_keeping(Keep::Nothing))), &content);
     }
+}
+
+/// What whoever made the new image has left in the page cache is relied on from now on.
+fn outlives_a_power_cut_on_a_new_image(fault: Option<Fault>) -> bool {
+    let (sim, disk, content) = start(true);
+    let file = sim.folder().create(Role::Backing, "new.img".as_ref()).unwrap();
+    sim.folder().sync().unwrap();
+    write_slice(&*file, &base(14 * G), 0).unwrap();
+    with(fault, || rebase(&disk, on("new.img", Format::Raw))).unwrap();
+    let disk = open(&sim.power_cut_keeping(Keep::Nothing));
+    read_all(&disk) == content
+}
+
+#[test]
+fn a_new_image_is_durable_first() {
+    assert!(outlives_a_power_cut_on_a_new_image(None));
+    assert!(!outlives_a_power_cut_on_a_new_image(Some(
+        Fault::FoundBackingUnsynced
+    )));
 }
 
 #[test]

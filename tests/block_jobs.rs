@@ -1,0 +1,553 @@
+//! Random chains of images and random work on them against plain vectors: what guests do, and every job that moves what an
+//! overlay has or what it is on. What the disk shows is read through the library, and compared by QEMU.
+
+#![allow(
+    clippy::expect_used,
+    reason = "helpers beside the tests may fail as loudly as the tests"
+)]
+
+#[path = "common/skip.rs"]
+mod skip;
+
+use std::ops::{ControlFlow, Range};
+use std::path::PathBuf;
+use std::process::Command;
+
+use proptest::prelude::*;
+use qbm::descriptor::BackingEntry;
+use qbm::{
+    AddBitmap, BackingFlags, CreateOptions, Disk, Format, Granularity, OpenOptions, TruncateFlags, WriteFlags,
+};
+use tempfile::TempDir;
+
+const UNIT: u64 = 512;
+
+/// The formats that an image below the disk may have. One more is one more line.
+const FORMATS: &[Maker] = &[
+    Maker {
+        format: Format::Raw,
+        stacks: false,
+        make: make_raw,
+    },
+    Maker {
+        format: Format::Qbm,
+        stacks: true,
+        make: make_qbm,
+    },
+];
+
+/// How an image of a format is made.
+struct Maker {
+    format: Format,
+    /// It can have a backing itself.
+    stacks: bool,
+    make: fn(&Room, &Image, Option<&Image>, &[Write]),
+}
+
+#[derive(Clone, Debug)]
+struct Write {
+    at: u64,
+    len: u64,
+    /// Zero is a hole where the format has some.
+    byte: u8,
+}
+
+/// One image as it is drawn.
+#[derive(Clone, Debug)]
+struct Drawn {
+    maker: usize,
+    length: u64,
+    granularity: u64,
+    folder: usize,
+    absolute: bool,
+    writes: Vec<Write>,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write(Write),
+    Zero(Write),
+    Discard(Write),
+    Truncate(u64),
+    Flush,
+    Reopen,
+    Empty,
+    /// Into which of the images below.
+    Commit(usize),
+    /// On which of them, or on none where there are not so many.
+    Deeper(usize),
+    /// On a new image, of which these parts differ from what the disk shows.
+    Rebase(Drawn),
+    /// By the name alone, on a copy of what it is on.
+    Change(Drawn),
+}
+
+fn length() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        (1..64u64).prop_map(|units| units * UNIT * 4),
+        1..256 * UNIT,
+        (0..3u64, 0..3u64).prop_map(|(shift, by)| ((64 * UNIT) << shift) + by - 1)
+    ]
+}
+
+fn write() -> impl Strategy<Value = Write> {
+    let len = prop_oneof![1..600u64, 0..20 * UNIT, 0..200 * UNIT];
+    (0..256 * UNIT, len, prop_oneof![1 => Just(0), 4 => any::<u8>()]).prop_map(|(at, len, byte)| Write {
+        at,
+        len,
+        byte,
+    })
+}
+
+fn drawn() -> impl Strategy<Value = Drawn> {
+    (
+        0..FORMATS.len(),
+        length(),
+        0..8u32,
+        0..2usize,
+        any::<bool>(),
+        proptest::collection::vec(write(), 0..5),
+    )
+        .prop_map(|(maker, length, shift, folder, absolute, writes)| Drawn {
+            maker,
+            length,
+            granularity: UNIT << shift,
+            folder,
+            absolute,
+            writes,
+        })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => write().prop_map(Step::Write),
+        2 => write().prop_map(Step::Zero),
+        2 => write().prop_map(Step::Discard),
+        2 => length().prop_map(Step::Truncate),
+        1 => Just(Step::Flush),
+        1 => Just(Step::Reopen),
+        1 => Just(Step::Empty),
+        2 => (0..5usize).prop_map(Step::Commit),
+        2 => (0..6usize).prop_map(Step::Deeper),
+        2 => drawn().prop_map(Step::Rebase),
+        1 => drawn().prop_map(Step::Change),
+    ]
+}
+
+/// An image that was made: where it is, and what it shows by itself.
+#[derive(Clone)]
+struct Image {
+    folder: usize,
+    name: String,
+    maker: usize,
+    granularity: u64,
+    absolute: bool,
+    content: Vec<u8>,
+}
+
+impl Image {
+    fn format(&self) -> Format {
+        FORMATS[self.maker].format
+    }
+
+    /// How a descriptor in `folder` names it.
+    fn named_from(&self, room: &Room, folder: usize) -> String {
+        match (self.absolute, self.folder == folder) {
+            (true, _) => room.path(self).to_str().expect("UTF-8").to_owned(),
+            (false, true) => self.name.clone(),
+            (false, false) => format!("../{}/{}", self.folder, self.name),
+        }
+    }
+}
+
+/// Two folders with images.
+struct Room {
+    dir: TempDir,
+    made: usize,
+}
+
+impl Room {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        for folder in ["0", "1"] {
+            std::fs::create_dir(dir.path().join(folder)).expect("a folder");
+        }
+        Self { dir, made: 0 }
+    }
+
+    fn path(&self, image: &Image) -> PathBuf {
+        self.dir.path().join(image.folder.to_string()).join(&image.name)
+    }
+
+    /// Makes the image that was drawn on what is `below`, where its format can have that; by itself otherwise.
+    fn make(&mut self, drawn: &Drawn, below: Option<&Image>) -> Image {
+        self.made += 1;
+        let maker = &FORMATS[drawn.maker];
+        let below = below.filter(|_| maker.stacks);
+        let mut content = below.map_or_else(Vec::new, |image| image.content.clone());
+        content.resize(small(drawn.length), 0);
+        let writes: Vec<Write> = drawn
+            .writes
+            .iter()
+            .map(|write| clipped(write, drawn.length))
+            .collect();
+        for write in &writes {
+            content[range(write)].fill(write.byte);
+        }
+        let image = Image {
+            folder: drawn.folder,
+            name: format!("{}.{}", self.made, maker.format),
+            maker: drawn.maker,
+            granularity: drawn.granularity,
+            absolute: drawn.absolute,
+            content,
+        };
+        (maker.make)(self, &image, below, &writes);
+        image
+    }
+}
+
+fn make_raw(room: &Room, image: &Image, _: Option<&Image>, writes: &[Write]) {
+    use std::os::unix::fs::FileExt as _;
+    let file = std::fs::File::create(room.path(image)).expect("a file");
+    file.set_len(image.content.len() as u64).expect("a length");
+    for write in writes {
+        file.write_all_at(&vec![write.byte; small(write.len)], write.at)
+            .expect("written");
+    }
+}
+
+fn make_qbm(room: &Room, image: &Image, below: Option<&Image>, writes: &[Write]) {
+    let mut options = CreateOptions::new()
+        .size(image.content.len() as u64)
+        .granularity(Granularity::new(image.granularity).expect("a granularity"));
+    if let Some(below) = below {
+        options = options.backing(below.named_from(room, image.folder), below.format());
+    }
+    let path = room.path(image);
+    options.create(&path).expect("an overlay");
+    // Whatever its image has where no bit is set must never be seen.
+    let stale = path.with_file_name(format!(
+        "{}-data.img",
+        path.file_stem().and_then(|stem| stem.to_str()).expect("a name")
+    ));
+    std::fs::write(stale, vec![0xee; image.content.len()]).expect("stale bytes");
+    let disk = Disk::open(&path).expect("it opens");
+    for write in writes {
+        put(&disk, write);
+    }
+    disk.close().expect("it closes");
+}
+
+/// A write; of zeros, as zeros.
+fn put(disk: &Disk, write: &Write) {
+    let Write { at, len, byte } = *write;
+    if byte == 0 {
+        disk.write_zeroes(at, len, WriteFlags::MAY_UNMAP)
+    } else {
+        disk.write(&vec![byte; small(len)], at, WriteFlags::empty())
+    }
+    .expect("written");
+}
+
+fn small(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("small")
+}
+
+fn range(write: &Write) -> Range<usize> {
+    small(write.at)..small(write.at + write.len)
+}
+
+fn clipped(write: &Write, length: u64) -> Write {
+    let at = write.at.min(length);
+    Write {
+        at,
+        len: write.len.min(length - at),
+        byte: write.byte,
+    }
+}
+
+/// A disk, what is below it from the lowest image on, and what they should show.
+struct World {
+    room: Room,
+    below: Vec<Image>,
+    top: Image,
+    disk: Option<Disk>,
+    /// When its dirty bitmap was added.
+    start: Vec<u8>,
+}
+
+impl World {
+    fn new(drawn: &[Drawn], top: &Drawn) -> Self {
+        let mut room = Room::new();
+        let mut below: Vec<Image> = Vec::new();
+        for drawn in drawn {
+            let image = room.make(drawn, below.last());
+            if !FORMATS[image.maker].stacks {
+                below.clear();
+            }
+            below.push(image);
+        }
+        let qbm = FORMATS
+            .iter()
+            .position(|it| it.format == Format::Qbm)
+            .expect("ours");
+        let top = Drawn {
+            maker: qbm,
+            ..top.clone()
+        };
+        let top = room.make(&top, below.last());
+        let disk = Disk::open(room.path(&top)).expect("it opens");
+        let dirty = AddBitmap {
+            granularity: Granularity::MIN,
+            ..AddBitmap::default()
+        };
+        disk.bitmap_add("b", dirty).expect("a bitmap");
+        Self {
+            room,
+            below,
+            start: top.content.clone(),
+            top,
+            disk: Some(disk),
+        }
+    }
+
+    fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("it is open")
+    }
+
+    fn length(&self) -> u64 {
+        self.top.content.len() as u64
+    }
+
+    fn entry(&self, image: &Image) -> BackingEntry {
+        BackingEntry {
+            file: image.named_from(&self.room, self.top.folder),
+            format: image.format(),
+        }
+    }
+
+    /// A callback that sees that what it is told goes up.
+    fn watched() -> impl FnMut(u64, u64) -> ControlFlow<()> {
+        let mut most = 0;
+        move |done, total| {
+            assert!(done >= most && done <= total, "{done} of {total} after {most}");
+            most = done;
+            ControlFlow::Continue(())
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        let length = self.length();
+        match step {
+            Step::Write(write) => {
+                let write = clipped(write, length);
+                put(self.disk(), &write);
+                self.top.content[range(&write)].fill(write.byte);
+            }
+            Step::Zero(write) => {
+                let write = clipped(write, length);
+                let done = self.disk().write_zeroes(write.at, write.len, WriteFlags::empty());
+                done.expect("zeroed");
+                self.top.content[range(&write)].fill(0);
+            }
+            Step::Discard(write) => {
+                let write = clipped(write, length);
+                let done = self.disk().discard(write.at, write.len, WriteFlags::empty());
+                done.expect("discarded");
+                self.top.content[range(&write)].fill(0);
+            }
+            Step::Truncate(length) => {
+                self.disk()
+                    .truncate(*length, TruncateFlags::SHRINK)
+                    .expect("resized");
+                self.top.content.resize(small(*length), 0);
+                let kept = self.start.len().min(self.top.content.len());
+                // What was cut off is gone for good; what comes back is dirty, and zeros.
+                self.start.truncate(kept);
+            }
+            Step::Flush => self.disk().flush().expect("flushed"),
+            Step::Reopen => {
+                self.disk.take().expect("it is open").close().expect("it closes");
+                self.disk = Some(Disk::open(self.room.path(&self.top)).expect("it opens"));
+            }
+            Step::Empty => {
+                self.disk().make_empty().expect("emptied");
+                let shown = self.below.last().map_or(&[][..], |image| &image.content);
+                let kept = shown.len().min(self.top.content.len());
+                self.top.content.fill(0);
+                self.top.content[..kept].copy_from_slice(&shown[..kept]);
+            }
+            Step::Commit(number) => self.commit(*number),
+            Step::Deeper(number) => {
+                let kept = self.below.len().saturating_sub(*number);
+                let backing = kept.checked_sub(1).map(|at| self.entry(&self.below[at]));
+                let done = self.disk().rebase(backing, &mut Self::watched());
+                done.expect("rebased");
+                self.below.truncate(kept);
+            }
+            Step::Rebase(drawn) => {
+                let image = self.image_like_the_disk(drawn);
+                let done = self.disk().rebase(Some(self.entry(&image)), &mut Self::watched());
+                done.expect("rebased");
+                self.below = vec![image];
+            }
+            Step::Change(drawn) => {
+                let Some(nearest) = self.below.last() else { return };
+                let copy = Drawn {
+                    length: nearest.content.len() as u64,
+                    writes: pieces(&nearest.content),
+                    ..drawn.clone()
+                };
+                let image = self.room.make(&copy, None);
+                let entry = Some(self.entry(&image));
+                let done = self.disk().change_backing(entry, BackingFlags::UNCHANGED);
+                done.expect("changed");
+                self.below = vec![image];
+            }
+        }
+    }
+
+    fn commit(&mut self, number: usize) {
+        if self.below.is_empty() {
+            return;
+        }
+        let at = self.below.len() - 1 - number % self.below.len();
+        let layer = u32::try_from(self.below.len() - at).expect("few");
+        let done = self.disk().commit_into(layer, &mut Self::watched());
+        done.expect("committed");
+        self.below.truncate(at + 1);
+        let target = &mut self.below[at].content;
+        let whole = target.len().max(self.top.content.len());
+        target.resize(whole, 0);
+        target[..self.top.content.len()].copy_from_slice(&self.top.content);
+        let overlay = self.disk().info().expect("facts").overlay.expect("an overlay");
+        assert_eq!(overlay.allocated, 0);
+    }
+
+    /// What the disk shows, but for what was drawn; longer or shorter.
+    fn image_like_the_disk(&mut self, drawn: &Drawn) -> Image {
+        let mut content = self.top.content.clone();
+        content.resize(small(drawn.length), 0);
+        let mut writes = pieces(&content);
+        writes.extend(drawn.writes.iter().cloned());
+        let like = Drawn {
+            writes,
+            ..drawn.clone()
+        };
+        self.room.make(&like, None)
+    }
+
+    fn check(&self) -> Result<Vec<u8>, TestCaseError> {
+        let mut found = vec![0xee; self.top.content.len()];
+        prop_assert_eq!(self.disk().length(), self.length());
+        self.disk().read(&mut found, 0).expect("read");
+        let first = found.iter().zip(&self.top.content).position(|(a, b)| a != b);
+        prop_assert_eq!(first, None, "the first byte that differs");
+        prop_assert_eq!(
+            self.disk().info().expect("facts").layers as usize,
+            1 + self.below.len()
+        );
+        // D1: what differs from the bitmap's starting point is dirty.
+        for (sector, (now, then)) in found.chunks(512).zip(self.start.chunks(512)).enumerate() {
+            if now[..then.len().min(now.len())] != then[..then.len().min(now.len())] {
+                let at = sector as u64 * 512;
+                prop_assert!(self.disk().bitmap_get("b", at).expect("a bit"), "byte {}", at);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Writes that make this content of nothing.
+fn pieces(content: &[u8]) -> Vec<Write> {
+    let mut at = 0;
+    content
+        .chunk_by(|a, b| a == b)
+        .map(|run| {
+            let write = Write {
+                at,
+                len: run.len() as u64,
+                byte: run[0],
+            };
+            at += write.len;
+            write
+        })
+        .filter(|write| write.byte != 0)
+        .collect()
+}
+
+fn have_qemu() -> bool {
+    Command::new("qemu-img").arg("--version").output().is_ok()
+}
+
+/// QEMU finds the same in what was read and in what should be there; and in a raw image that all was committed into.
+fn compare(world: &World, found: &[u8]) {
+    let file = |name: &str, content: &[u8]| {
+        let path = world.room.dir.path().join(name);
+        std::fs::write(&path, content).expect("written");
+        path
+    };
+    let same = |a: &PathBuf, b: &PathBuf| {
+        let output = Command::new("qemu-img")
+            .args(["compare", "-q", "-f", "raw", "-F", "raw"])
+            .args([a, b])
+            .output()
+            .expect("it runs");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+    };
+    // QEMU rounds lengths up to sectors, and so does this.
+    let padded = |bytes: &[u8]| {
+        let mut bytes = bytes.to_vec();
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+        bytes
+    };
+    let model = file("model.img", &padded(&world.top.content));
+    same(&file("found.img", &padded(found)), &model);
+    if let Some(image) = world.below.first().filter(|image| image.format() == Format::Raw) {
+        let content = std::fs::read(world.room.path(image)).expect("read");
+        same(
+            &file("raw.img", &padded(&content)),
+            &file("model.img", &padded(&image.content)),
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn jobs_keep_what_the_model_has(
+        below in proptest::collection::vec(drawn(), 0..=5),
+        top in drawn(),
+        steps in proptest::collection::vec(step(), 0..20),
+    ) {
+        let mut world = World::new(&below, &top);
+        world.check()?;
+        for step in &steps {
+            world.step(step);
+            world.check()?;
+        }
+        world.step(&Step::Reopen);
+        let found = world.check()?;
+        if have_qemu() {
+            compare(&world, &found);
+        }
+        // And as a chain that nobody writes to.
+        world.disk.take().expect("it is open").close().expect("it closes");
+        let disk = OpenOptions::new().read_only(true).open(world.room.path(&world.top)).expect("it opens");
+        world.disk = Some(disk);
+        world.check()?;
+    }
+}
+
+#[test]
+fn it_is_said_where_qemu_is_missing() {
+    if !have_qemu() {
+        skip::skipped("qemu-img is not installed, so it compared nothing");
+    }
+}
