@@ -20,6 +20,8 @@ const PIECE: u64 = 2 << 20;
 const STEP: u64 = 256 << 10;
 /// Smaller runs of data are taken together.
 const SMALL: u64 = 128 << 10;
+/// After so much the system is told to begin writing it out.
+const WRITTEN_OUT: u64 = 8 << 20;
 /// What is taken at a time where nothing is copied.
 const SHARED: u64 = 256 << 20;
 
@@ -73,8 +75,14 @@ pub(super) fn copy(source: &Disk, target: &Target, how: How, progress: &mut Prog
         at = piece.range.end();
         Ok(Some(piece))
     };
+    let mut begun = 0;
     let told = |piece: Piece, ()| {
-        if progress(piece.range.end(), total).is_break() {
+        let end = piece.range.end();
+        if let Some(to) = target.plain().filter(|_| end - begun >= WRITTEN_OUT) {
+            start_writeback(to, ByteRange::between(begun, end));
+            begun = end;
+        }
+        if progress(end, total).is_break() {
             return Err(canceled());
         }
         Ok(())
@@ -174,9 +182,6 @@ impl Copy<'_> {
             let end = rest.end().min(at + step);
             self.bytes(ByteRange::between(at, end), buffer)?;
             at = end;
-        }
-        if let Some(to) = self.target.plain() {
-            start_writeback(to, range);
         }
         Ok(())
     }

@@ -70,9 +70,9 @@ impl Convert {
     /// return.
     ///
     /// The file gets its name when all of it is there: whatever goes wrong before, nothing is left behind, not even where
-    /// the process is killed (but on file systems that know no files without a name, and of a QBM disk at most its data
-    /// image, which [`CheckOptions`](crate::CheckOptions) finds). Where the file system can share space between files,
-    /// nothing is copied.
+    /// the process is killed (but on file systems that know no files without a name; and of a QBM disk at most its data
+    /// image, which [`CheckOptions`](crate::CheckOptions) finds once there is a disk of that name). Where the file system
+    /// can share space between files, nothing is copied.
     ///
     /// Fails with `FileExists` where the name is taken, `NotSupported` for other formats, and `Canceled` where `progress`
     /// says so.

@@ -26,7 +26,7 @@ use crate::units::ByteRange;
 /// The most bytes that are copied in one go: few enough to be still in the processor's cache when they are written.
 const STEP: u64 = 256 << 10;
 /// So much is written before the system is told to begin writing it out.
-const PIECE: u64 = 2 << 20;
+const PIECE: u64 = 8 << 20;
 /// So much may be left to copy while the guest waits.
 const LAST: u64 = 8 << 20;
 /// So often is copied again before, at most: a guest that writes faster than is copied must not keep a commit for ever.
@@ -108,6 +108,7 @@ impl Disk {
             length: self.length(),
             above,
             target: &target,
+            begun: 0,
             account: Account::new(progress, 0),
         };
         copy.all()?;
@@ -192,6 +193,8 @@ struct Copy<'c, 'p> {
     /// How many backing images lie above the target.
     above: usize,
     target: &'c Target,
+    /// Up to here the system was told to begin writing out.
+    begun: u64,
     account: Account<'c, 'p>,
 }
 
@@ -275,7 +278,7 @@ impl Copy<'_, '_> {
     }
 
     fn data(&mut self, image: &Child, range: ByteRange, buffer: &mut Vec<u8>) -> Result<()> {
-        let (mut at, mut begun) = (range.start(), range.start());
+        let mut at = range.start();
         while at < range.end() {
             let part = ByteRange::between(at, range.end().min(at.saturating_add(STEP)));
             buffer.resize(in_memory(part.len()), 0);
@@ -283,9 +286,12 @@ impl Copy<'_, '_> {
                 .map_err(|e| image.failed(&format!("read {part} from"), &e))?;
             self.target.write(buffer, at)?;
             at = part.end();
-            if at - begun >= PIECE || at == range.end() {
-                self.target.start_writeback(ByteRange::between(begun, at));
-                begun = at;
+            if at < self.begun {
+                // A granule that was written meanwhile is copied again.
+                self.begun = at;
+            } else if at - self.begun >= PIECE {
+                self.target.start_writeback(ByteRange::between(self.begun, at));
+                self.begun = at;
             }
             self.account.add(part.len())?;
         }
