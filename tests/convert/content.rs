@@ -218,3 +218,30 @@ fn what_was_done_is_told() {
         ["disk-data.img", "disk.qbm", "disk.state", "in.img", "out"]
     );
 }
+
+#[test]
+fn an_overlay_on_a_qcow2_becomes_one_image_and_is_compared_with_it() {
+    if !have_qemu() {
+        return;
+    }
+    let mut random = Random::new(Random::seed());
+    for compressed in [false, true] {
+        let room = Room::new();
+        scatter(&room, "base.img", 5_000_192, &mut random);
+        let base = ["convert", "-f", "raw", "-O", "qcow2", "base.img", "base.qcow2"];
+        let options: &[&str] = if compressed { &["-c"] } else { &[] };
+        qemu(&room, &[&base[..1], options, &base[1..]].concat());
+        room.done(&["create", "-q", "-b", "base.qcow2", "-F", "qcow2", "top.qbm"]);
+        let same = room.done(&["compare", "-F", "raw", "top.qbm", "base.img"]);
+        assert_eq!(same, "Images are identical.\n");
+        room.guest_writes("top.qbm", 1_234_567, 200_000);
+        let disk = Disk::open(room.path("top.qbm")).expect("it opens");
+        let mut content = vec![0; usize::try_from(disk.length()).expect("small")];
+        disk.read(&mut content, 0).expect("read");
+        drop(disk);
+        room.done(&["convert", "-q", "top.qbm", "flat.img"]);
+        assert!(room.read("flat.img") == content);
+        let output = room.run(&["compare", "-F", "raw", "top.qbm", "base.img"]);
+        assert_eq!(output.status.code(), Some(1));
+    }
+}
