@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
-use super::boundary::{on_disk, optional_text};
+use super::boundary::{optional_text, to_change};
 use super::commit::{qbm_progress, reported};
 use super::life::unknown_flags;
 use super::qbm_disk;
@@ -93,7 +93,7 @@ pub unsafe extern "C" fn qbm_rebase(
         disk.rebase(backing, &mut progress)
     };
     // SAFETY: the caller's promise: a handle.
-    unsafe { on_disk(disk, rebase) }
+    unsafe { to_change(disk, rebase) }
 }
 
 /// Puts the disk on another backing image, or on none, by the name alone: no
@@ -131,7 +131,7 @@ pub unsafe extern "C" fn qbm_change_backing(
         disk.change_backing(backing, flags)
     };
     // SAFETY: the caller's promise: a handle.
-    unsafe { on_disk(disk, change) }
+    unsafe { to_change(disk, change) }
 }
 
 /// A backing image from C; none without a name.
