@@ -76,8 +76,8 @@ enum Step {
     Commit(usize),
     /// On which of them, or on none where there are not so many.
     Deeper(usize),
-    /// On a new image, of which these parts differ from what the disk shows.
-    Rebase(Drawn),
+    /// On a new image, of which these parts differ from what the disk shows, and others on that.
+    Rebase(Vec<Drawn>),
     /// By the name alone, on a copy of what it is on.
     Change(Drawn),
 }
@@ -127,9 +127,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Flush),
         1 => Just(Step::Reopen),
         1 => Just(Step::Empty),
-        2 => (0..5usize).prop_map(Step::Commit),
+        3 => (0..5usize).prop_map(Step::Commit),
         2 => (0..6usize).prop_map(Step::Deeper),
-        2 => drawn().prop_map(Step::Rebase),
+        3 => proptest::collection::vec(drawn(), 1..=5).prop_map(Step::Rebase),
         1 => drawn().prop_map(Step::Change),
     ]
 }
@@ -179,6 +179,17 @@ impl Room {
         self.dir.path().join(image.folder.to_string()).join(&image.name)
     }
 
+    /// Puts images on those that there are.
+    fn stack(&mut self, images: &mut Vec<Image>, drawn: &[Drawn]) {
+        for drawn in drawn {
+            let image = match images.last().cloned() {
+                None => self.make(drawn, None),
+                Some(below) => self.make(&stacking(drawn), Some(&below)),
+            };
+            images.push(image);
+        }
+    }
+
     /// Makes the image that was drawn on what is `below`, where its format can have that; by itself otherwise.
     fn make(&mut self, drawn: &Drawn, below: Option<&Image>) -> Image {
         self.made += 1;
@@ -204,6 +215,17 @@ impl Room {
         };
         (maker.make)(self, &image, below, &writes);
         image
+    }
+}
+
+/// The same, in a format that can have a backing.
+fn stacking(drawn: &Drawn) -> Drawn {
+    let stacking: Vec<usize> = (0..FORMATS.len())
+        .filter(|maker| FORMATS[*maker].stacks)
+        .collect();
+    Drawn {
+        maker: stacking[drawn.maker % stacking.len()],
+        ..drawn.clone()
     }
 }
 
@@ -281,13 +303,7 @@ impl World {
     fn new(drawn: &[Drawn], top: &Drawn) -> Self {
         let mut room = Room::new();
         let mut below: Vec<Image> = Vec::new();
-        for drawn in drawn {
-            let image = room.make(drawn, below.last());
-            if !FORMATS[image.maker].stacks {
-                below.clear();
-            }
-            below.push(image);
-        }
+        room.stack(&mut below, drawn);
         let qbm = FORMATS
             .iter()
             .position(|it| it.format == Format::Qbm)
@@ -387,10 +403,15 @@ impl World {
                 self.below.truncate(kept);
             }
             Step::Rebase(drawn) => {
-                let image = self.image_like_the_disk(drawn);
-                let done = self.disk().rebase(Some(self.entry(&image)), &mut Self::watched());
+                let Some((first, others)) = drawn.split_first() else {
+                    return;
+                };
+                let mut images = vec![self.image_like_the_disk(first)];
+                self.room.stack(&mut images, others);
+                let entry = images.last().map(|image| self.entry(image));
+                let done = self.disk().rebase(entry, &mut Self::watched());
                 done.expect("rebased");
-                self.below = vec![image];
+                self.below = images;
             }
             Step::Change(drawn) => {
                 let Some(nearest) = self.below.last() else { return };
