@@ -1174,10 +1174,10 @@ int qbm_commit(struct qbm_disk *disk, const struct qbm_commit_options *options);
  *
  * backing_file: goes into the descriptor as it is (UTF-8); a relative name is
  * relative to the descriptor's folder. NULL or "": none. backing_format: what
- * it is, "raw" or "qbm"; it is never guessed. NULL with no file. The image may
- * be longer or shorter than the old one. It and all below it are opened for
- * reading, with open_file if the disk was opened with that. options: NULL is
- * the defaults.
+ * it is, "raw", "qbm", "qcow2" or "vmdk"; it is never guessed. NULL with no
+ * file. The image may be longer or shorter than the old one. It and all below
+ * it are opened for reading, with open_file if the disk was opened with that.
+ * options: NULL is the defaults.
  *
  * Returns 0; all is durable then. After an error the disk is on the image that
  * it was on; what was copied up takes room, and is found there when it is tried

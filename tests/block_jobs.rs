@@ -12,36 +12,59 @@ mod skip;
 use std::ops::{ControlFlow, Range};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use proptest::prelude::*;
 use qbm::descriptor::BackingEntry;
 use qbm::{
-    AddBitmap, BackingFlags, CreateOptions, Disk, Format, Granularity, OpenOptions, TruncateFlags, WriteFlags,
+    AddBitmap, BackingFlags, CreateOptions, Disk, ErrorCode, Format, Granularity, OpenOptions, TruncateFlags,
+    WriteFlags,
 };
 use tempfile::TempDir;
 
 const UNIT: u64 = 512;
 
-/// The formats that an image below the disk may have. One more is one more line.
+/// The formats that an image below the disk may have. One more is one more entry.
 const FORMATS: &[Maker] = &[
     Maker {
         format: Format::Raw,
-        stacks: false,
+        stacks_on: &[],
+        takes_commits: true,
+        unit: 1,
         make: make_raw,
     },
     Maker {
         format: Format::Qbm,
-        stacks: true,
+        stacks_on: &[Format::Raw, Format::Qbm, Format::Qcow2],
+        takes_commits: true,
+        unit: 1,
         make: make_qbm,
+    },
+    // Made by QEMU, which reads no qbm.
+    Maker {
+        format: Format::Qcow2,
+        stacks_on: &[Format::Raw, Format::Qcow2],
+        takes_commits: false,
+        unit: 512,
+        make: make_qcow2,
     },
 ];
 
 /// How an image of a format is made.
 struct Maker {
     format: Format,
-    /// It can have a backing itself.
-    stacks: bool,
+    /// What it can have as a backing itself.
+    stacks_on: &'static [Format],
+    /// A commit can write to it.
+    takes_commits: bool,
+    /// What its length is a multiple of.
+    unit: u64,
     make: fn(&Room, &Image, Option<&Image>, &[Write]),
+}
+
+/// The first so many of the formats can be made here.
+fn known() -> usize {
+    if have_qemu() { FORMATS.len() } else { 2 }
 }
 
 #[derive(Clone, Debug)]
@@ -55,6 +78,7 @@ struct Write {
 /// One image as it is drawn.
 #[derive(Clone, Debug)]
 struct Drawn {
+    /// Its format is this one of those that fit, counted round and round.
     maker: usize,
     length: u64,
     granularity: u64,
@@ -76,8 +100,8 @@ enum Step {
     Commit(usize),
     /// On which of them, or on none where there are not so many.
     Deeper(usize),
-    /// On a new image, of which these parts differ from what the disk shows.
-    Rebase(Drawn),
+    /// On a new image, of which these parts differ from what the disk shows, and others on that.
+    Rebase(Vec<Drawn>),
     /// By the name alone, on a copy of what it is on.
     Change(Drawn),
 }
@@ -101,7 +125,7 @@ fn write() -> impl Strategy<Value = Write> {
 
 fn drawn() -> impl Strategy<Value = Drawn> {
     (
-        0..FORMATS.len(),
+        0..60usize,
         length(),
         0..8u32,
         0..2usize,
@@ -127,9 +151,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Flush),
         1 => Just(Step::Reopen),
         1 => Just(Step::Empty),
-        2 => (0..5usize).prop_map(Step::Commit),
+        3 => (0..5usize).prop_map(Step::Commit),
         2 => (0..6usize).prop_map(Step::Deeper),
-        2 => drawn().prop_map(Step::Rebase),
+        3 => proptest::collection::vec(drawn(), 1..=5).prop_map(Step::Rebase),
         1 => drawn().prop_map(Step::Change),
     ]
 }
@@ -179,13 +203,23 @@ impl Room {
         self.dir.path().join(image.folder.to_string()).join(&image.name)
     }
 
+    /// Puts images on those that there are.
+    fn stack(&mut self, images: &mut Vec<Image>, drawn: &[Drawn]) {
+        for drawn in drawn {
+            let image = match images.last().cloned() {
+                None => self.make(drawn, None),
+                Some(below) => self.make(&stacking(drawn, &below), Some(&below)),
+            };
+            images.push(image);
+        }
+    }
+
     /// Makes the image that was drawn on what is `below`, where its format can have that; by itself otherwise.
     fn make(&mut self, drawn: &Drawn, below: Option<&Image>) -> Image {
         self.made += 1;
-        let maker = &FORMATS[drawn.maker];
-        let below = below.filter(|_| maker.stacks);
+        let maker = &FORMATS[drawn.maker % known()];
         let mut content = below.map_or_else(Vec::new, |image| image.content.clone());
-        content.resize(small(drawn.length), 0);
+        content.resize(small(drawn.length.next_multiple_of(maker.unit)), 0);
         let writes: Vec<Write> = drawn
             .writes
             .iter()
@@ -197,13 +231,24 @@ impl Room {
         let image = Image {
             folder: drawn.folder,
             name: format!("{}.{}", self.made, maker.format),
-            maker: drawn.maker,
+            maker: drawn.maker % known(),
             granularity: drawn.granularity,
             absolute: drawn.absolute,
             content,
         };
         (maker.make)(self, &image, below, &writes);
         image
+    }
+}
+
+/// The same, in a format that can have `below` as its backing.
+fn stacking(drawn: &Drawn, below: &Image) -> Drawn {
+    let stacking: Vec<usize> = (0..known())
+        .filter(|maker| FORMATS[*maker].stacks_on.contains(&below.format()))
+        .collect();
+    Drawn {
+        maker: stacking[drawn.maker % stacking.len()],
+        ..drawn.clone()
     }
 }
 
@@ -237,6 +282,49 @@ fn make_qbm(room: &Room, image: &Image, below: Option<&Image>, writes: &[Write])
         put(&disk, write);
     }
     disk.close().expect("it closes");
+}
+
+fn make_qcow2(room: &Room, image: &Image, below: Option<&Image>, writes: &[Write]) {
+    let run = |program: &str, args: &[&str]| {
+        let output = Command::new(program)
+            .args(args)
+            .current_dir(room.dir.path().join(image.folder.to_string()))
+            .output()
+            .expect("it runs");
+        let said = [output.stdout, output.stderr].concat();
+        assert!(
+            output.status.success() && !String::from_utf8_lossy(&said).contains("failed"),
+            "{program} {args:?}: {}",
+            String::from_utf8_lossy(&said)
+        );
+    };
+    let (options, length) = (
+        format!("cluster_size={}", image.granularity),
+        image.content.len().to_string(),
+    );
+    let mut args = vec!["create", "-q", "-f", "qcow2", "-o", &options];
+    let named = below.map(|below| (below.named_from(room, image.folder), below.format()));
+    if let Some((name, format)) = &named {
+        args.extend(["-b", name, "-F", format.word()]);
+    }
+    args.extend([image.name.as_str(), &length]);
+    run("qemu-img", &args);
+    let commands: Vec<String> = writes
+        .iter()
+        .filter(|write| write.len > 0)
+        .map(|Write { at, len, byte }| match byte {
+            0 => format!("write -q -z {at} {len}"),
+            byte => format!("write -q -P {byte} {at} {len}"),
+        })
+        .collect();
+    let mut args = vec!["-f", "qcow2"];
+    for command in &commands {
+        args.extend(["-c", command]);
+    }
+    args.push(&image.name);
+    if !commands.is_empty() {
+        run("qemu-io", &args);
+    }
 }
 
 /// A write; of zeros, as zeros.
@@ -281,13 +369,7 @@ impl World {
     fn new(drawn: &[Drawn], top: &Drawn) -> Self {
         let mut room = Room::new();
         let mut below: Vec<Image> = Vec::new();
-        for drawn in drawn {
-            let image = room.make(drawn, below.last());
-            if !FORMATS[image.maker].stacks {
-                below.clear();
-            }
-            below.push(image);
-        }
+        room.stack(&mut below, drawn);
         let qbm = FORMATS
             .iter()
             .position(|it| it.format == Format::Qbm)
@@ -387,10 +469,15 @@ impl World {
                 self.below.truncate(kept);
             }
             Step::Rebase(drawn) => {
-                let image = self.image_like_the_disk(drawn);
-                let done = self.disk().rebase(Some(self.entry(&image)), &mut Self::watched());
+                let Some((first, others)) = drawn.split_first() else {
+                    return;
+                };
+                let mut images = vec![self.image_like_the_disk(first)];
+                self.room.stack(&mut images, others);
+                let entry = images.last().map(|image| self.entry(image));
+                let done = self.disk().rebase(entry, &mut Self::watched());
                 done.expect("rebased");
-                self.below = vec![image];
+                self.below = images;
             }
             Step::Change(drawn) => {
                 let Some(nearest) = self.below.last() else { return };
@@ -415,6 +502,11 @@ impl World {
         let at = self.below.len() - 1 - number % self.below.len();
         let layer = u32::try_from(self.below.len() - at).expect("few");
         let done = self.disk().commit_into(layer, &mut Self::watched());
+        if !FORMATS[self.below[at].maker].takes_commits {
+            let error = done.expect_err("it cannot be written to");
+            assert_eq!(error.code(), ErrorCode::NotSupported, "{error}");
+            return;
+        }
         done.expect("committed");
         self.below.truncate(at + 1);
         let target = &mut self.below[at].content;
@@ -478,7 +570,9 @@ fn pieces(content: &[u8]) -> Vec<Write> {
 }
 
 fn have_qemu() -> bool {
-    Command::new("qemu-img").arg("--version").output().is_ok()
+    static HAVE: OnceLock<bool> = OnceLock::new();
+    let have = |program| Command::new(program).arg("--version").output().is_ok();
+    *HAVE.get_or_init(|| have("qemu-img") && have("qemu-io"))
 }
 
 /// QEMU finds the same in what was read and in what should be there; and in a raw image that all was committed into.
@@ -548,6 +642,8 @@ proptest! {
 #[test]
 fn it_is_said_where_qemu_is_missing() {
     if !have_qemu() {
-        skip::skipped("qemu-img is not installed, so it compared nothing");
+        skip::skipped(
+            "qemu-img and qemu-io are not installed: no qcow2 was in the chains, and nothing compared by QEMU",
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
-use super::boundary::{on_disk, optional_text};
+use super::boundary::{optional_text, to_change};
 use super::commit::{qbm_progress, reported};
 use super::life::unknown_flags;
 use super::qbm_disk;
@@ -51,10 +51,10 @@ unsafe impl Extensible for qbm_rebase_options {}
 ///
 /// backing_file: goes into the descriptor as it is (UTF-8); a relative name is
 /// relative to the descriptor's folder. NULL or "": none. backing_format: what
-/// it is, "raw" or "qbm"; it is never guessed. NULL with no file. The image may
-/// be longer or shorter than the old one. It and all below it are opened for
-/// reading, with open_file if the disk was opened with that. options: NULL is
-/// the defaults.
+/// it is, "raw", "qbm", "qcow2" or "vmdk"; it is never guessed. NULL with no
+/// file. The image may be longer or shorter than the old one. It and all below
+/// it are opened for reading, with open_file if the disk was opened with that.
+/// options: NULL is the defaults.
 ///
 /// Returns 0; all is durable then. After an error the disk is on the image that
 /// it was on; what was copied up takes room, and is found there when it is tried
@@ -93,7 +93,7 @@ pub unsafe extern "C" fn qbm_rebase(
         disk.rebase(backing, &mut progress)
     };
     // SAFETY: the caller's promise: a handle.
-    unsafe { on_disk(disk, rebase) }
+    unsafe { to_change(disk, rebase) }
 }
 
 /// Puts the disk on another backing image, or on none, by the name alone: no
@@ -131,7 +131,7 @@ pub unsafe extern "C" fn qbm_change_backing(
         disk.change_backing(backing, flags)
     };
     // SAFETY: the caller's promise: a handle.
-    unsafe { on_disk(disk, change) }
+    unsafe { to_change(disk, change) }
 }
 
 /// A backing image from C; none without a name.

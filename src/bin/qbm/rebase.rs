@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE", required_unless_present = "only_name")]
     backing: Option<String>,
 
-    /// What the backing is: raw or qbm. It is never guessed
+    /// What the backing is: raw, qbm, qcow2 or vmdk. It is never guessed
     #[arg(short = 'F', long, value_name = "FORMAT", value_parser = parse_format)]
     backing_format: Option<Format>,
 

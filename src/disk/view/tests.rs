@@ -273,6 +273,8 @@ fn what_a_view_needs_cannot_be_taken_away() {
         disk.truncate(MIB, TruncateFlags::SHRINK),
         disk.make_empty(),
         disk.commit(&mut |_, _| std::ops::ControlFlow::Continue(())),
+        disk.rebase(None, &mut |_, _| std::ops::ControlFlow::Continue(())),
+        disk.change_backing(None, crate::BackingFlags::empty()),
         backup_begin(&[(&disk, "c")], &scratch).map(drop),
     ];
     for (index, refusal) in refusals.into_iter().enumerate() {

@@ -413,6 +413,7 @@ fn nothing_is_lost_under_writers() {
     let foreign: Vec<u8> = vec![0xdd; at(80 * G)];
     sim.put("other.img", &foreign);
     let below = base(64 * G);
+    sim.put("copy.img", &below);
     let disk = open(&sim);
     let done = AtomicBool::new(false);
     let written: Vec<Vec<u8>> = std::thread::scope(|scope| {
@@ -446,6 +447,10 @@ fn nothing_is_lost_under_writers() {
             .collect();
         for backing in [on("other.img", Format::Raw), None, on("base.img", Format::Raw)] {
             rebase(&disk, backing).unwrap();
+        }
+        for file in ["copy.img", "base.img"] {
+            disk.change_backing(on(file, Format::Raw), BackingFlags::UNCHANGED)
+                .unwrap();
         }
         done.store(true, Ordering::Relaxed);
         writers.into_iter().map(|writer| writer.join().unwrap()).collect()
