@@ -130,7 +130,7 @@ impl OpenOptions {
         let intent = recovered.session.as_ref().map(Session::intent).cloned();
         let excuses = match (&recovered.session, self.on_bitmap_error) {
             (Some(session), OnBitmapError::MarkInconsistent) => {
-                let excuses = Excuses::new(Arc::clone(session.file()), self.notify.clone());
+                let excuses = Excuses::new(Arc::clone(session.file()), self.notify.clone(), bitmaps.iter());
                 Some(Arc::new(excuses))
             }
             _ => None,

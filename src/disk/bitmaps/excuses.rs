@@ -3,6 +3,7 @@
 //! May call `state`. Invariant (D1): the mark is durable in the state file before any write that it excuses goes out,
 //! and before anybody is told. Where it cannot be stored, nothing is excused.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Bitmap;
@@ -11,7 +12,7 @@ use crate::disk::open::Notify;
 use crate::error::{Error, Result};
 use crate::state::{MarkId, StateFile};
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::{Mutex, PoisonError};
+use crate::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What becomes of a guest's write where a bitmap cannot be written though the data can. The numbers are part of the C
 /// ABI.
@@ -41,17 +42,34 @@ impl Lost {
 pub(in crate::disk) struct Excuses {
     file: Arc<StateFile>,
     notify: Notify,
+    /// The bitmaps that the descriptor on disk can name: marks of others mean nothing any more.
+    known: Mutex<BTreeSet<MarkId>>,
     /// Many writers may meet one broken file; the first marks it.
     one_at_a_time: Mutex<()>,
 }
 
 impl Excuses {
-    pub(in crate::disk) fn new(file: Arc<StateFile>, notify: Notify) -> Self {
+    /// Of a disk with these bitmaps.
+    pub(in crate::disk) fn new<'b>(
+        file: Arc<StateFile>,
+        notify: Notify,
+        known: impl Iterator<Item = &'b Bitmap>,
+    ) -> Self {
         Self {
             file,
             notify,
+            known: Mutex::new(known.map(Bitmap::mark).collect()),
             one_at_a_time: Mutex::new(()),
         }
+    }
+
+    /// These are the disk's bitmaps now, durably.
+    pub(super) fn know<'b>(&self, bitmaps: impl Iterator<Item = &'b Bitmap>) {
+        *self.known() = bitmaps.map(Bitmap::mark).collect();
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeSet<MarkId>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Marks a bitmap that failed for the reason `why`. On success whatever it lacks is excused; on an error, which
@@ -62,7 +80,12 @@ impl Excuses {
             return Ok(());
         }
         self.file
-            .update(|header| header.marks.insert(id))
+            .update(|header| {
+                // Bitmaps come and go; their marks would fill the room there is.
+                let known = self.known();
+                header.marks.retain(|id| known.contains(&id));
+                header.marks.insert(id)
+            })
             .map_err(|unmarked| {
                 let words = format!("{why}; and that the bitmap is inconsistent cannot be noted: {unmarked}");
                 Error::with_errno(why.code(), why.errno(), words)

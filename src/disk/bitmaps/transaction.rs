@@ -196,6 +196,9 @@ impl<'d> Part<'d> {
         let retired = files_of(&structure.descriptor, &self.descriptor);
         structure.descriptor = self.descriptor;
         *shape = shape.with(self.bitmaps, self.disk.writable);
+        if let Some(excuses) = &self.disk.excuses {
+            excuses.know(shape.bitmaps.iter());
+        }
         self.disk.remove_files(&retired);
     }
 }

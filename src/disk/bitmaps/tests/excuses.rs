@@ -267,3 +267,30 @@ fn a_frozen_bitmap_that_breaks_is_thawed_by_rolling_back() {
         "b"
     ));
 }
+
+/// There is room for 420 marks, and none for those of bitmaps that are no more.
+#[test]
+fn marks_of_bitmaps_that_are_gone_take_no_room() {
+    let world = world(OnBitmapError::MarkInconsistent);
+    for round in 0..425 {
+        world.disk.bitmap_add("passing", persistent()).unwrap();
+        world
+            .sim
+            .fail(broken(CallKind::Write, "disk-passing.bitmap", libc::EIO));
+        write(&world.disk, 0, 1).unwrap();
+        world.sim.heal();
+        assert!(inconsistent(&world.disk, "passing"), "round {round}");
+        if round == 0 {
+            world.sim.fail(broken(CallKind::Write, BITMAP, libc::EIO));
+            write(&world.disk, MIB, 1).unwrap();
+            world.sim.heal();
+        }
+        world.disk.bitmap_remove("passing").unwrap();
+    }
+    // One that is still there keeps its own, whatever comes.
+    drop(world.disk);
+    let after = world.sim.power_cut_keeping(Keep::Nothing);
+    let world = reopen(&after, OnBitmapError::MarkInconsistent);
+    assert!(inconsistent(&world.disk, "b"));
+    assert!(!inconsistent(&world.disk, "sound"));
+}
