@@ -74,7 +74,8 @@
 
 /**
  * Of qbm_open(): a disk that has no state file is given none. Its bitmaps
- * survive SIGKILL, but a power cut can cost them bits unnoticed.
+ * survive SIGKILL, but a power cut can cost them bits unnoticed; and SIGKILL
+ * costs an overlay what it has allocated since the last flush.
  */
 #define QBM_OPEN_NO_STATE 128u
 

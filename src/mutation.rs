@@ -95,6 +95,20 @@ pub(crate) enum Fault {
     RebasedClean,
     /// A commit into a deeper layer leaves there what a shorter layer in between hid.
     HiddenByLength,
+    /// A first touch leaves no bit in the shadow.
+    ShadowLeftOut,
+    /// A granule's bit is in the shadow before the granule is in the image.
+    ShadowBeforeGranule,
+    /// A bit is set in memory before it is in the shadow.
+    BitBeforeShadow,
+    /// Recovery believes the shadow whatever may have become of the page cache.
+    ShadowWithoutEvidence,
+    /// The shadow keeps its bits where the allocation bits go.
+    ShadowKept,
+    /// Recovery makes the bits of the shadow durable before the image.
+    ShadowBeforeImage,
+    /// The shadow is believed after a sync of the image that failed.
+    ShadowOutlivesFailure,
 }
 
 pub(crate) use switch::*;

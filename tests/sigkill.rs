@@ -35,7 +35,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use disk::{Found, Precision, check, create, path};
+use disk::{Found, Precision, Shape, check, path};
 use mounted::Mounted;
 use qbm::{Disk, NoticeCode, OpenOptions, Recovery};
 use random::Random;
@@ -51,6 +51,7 @@ struct Start<'s> {
     namespace: bool,
     epoch: Option<&'s str>,
     lazy: bool,
+    unflushed: bool,
 }
 
 /// Not a test by itself: what the tests below start, and kill.
@@ -81,6 +82,9 @@ impl Start<'_> {
         }
         if self.lazy {
             command.env(worker::LAZY, "1");
+        }
+        if self.unflushed {
+            command.env(worker::UNFLUSHED, "1");
         }
         let process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
         process.expect("this program starts again")
@@ -155,23 +159,36 @@ fn kills() -> u64 {
 
 #[test]
 fn killed_at_random_moments() {
+    kill_on_every_file_system(Shape::Raw);
+}
+
+/// What an overlay has taken without a flush is known to the shadow of its allocation bits alone.
+#[test]
+fn an_overlay_is_killed_at_random_moments() {
+    kill_on_every_file_system(Shape::Overlay);
+}
+
+fn kill_on_every_file_system(shape: Shape) {
     let seed = Random::seed();
     let folders = folders();
     std::thread::scope(|scope| {
         for folder in &folders {
-            scope.spawn(|| kill_again_and_again(folder.path(), seed));
+            scope.spawn(|| kill_again_and_again(folder.path(), shape, seed));
         }
     });
 }
 
 /// One disk all the way: what a kill leaves is what the next process works on.
-fn kill_again_and_again(folder: &Path, seed: u64) {
+fn kill_again_and_again(folder: &Path, shape: Shape, seed: u64) {
     let mut random = Random::new(seed);
-    create(folder);
-    let mut before = Found::new();
+    shape.create(folder);
+    let mut before = Found::new(shape);
     let (mut unclean, mut acts) = (0, 0);
     for round in 1..=kills() {
-        let start = Start::default();
+        let start = Start {
+            unflushed: shape == Shape::Overlay && random.one_in(2),
+            ..Start::default()
+        };
         if random.one_in(8) {
             // Mostly while the disk is being opened, or recovered.
             let process = start.process(folder, round);
@@ -201,7 +218,7 @@ fn kill_again_and_again(folder: &Path, seed: u64) {
         }
     }
     println!(
-        "{}: {} kills, {unclean} of an unclean disk, {acts} acts",
+        "{shape:?} on {}: {} kills, {unclean} of an unclean disk, {acts} acts",
         file_system(folder),
         kills()
     );
@@ -215,11 +232,12 @@ fn is_exact(recovery: &Recovery) -> bool {
 /// Kills a process on a new disk, and opens it with `options`. Returns the disk and the notices.
 fn once(
     folder: &Path,
+    shape: Shape,
     start: Start<'_>,
     options: OpenOptions,
     precision: Precision,
 ) -> (Disk, Vec<NoticeCode>) {
-    create(folder);
+    shape.create(folder);
     start.killed(folder, 1, Duration::from_millis(40));
     let notices = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&notices);
@@ -227,7 +245,7 @@ fn once(
     let disk = options.open(path(folder)).expect("it opens after the kill");
     let events = log::read(folder);
     let found = Found::on(&disk);
-    check(&Found::new(), &events, &found, precision).unwrap_or_else(|wrong| panic!("{wrong}"));
+    check(&Found::new(shape), &events, &found, precision).unwrap_or_else(|wrong| panic!("{wrong}"));
     let notices = notices.lock().expect("a list").clone();
     (disk, notices)
 }
@@ -251,9 +269,12 @@ fn the_next_process_may_be_in_another_mount_namespace() {
             namespace: true,
             ..Start::default()
         };
-        let (disk, notices) = once(folder.path(), start, OpenOptions::new(), Precision::Exact);
-        assert!(is_exact(&recovery(&disk)), "{:?}", recovery(&disk));
-        assert!(notices.is_empty());
+        for shape in [Shape::Raw, Shape::Overlay] {
+            let folder = tempfile::tempdir_in(folder.path()).expect("a folder");
+            let (disk, notices) = once(folder.path(), shape, start, OpenOptions::new(), Precision::Exact);
+            assert!(is_exact(&recovery(&disk)), "{:?}", recovery(&disk));
+            assert!(notices.is_empty());
+        }
     }
 }
 
@@ -268,7 +289,7 @@ fn another_cache_epoch_is_a_lost_page_cache() {
         let tries = (0..20).map(|_| tempfile::tempdir_in(folder.path()).expect("a folder"));
         let widened = tries.into_iter().any(|folder| {
             let options = OpenOptions::new().cache_epoch("boot 2");
-            let (disk, notices) = once(folder.path(), start, options, Precision::Regions);
+            let (disk, notices) = once(folder.path(), Shape::Raw, start, options, Precision::Regions);
             let recovery = recovery(&disk);
             assert!(recovery.reason.is_some(), "{recovery:?}");
             let told = notices.contains(&NoticeCode::BitmapWidened);
@@ -296,13 +317,14 @@ fn the_same_cache_epoch_vouches_on_any_file_system() {
         ..Start::default()
     };
     let options = OpenOptions::new().cache_epoch("boot 1");
-    let (disk, notices) = once(&folder("epoch"), start, options, Precision::Exact);
+    let (disk, notices) = once(&folder("epoch"), Shape::Overlay, start, options, Precision::Exact);
     assert!(is_exact(&recovery(&disk)), "{:?}", recovery(&disk));
     assert!(notices.is_empty());
 
     // Of this file system nothing is known that would tell.
     let (disk, _) = once(
         &folder("none"),
+        Shape::Raw,
         Start::default(),
         OpenOptions::new(),
         Precision::Regions,
@@ -317,7 +339,13 @@ fn lazily_saved_bitmaps_lose_no_bit() {
             lazy: true,
             ..Start::default()
         };
-        let (disk, _) = once(folder.path(), start, OpenOptions::new(), Precision::Regions);
+        let (disk, _) = once(
+            folder.path(),
+            Shape::Raw,
+            start,
+            OpenOptions::new(),
+            Precision::Regions,
+        );
         let recovery = recovery(&disk);
         assert!(recovery.reason.is_some_and(|reason| reason.contains("lazily")));
     }

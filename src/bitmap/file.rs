@@ -41,6 +41,8 @@ pub enum BitmapPolicy {
 pub struct BitmapFile {
     storage: Arc<dyn Storage>,
     path: PathBuf,
+    /// Where the bits begin: at 0, where the file is theirs alone.
+    base: u64,
     /// Of every piece one: two writers that set different bits of a piece write it one after the other, each with the
     /// other's bits (durability trap 2).
     stripes: Box<[Mutex<()>]>,
@@ -57,10 +59,19 @@ impl BitmapFile {
         Self {
             storage,
             path,
+            base: 0,
             stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
             policy,
             unsaved: Mutex::new(BTreeSet::new()),
             saving: Mutex::new(()),
+        }
+    }
+
+    /// Bits that lie behind something else: from byte `base` of the file `storage` to its end.
+    pub(crate) fn behind(storage: Arc<dyn Storage>, path: PathBuf, base: u64) -> Self {
+        Self {
+            base,
+            ..Self::new(storage, path, BitmapPolicy::WriteThrough)
         }
     }
 
@@ -87,13 +98,18 @@ impl BitmapFile {
     /// Reads `len` bits, from the file's data extents alone. What lies behind them is ignored.
     pub fn load(&self, len: u64) -> Result<Bits> {
         self.check_size(len)?;
+        self.load_what_is_there(len)
+    }
+
+    /// The same of a file that may be too short: the bits that it lacks are clear.
+    pub(crate) fn load_what_is_there(&self, len: u64) -> Result<Bits> {
         let mut bits = Bits::new(len)?;
         let end = bits.serialized_len().min(self.length()?);
         let mut at = 0;
         while at < end {
             let extent = self
                 .storage
-                .extent(ByteRange::between(at, end))
+                .extent(ByteRange::between(self.base + at, self.base + end))
                 .map_err(|e| self.failed("find the data of", &e))?;
             let next = at.saturating_add(extent.len.max(1)).min(end);
             if extent.data {
@@ -115,7 +131,7 @@ impl BitmapFile {
             let there = words.min(end - at);
             buffer.clear();
             buffer.resize(in_memory(words), 0);
-            read_slice(&*self.storage, &mut buffer[..in_memory(there)], at)
+            read_slice(&*self.storage, &mut buffer[..in_memory(there)], self.base + at)
                 .map_err(|e| self.failed("read", &e))?;
             bits.deserialize(at, &buffer)?;
             at += words;
@@ -154,7 +170,7 @@ impl BitmapFile {
             let words = &mut buffer[..in_memory(span.len())];
             union(bits, also, span.start(), words)?;
             mark(words, span.start() * 8, part);
-            write_slice(&*self.storage, words, span.start())
+            self.write_at(words, span.start())
                 .map_err(|e| self.failed("record changes in", &e))?;
             bits.set(part);
         }
@@ -188,7 +204,7 @@ impl BitmapFile {
                 old.serialize(start, &mut before[..len])?;
                 new.serialize(start, &mut after[..len])?;
                 if before[..len] != after[..len] {
-                    write_slice(&*self.storage, &after[..len], start)
+                    self.write_at(&after[..len], start)
                         .map_err(|e| self.failed("write", &e))?;
                 }
             }
@@ -197,15 +213,25 @@ impl BitmapFile {
         Ok(())
     }
 
-    /// Writes the pieces that `more` has bits in, each as `bits` and `more` together have it. The caller syncs.
-    ///
-    /// The file must hold no bit that neither has.
-    pub fn write_more(&self, bits: &Bits, more: &Bits) -> Result<()> {
+    /// The most bytes that [`write_pieces`](Self::write_pieces) asks for at a time.
+    pub(crate) const PIECE: usize = PIECE_BYTES;
+
+    /// Writes the pieces that `of` has bits in, each with what `content` puts into the words from a byte on. The caller syncs.
+    pub(crate) fn write_pieces(
+        &self,
+        of: &Bits,
+        content: impl Fn(u64, &mut [u8]) -> Result<()>,
+    ) -> Result<()> {
         let mut buffer = [0; PIECE_BYTES];
         let mut at = 0;
-        while let Some(data) = more.next_data(at) {
+        while let Some(data) = of.next_data(at) {
             for piece in data.start() / PIECE..data.end().div_ceil(PIECE) {
-                self.write_piece(bits, Some(more), piece, &mut buffer)?;
+                let start = piece * PIECE;
+                let words = &mut buffer[..in_memory((of.serialized_len() - start).min(PIECE))];
+                let _alone = self.piece(piece);
+                content(start, words)?;
+                self.write_at(words, start)
+                    .map_err(|e| self.failed("write", &e))?;
             }
             at = data.end();
         }
@@ -214,9 +240,7 @@ impl BitmapFile {
 
     /// Writes all of `bits` into the file, which must be empty, leaving holes where no bit is set; and syncs.
     pub fn write_new(&self, bits: &Bits) -> Result<()> {
-        self.storage
-            .set_length(bits.serialized_len())
-            .map_err(|e| self.failed("resize", &e))?;
+        self.resize(bits.serialized_len())?;
         self.write_from(bits, None, 0)?;
         self.sync()
     }
@@ -237,18 +261,13 @@ impl BitmapFile {
     /// are what `bits` and `also` say, whatever stood there before. The caller syncs.
     pub fn grow(&self, bits: &Bits, also: Option<&Bits>, from: u64) -> Result<()> {
         let first = from.saturating_sub(1) / 64 * 8;
-        let resize = |length| {
-            self.storage
-                .set_length(length)
-                .map_err(|e| self.failed("resize", &e))
-        };
         // What an earlier, longer disk left behind must not come back as dirty. The last word stays until it is written
         // over: the present disk still needs it if this fails.
         let keep = from.div_ceil(64) * 8;
         if self.length()? > keep {
-            resize(keep)?;
+            self.resize(keep)?;
         }
-        resize(bits.serialized_len())?;
+        self.resize(bits.serialized_len())?;
         // This one even if it is clear, as the file may say otherwise; the rest of the file reads as zeros now.
         if first < keep {
             self.write_piece(bits, also, first / PIECE, &mut [0; PIECE_BYTES])?;
@@ -261,17 +280,13 @@ impl BitmapFile {
         if self.length()? >= len.div_ceil(8) {
             return Ok(());
         }
-        self.storage
-            .set_length(len.div_ceil(64) * 8)
-            .map_err(|e| self.failed("resize", &e))
+        self.resize(len.div_ceil(64) * 8)
     }
 
     /// Cuts off what the bits of a shorter disk do not need.
     pub fn shrink(&self, bits: &Bits) -> Result<()> {
         if self.length()? > bits.serialized_len() {
-            self.storage
-                .set_length(bits.serialized_len())
-                .map_err(|e| self.failed("resize", &e))?;
+            self.resize(bits.serialized_len())?;
         }
         locked(&self.unsaved).retain(|piece| piece * PIECE < bits.serialized_len());
         Ok(())
@@ -318,7 +333,11 @@ impl BitmapFile {
         let words = &mut buffer[..in_memory(len)];
         let _alone = self.piece(piece);
         union(bits, also, start.min(bits.serialized_len()), words)?;
-        write_slice(&*self.storage, words, start).map_err(|e| self.failed("write", &e))
+        self.write_at(words, start).map_err(|e| self.failed("write", &e))
+    }
+
+    fn write_at(&self, words: &[u8], start: u64) -> io::Result<()> {
+        write_slice(&*self.storage, words, self.base + start)
     }
 
     /// Keeps other writers out of a piece.
@@ -327,8 +346,15 @@ impl BitmapFile {
         (!mutation::on(Fault::PiecesShared)).then(|| locked(stripe))
     }
 
+    fn resize(&self, length: u64) -> Result<()> {
+        self.storage
+            .set_length(self.base + length)
+            .map_err(|e| self.failed("resize", &e))
+    }
+
     fn length(&self) -> Result<u64> {
-        self.storage.length().map_err(|e| self.failed("measure", &e))
+        let length = self.storage.length().map_err(|e| self.failed("measure", &e))?;
+        Ok(length.saturating_sub(self.base))
     }
 
     fn failed(&self, action: &str, error: &io::Error) -> Error {

@@ -38,7 +38,8 @@ pub const QBM_OPEN_TRUST_IMAGE: u32 = 32;
 /// Nothing renews a checksum when the disk is written to.
 pub const QBM_OPEN_VERIFY_CHECKSUM: u32 = 64;
 /// Of qbm_open(): a disk that has no state file is given none. Its bitmaps
-/// survive SIGKILL, but a power cut can cost them bits unnoticed.
+/// survive SIGKILL, but a power cut can cost them bits unnoticed; and SIGKILL
+/// costs an overlay what it has allocated since the last flush.
 pub const QBM_OPEN_NO_STATE: u32 = 128;
 
 /// Of qbm_create(): the disk gets no state file; see QBM_OPEN_NO_STATE.

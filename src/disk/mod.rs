@@ -309,6 +309,9 @@ impl Disk {
             if !mutation::on(Fault::FailedSyncForgotten) {
                 self.fail(&error);
             }
+            if let Some(session) = &self.session {
+                session.image_failed();
+            }
             error
         })
     }

@@ -57,6 +57,7 @@ impl OpenOptions {
         let mut place = Place::find(path, self.folder.as_ref(), self.confined)?;
         place.locking = !self.no_lock;
         place.backing_format = self.backing_format;
+        place.cache_epoch.clone_from(&self.cache_epoch);
         // Others may change the disk until it is locked: then what was read before the lock is read again.
         for _ in 0..ATTEMPTS {
             if let Some(disk) = self.attempt(path, &place)? {
@@ -114,7 +115,7 @@ impl OpenOptions {
                 let chain = self.chain(&mut files, &descriptor, &loading)?;
                 let overlay = Overlay::load(name, entry, file, length, chain, &loading, !self.read_only)
                     .map_err(|e| e.context(format_args!("QBM.bitmaps[{name:?}].file")))?;
-                Some(Arc::new(overlay))
+                Some(overlay)
             }
             None => None,
         };
@@ -122,11 +123,16 @@ impl OpenOptions {
             options: self,
             place,
             image: &child,
+            overlay: overlay.as_ref(),
             length,
             loading: &loading,
         }
         .run(state, &mut descriptor, &mut bitmaps)?;
         locks.extend(recovered.lock);
+        let overlay = overlay.map(|mut overlay| {
+            overlay.keep_shadow(recovered.session.as_ref().and_then(Session::shadow));
+            Arc::new(overlay)
+        });
         let intent = recovered.session.as_ref().map(Session::intent).cloned();
         let excuses = match (&recovered.session, self.on_bitmap_error) {
             (Some(session), OnBitmapError::MarkInconsistent) => {

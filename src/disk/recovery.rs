@@ -4,15 +4,16 @@
 //! asked, and in the files, durably, before the state file says anything new.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::bitmaps::recover::{self, Suspects};
 use super::bitmaps::{Bitmap, Loading};
 use super::open::{OpenOptions, Place};
+use super::overlay::Overlay;
 use super::session::{RETIRE_INTERVAL, Recovery, Session};
 use super::{Child, NoticeCode, StateFound};
-use crate::bitmap::BitmapFile;
+use crate::bitmap::{BitmapFile, Bits};
 use crate::descriptor::names::{FileName, create_unique};
 use crate::descriptor::save::{self, SaveError};
 use crate::descriptor::{Descriptor, StateEntry};
@@ -20,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::mutation::{self, Fault};
 use crate::state::{
     Evidence, Found, Header, Lock, NoEvidence, RegionSet, RegionSize, Sharing, Stamp, StateFile, Verdict,
+    spoil_shadow,
 };
 use crate::storage::{Role, Storage, SyncMode};
 use crate::units::ByteRange;
@@ -41,6 +43,7 @@ pub(super) struct Recovering<'o> {
     pub(super) options: &'o OpenOptions,
     pub(super) place: &'o Place,
     pub(super) image: &'o Child,
+    pub(super) overlay: Option<&'o Overlay>,
     pub(super) length: u64,
     pub(super) loading: &'o Loading,
 }
@@ -129,6 +132,7 @@ impl Recovering<'_> {
                 recovery = Some(self.widen(bitmaps, Suspects::Recording, &ranges, why)?);
             }
         }
+        let shadowed = self.take_shadow(&found, &storage, &path)?;
         let recorded = self.take_foreign_writes(bitmaps)?;
         let distrusted = match &foreign {
             Some(_) if !self.options.trust_image && !recorded => recover::distrust(bitmaps),
@@ -139,12 +143,14 @@ impl Recovering<'_> {
         if !self.options.read_only {
             // D1: what others have written is in the files before the stamp that tells of it is replaced.
             if (recovery.is_some() || recorded) && !mutation::on(Fault::EvidenceFirst) {
+                self.make_image_durable(Some(&*storage), shadowed.as_ref())?;
                 self.make_durable(bitmaps, Suspects::Recording)?;
             }
             let (file, active) = StateFile::adopt(storage, path, found)?;
             let adopted = self.session(file, active, now.ok())?;
             if mutation::on(Fault::EvidenceFirst) {
                 adopted.begin()?;
+                self.make_image_durable(None, None)?;
                 self.make_durable(bitmaps, Suspects::Recording)?;
             }
             if !distrusted.is_empty() && !mutation::on(Fault::StampFirst) {
@@ -172,20 +178,57 @@ impl Recovering<'_> {
         let whole = [ByteRange::between(0, self.length)];
         let recovery = self.widen(bitmaps, Suspects::All, &whole, why)?;
         if !self.options.read_only {
+            self.make_image_durable(None, None)?;
             self.make_durable(bitmaps, Suspects::All)?;
         }
         Ok(recovery)
     }
 
-    /// Makes durable what the disk goes on to rely on, as a process that was killed may have left it in the page cache
-    /// alone (D1). First the image's length: bits behind the end are about to go, and a power cut must not bring back what
-    /// they stood for. Then the bits of `suspects`. And the descriptor under its name: the old one, if it came back, would
-    /// have bitmap files that know nothing of what is written from here on.
-    fn make_durable(&self, bitmaps: &[Bitmap], suspects: Suspects) -> Result<()> {
-        if !mutation::on(Fault::FoundLengthUnsynced) {
-            let synced = self.image.storage.sync(SyncMode::Data);
-            synced.map_err(|e| self.image.failed("flush", &e))?;
+    /// Shows what a killed process has written to an overlay and not flushed, where it is sure to be there (A3).
+    fn take_shadow(&self, found: &Found, state: &Arc<dyn Storage>, path: &Path) -> Result<Option<Bits>> {
+        let Some(overlay) = self.overlay else {
+            return Ok(None);
+        };
+        let (granularity, granules) = overlay.granules();
+        let now = self.evidence_of_image(&**state)?;
+        let shadowed = found.shadow(state, path, &now, granularity, granules)?;
+        if let Some(bits) = &shadowed {
+            overlay.add_found(bits);
         }
+        Ok(shadowed)
+    }
+
+    /// Makes the image durable, which a process that was killed may have left in the page cache alone, and behind it the bits
+    /// that stood in the shadow of its allocation bits (A1). And its length with it: bits behind the end are about to go,
+    /// and a power cut must not bring back what they stood for (D1).
+    fn make_image_durable(&self, state: Option<&dyn Storage>, shadowed: Option<&Bits>) -> Result<()> {
+        let adopt = |bits: Option<&Bits>| match (self.overlay, bits) {
+            (Some(overlay), Some(bits)) => overlay.make_found_durable(bits),
+            _ => Ok(()),
+        };
+        if mutation::on(Fault::FoundLengthUnsynced) {
+            return adopt(shadowed);
+        }
+        let late = if mutation::on(Fault::ShadowBeforeImage) {
+            adopt(shadowed)?;
+            None
+        } else {
+            shadowed
+        };
+        if let Err(error) = self.image.storage.sync(SyncMode::Data) {
+            // The next opener's sync may succeed, as this failure was told of; and would prove nothing.
+            if let Some(state) = state {
+                spoil_shadow(state);
+            }
+            return Err(self.image.failed("flush", &error));
+        }
+        adopt(late)
+    }
+
+    /// Makes durable what else the disk goes on to rely on, as a process that was killed may have left it in the page cache
+    /// alone (D1): the bits of `suspects`, and the descriptor under its name. The old one, if it came back, would have
+    /// bitmap files that know nothing of what is written from here on.
+    fn make_durable(&self, bitmaps: &[Bitmap], suspects: Suspects) -> Result<()> {
         if !mutation::on(Fault::NotRewritten) {
             recover::rewrite(bitmaps, suspects)?;
         }
@@ -253,6 +296,14 @@ impl Recovering<'_> {
         Ok(())
     }
 
+    /// What vouches for the image's page cache, and for that of the state file.
+    fn evidence_of_image(&self, state: &dyn Storage) -> Result<Result<Evidence, NoEvidence>> {
+        match &self.options.cache_epoch {
+            Some(epoch) => Evidence::of_epoch(epoch).map(Ok),
+            None => Ok(Evidence::gather(state, [&*self.image.storage])),
+        }
+    }
+
     /// What vouches for the page cache; the outer failure is an epoch that is none.
     fn evidence(&self, state: &dyn Storage, bitmaps: &[Bitmap]) -> Result<Result<Evidence, NoEvidence>> {
         if let Some(epoch) = &self.options.cache_epoch {
@@ -263,14 +314,19 @@ impl Recovering<'_> {
     }
 
     fn session(&self, file: StateFile, active: RegionSet, evidence: Option<Evidence>) -> Result<Session> {
-        Session::new(
+        let of_image = self.evidence_of_image(file.storage())?;
+        let mut session = Session::new(
             file,
             active,
             self.length,
             self.options.retire_interval.unwrap_or(RETIRE_INTERVAL),
             self.options.bitmap_policy,
             evidence,
-        )
+        )?;
+        if let (Some(overlay), Ok(evidence)) = (self.overlay, of_image) {
+            session.keep_shadow(overlay.granules().0, evidence);
+        }
+        Ok(session)
     }
 
     fn new_header(&self, descriptor: &Descriptor) -> Header {

@@ -11,8 +11,9 @@ use super::Child;
 use crate::bitmap::BitmapPolicy;
 use crate::error::Result;
 use crate::mutation::{self, Fault};
-use crate::state::{Evidence, IntentMap, MarkId, RegionSet, Stamp, StateFile};
+use crate::state::{Evidence, IntentMap, MarkId, RegionSet, Shadow, Stamp, StateFile};
 use crate::sync::{Mutex, PoisonError};
+use crate::units::Granularity;
 
 /// Between two looks for regions that have become cold, unless the opener says otherwise.
 pub(super) const RETIRE_INTERVAL: Duration = Duration::from_secs(10);
@@ -43,6 +44,8 @@ pub(super) struct Session {
     intent: Arc<IntentMap>,
     policy: BitmapPolicy,
     evidence: Option<Evidence>,
+    /// Of an overlay, where anything vouches for its image's page cache.
+    shadow: Option<Arc<Shadow>>,
     /// Whether the file says that the disk is unclean, or what it says must be renewed at the end.
     owes: AtomicBool,
     /// Held by the thread that makes the disk unclean.
@@ -67,9 +70,23 @@ impl Session {
             intent: Arc::new(intent),
             policy,
             evidence,
+            shadow: None,
             owes: AtomicBool::new(owes),
             beginning: Mutex::new(()),
         })
+    }
+
+    /// Keeps a shadow of allocation bits of `granularity`; `evidence` vouches for the page cache of the image too.
+    pub(super) fn keep_shadow(&mut self, granularity: Granularity, evidence: Evidence) {
+        self.shadow = Some(Arc::new(Shadow::new(
+            Arc::clone(&self.file),
+            granularity,
+            evidence,
+        )));
+    }
+
+    pub(super) fn shadow(&self) -> Option<&Arc<Shadow>> {
+        self.shadow.as_ref()
     }
 
     pub(super) fn file(&self) -> &Arc<StateFile> {
@@ -88,7 +105,8 @@ impl Session {
         } else {
             self.policy
         };
-        self.file.begin(policy, self.evidence.clone())?;
+        let shadow = self.shadow.as_ref().and_then(|shadow| shadow.begin());
+        self.file.begin(policy, self.evidence.clone(), shadow)?;
         self.owes.store(true, Ordering::Release);
         Ok(())
     }
@@ -99,7 +117,18 @@ impl Session {
             return Ok(());
         }
         let stamp = Stamp::take(&*image.storage, &image.path)?;
-        self.file.end(Some(stamp))
+        self.file.end(Some(stamp))?;
+        if let Some(shadow) = &self.shadow {
+            shadow.end();
+        }
+        Ok(())
+    }
+
+    /// A sync of the image has failed, so that it may lack what the shadow says that it has (A1).
+    pub(super) fn image_failed(&self) {
+        if let Some(shadow) = &self.shadow {
+            shadow.spoil();
+        }
     }
 
     /// A file of the disk lost what was written to it: whatever the evidence says later, the bitmap files are not exact.

@@ -9,13 +9,15 @@
 //!   the superblock and removes it with it, and gives numbers of 64 bits that do not come twice between two boots. All
 //!   sysfs mounts show the same one. (A mount id is reused, and the unique mount id differs between namespaces.)
 //! - tmpfs: the id that `statfs` gives, which is drawn at random for each superblock.
+//! - A block device, which has a page cache of its own: the inode number of the device's folder in sysfs, which comes
+//!   and goes with the device.
 //!
 //! Any other file system has none: NFS and FUSE servers can lose their cache under a living mount.
 
 use std::fmt::Write as _;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::header::{get, put};
@@ -101,12 +103,12 @@ impl Default for Sources {
 }
 
 impl Evidence {
-    /// What the kernel says now of the file systems that the state file and the bitmap files lie on.
+    /// What the kernel says now of the file systems that the state file and the others lie on.
     pub(crate) fn gather<'s>(
         state: &dyn Storage,
-        bitmaps: impl IntoIterator<Item = &'s dyn Storage>,
+        others: impl IntoIterator<Item = &'s dyn Storage>,
     ) -> Result<Self, NoEvidence> {
-        Self::gather_from(&Sources::default(), state, bitmaps)
+        Self::gather_from(&Sources::default(), state, others)
     }
 
     /// A supervisor's word instead: it passes the same string for as long as no cache was lost, whatever the file system.
@@ -126,22 +128,22 @@ impl Evidence {
     fn gather_from<'s>(
         sources: &Sources,
         state: &dyn Storage,
-        bitmaps: impl IntoIterator<Item = &'s dyn Storage>,
+        others: impl IntoIterator<Item = &'s dyn Storage>,
     ) -> Result<Self, NoEvidence> {
         let boot = boot_id(&sources.boot_id)?;
         let (mut witnesses, original) = {
             let fd = host_file(state)?;
             (vec![witness(sources, fd)?], original(fd)?)
         };
-        for bitmap in bitmaps {
-            let witness = witness(sources, host_file(bitmap)?)?;
+        for other in others {
+            let witness = witness(sources, host_file(other)?)?;
             if !witnesses.contains(&witness) {
                 witnesses.push(witness);
             }
         }
         if witnesses.len() > MAX_WITNESSES {
             return Err(NoEvidence(format!(
-                "the bitmap files lie on {} file systems, and the state file has room for {MAX_WITNESSES}",
+                "the files lie on {} file systems, and the state file has room for {MAX_WITNESSES}",
                 witnesses.len()
             )));
         }
@@ -193,7 +195,7 @@ impl Evidence {
         Some(why.to_owned())
     }
 
-    /// Into the 440 bytes of the header.
+    /// Into 432 bytes of zeros.
     pub(super) fn encode(evidence: Option<&Self>, fields: &mut [u8]) {
         match evidence.map(|it| &it.0) {
             None => {}
@@ -223,7 +225,7 @@ impl Evidence {
         }
     }
 
-    /// From the 440 bytes of the header.
+    /// From the 432 bytes of [`encode`](Self::encode).
     pub(super) fn decode(fields: &[u8]) -> Result<Option<Self>, String> {
         let count = usize::try_from(u32::from_le_bytes(get(fields, 4))).unwrap_or(usize::MAX);
         match u32::from_le_bytes(get(fields, 0)) {
@@ -301,6 +303,17 @@ fn original(fd: BorrowedFd<'_>) -> Result<Original, NoEvidence> {
 }
 
 fn witness(sources: &Sources, fd: BorrowedFd<'_>) -> Result<Witness, NoEvidence> {
+    let metadata = fd.try_clone_to_owned().map(std::fs::File::from);
+    let metadata = metadata.and_then(|file| file.metadata());
+    let metadata = metadata.map_err(|e| not_told(Path::new("the kind of a file"), &e))?;
+    if metadata.file_type().is_block_device() {
+        let device = metadata.rdev();
+        return Ok(Witness {
+            magic: SYSFS,
+            superblock: folder(&link_of_device(sources, device))?,
+            id: device,
+        });
+    }
     let found = sys::file_system(fd).map_err(|e| not_told(Path::new("the kind of the file system"), &e))?;
     let superblock = match found.magic {
         EXT4 => folder_of_device(sources, "ext4", fd)?,
@@ -333,16 +346,17 @@ fn folder_of_device(sources: &Sources, kind: &str, fd: BorrowedFd<'_>) -> Result
         .and_then(|fd| std::fs::File::from(fd).metadata())
         .map(|metadata| metadata.dev())
         .map_err(|e| not_told(Path::new("the device of a file"), &e))?;
-    let link = sources.sys.join(format!(
-        "dev/block/{}:{}",
-        libc::major(device),
-        libc::minor(device)
-    ));
+    let link = link_of_device(sources, device);
     let target = std::fs::read_link(&link).map_err(|e| not_told(&link, &e))?;
     let name = target
         .file_name()
         .ok_or_else(|| NoEvidence(format!("{} names no device", link.display())))?;
     folder(&sources.sys.join("fs").join(kind).join(name))
+}
+
+fn link_of_device(sources: &Sources, device: u64) -> PathBuf {
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    sources.sys.join(format!("dev/block/{major}:{minor}"))
 }
 
 fn folder_of_btrfs(sources: &Sources, fd: BorrowedFd<'_>) -> Result<u64, NoEvidence> {

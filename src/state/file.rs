@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::evidence::Evidence;
 use super::header::{Header, SLOT, Slot, highest_generation};
 use super::map::{MAP_PIECES, PIECE, RegionSet};
+use super::shadow::ShadowId;
 use super::stamp::Stamp;
-use crate::bitmap::BitmapPolicy;
+use crate::bitmap::{BitmapFile, BitmapPolicy};
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::{Storage, SyncMode, read_slice, write_slice};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,7 +22,7 @@ use crate::units::ByteRange;
 
 /// Where the map begins: behind two slots.
 const MAP: usize = 2 * SLOT;
-/// The whole file; what is behind it is not looked at.
+/// Header and map; what is behind them is the shadow's.
 pub(crate) const LENGTH: usize = MAP + MAP_PIECES * PIECE;
 /// The same for whoever adds up what a disk takes.
 pub(crate) const LENGTH_BYTES: u64 = LENGTH as u64;
@@ -234,6 +235,11 @@ impl StateFile {
         }
     }
 
+    /// The bits that lie behind everything else, from byte `base` on.
+    pub(super) fn bits_behind(&self, base: u64) -> BitmapFile {
+        BitmapFile::behind(Arc::clone(&self.storage), self.path.clone(), base)
+    }
+
     /// What messages call the file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -273,14 +279,20 @@ impl StateFile {
     /// Marks the disk unclean, before the first write of any kind. Durable on return.
     ///
     /// The policy with it, since under the lazy one the files are stale even where nothing was lost; and the evidence,
-    /// which vouches for all that is written from here on. It is also the last step of a recovery: what recovery relied
+    /// which vouches for all that is written from here on, with the shadow that belongs to it. It is also the last step of a recovery: what recovery relied
     /// on must be durable, because from now on the new evidence is asked about it.
-    pub(crate) fn begin(&self, policy: BitmapPolicy, evidence: Option<Evidence>) -> Result<()> {
+    pub(crate) fn begin(
+        &self,
+        policy: BitmapPolicy,
+        evidence: Option<Evidence>,
+        shadow: Option<ShadowId>,
+    ) -> Result<()> {
         self.update(|header| {
             header.clean = false;
             header.policy = policy;
             header.failure_noted = false;
             header.evidence = evidence;
+            header.shadow = shadow;
             Ok(())
         })
     }
@@ -291,6 +303,7 @@ impl StateFile {
             header.clean = true;
             header.failure_noted = false;
             header.evidence = None;
+            header.shadow = None;
             header.stamp = stamp;
             Ok(())
         })

@@ -7,6 +7,7 @@
 use super::evidence::Evidence;
 use super::map::PIECE;
 use super::region::RegionSize;
+use super::shadow::ShadowId;
 use super::stamp::Stamp;
 use crate::bitmap::BitmapPolicy;
 use crate::error::{Error, ErrorCode, Result};
@@ -25,6 +26,9 @@ pub(crate) const MAX_MARKS: usize = (SLOT_PIECES - 1) * MARKS_PER_PIECE;
 
 /// More updates than there can be, so that one more always fits.
 const MAX_GENERATION: u64 = 1 << 62;
+
+/// Where the id of the shadow is, behind the evidence.
+const SHADOW: usize = PIECE - 8;
 
 const CLEAN: u32 = 1;
 const LAZY: u32 = 2;
@@ -98,6 +102,8 @@ pub(crate) struct Header {
     pub stamp: Option<Stamp>,
     /// Of the time when the disk was marked unclean; `None` is none.
     pub evidence: Option<Evidence>,
+    /// The shadow of the allocation bits that belongs to that time; `None` is none.
+    pub shadow: Option<ShadowId>,
     pub marks: Marks,
 }
 
@@ -126,6 +132,7 @@ impl Header {
             region,
             stamp: None,
             evidence: None,
+            shadow: None,
             marks: Marks::default(),
         }
     }
@@ -143,7 +150,8 @@ impl Header {
         put(&mut bytes, 36, &number(marks.len()).to_le_bytes());
         put(&mut bytes, 40, &self.region.bytes().to_le_bytes());
         Stamp::encode(self.stamp.as_ref(), &mut bytes[48..72]);
-        Evidence::encode(self.evidence.as_ref(), &mut bytes[72..PIECE]);
+        Evidence::encode(self.evidence.as_ref(), &mut bytes[72..SHADOW]);
+        put(&mut bytes, SHADOW, &ShadowId::encode(self.shadow));
         for (piece, marks) in bytes[PIECE..]
             .chunks_exact_mut(PIECE)
             .zip(marks.chunks(MARKS_PER_PIECE))
@@ -187,7 +195,8 @@ impl Header {
         let region =
             RegionSize::new(region).ok_or_else(|| format!("its region size {region} is not possible"))?;
         let stamp = Stamp::decode(&first[48..72])?;
-        let evidence = Evidence::decode(&first[72..PIECE])?;
+        let evidence = Evidence::decode(&first[72..SHADOW])?;
+        let shadow = ShadowId::decode(get(first, SHADOW));
 
         let mut marks = Vec::with_capacity(count);
         for index in 0..count.div_ceil(MARKS_PER_PIECE) {
@@ -216,6 +225,7 @@ impl Header {
             region,
             stamp,
             evidence,
+            shadow,
             marks: Marks(marks),
         };
         Ok(Slot::Valid {

@@ -1,7 +1,7 @@
 //! What a disk leaves behind for whoever opens it after a crash: the state file, and the locks that keep two apart.
 //!
 //! The parts: [`StateFile`] is the file ([`Header`] and map), [`IntentMap`] the regions in which writes may change what no
-//! durable bitmap shows yet, [`Evidence`] whether the page cache can have been lost, [`Stamp`] whether somebody else wrote
+//! durable bitmap shows yet, [`Shadow`] which granules of an overlay no durable bit shows yet, [`Evidence`] whether the page cache can have been lost, [`Stamp`] whether somebody else wrote
 //! to the image, [`Lock`] who may use the files now. May call `storage`, and knows files, never disks. Invariant: every
 //! answer of this layer that could cost a bitmap a bit (D1) is the pessimistic one where anything is missing, damaged or
 //! unknown.
@@ -17,6 +17,7 @@ mod intent;
 mod locks;
 mod map;
 mod region;
+mod shadow;
 mod stamp;
 mod sys;
 mod verdict;
@@ -28,6 +29,7 @@ pub(crate) use intent::IntentMap;
 pub(crate) use locks::{Lock, Sharing};
 pub(crate) use map::RegionSet;
 pub(crate) use region::RegionSize;
+pub(crate) use shadow::{Shadow, spoil as spoil_shadow};
 pub(crate) use stamp::Stamp;
 pub(crate) use verdict::Verdict;
 

@@ -9,7 +9,7 @@ pub const UNIT: u64 = 512;
 pub const LENGTH: u64 = 8 << 20;
 pub const UNITS: u64 = LENGTH / UNIT;
 /// Of the intent map: much less than the disk, so that whole regions would be seen in the bits.
-const REGION: u64 = 256 << 10;
+pub const REGION: u64 = 256 << 10;
 
 pub struct Kind {
     pub name: &'static str,
@@ -55,6 +55,10 @@ pub fn create(folder: &Path) {
         .region_bytes(REGION)
         .create(path(folder))
         .expect("a disk");
+    add_bitmaps(folder);
+}
+
+pub fn add_bitmaps(folder: &Path) {
     let disk = Disk::open(path(folder)).expect("it opens");
     for kind in BITMAPS {
         disk.bitmap_add(kind.name, kind.options()).expect("a bitmap");

@@ -4,11 +4,53 @@
 //! either may be the last; one that was on its way may be there or not. So a check asks whether anything that may have
 //! happened explains what is there: A3 for the content, D1 and D2 for the bits, M1 for the starting points.
 
-use qbm::Disk;
+use std::path::Path;
+
+use qbm::{CreateOptions, Disk, Format, Granularity};
 
 use super::log::{Act, Event};
-pub use super::units::{BITMAPS, LENGTH, UNIT, UNITS, create, path};
-use super::units::{bits_of, units_of};
+pub use super::units::{BITMAPS, LENGTH, UNIT, UNITS, path};
+use super::units::{REGION, add_bitmaps, bits_of, units_of};
+
+/// What the disk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    Raw,
+    /// Over a backing that is full of numbers, with an image that is full of others' bytes.
+    Overlay,
+}
+
+impl Shape {
+    /// A new disk of this shape.
+    pub fn create(self, folder: &Path) {
+        if self == Self::Raw {
+            return super::units::create(folder);
+        }
+        std::fs::write(folder.join("base.img"), self.content()).expect("a backing");
+        CreateOptions::new()
+            .backing("base.img", Format::Raw)
+            .granularity(Granularity::new(4 << 10).expect("a granularity"))
+            .region_bytes(REGION)
+            .create(path(folder))
+            .expect("a disk");
+        let stale = vec![0xee; usize::try_from(LENGTH).expect("a length")];
+        std::fs::write(folder.join("disk-data.img"), stale).expect("an image");
+        add_bitmaps(folder);
+    }
+
+    /// The number that a unit of a new disk is full of.
+    fn unit(self, number: u64) -> u64 {
+        match self {
+            Self::Raw => 0,
+            Self::Overlay => number | 0xba5e << 48,
+        }
+    }
+
+    fn content(self) -> Vec<u8> {
+        let units = (0..UNITS).map(|number| self.unit(number).to_le_bytes().repeat(64));
+        units.flatten().collect()
+    }
+}
 
 /// What is on a disk.
 pub struct Found {
@@ -20,9 +62,9 @@ pub struct Found {
 
 impl Found {
     /// What a new disk has.
-    pub fn new() -> Self {
+    pub fn new(shape: Shape) -> Self {
         Self {
-            units: vec![0; usize::try_from(UNITS).expect("a length")],
+            units: (0..UNITS).map(|number| shape.unit(number)).collect(),
             bits: BITMAPS.map(|it| {
                 Some(vec![
                     false;

@@ -27,6 +27,8 @@ pub enum Act {
     ThawRollback(u32),
     Add(u32),
     Remove(u32),
+    /// What the overlay has goes into its backing.
+    Commit,
     /// The disk is open, and work begins.
     Open,
 }
@@ -74,6 +76,7 @@ impl<'c> Log<'c> {
             Act::Add(bitmap) => (6, bitmap, 0, 0),
             Act::Remove(bitmap) => (7, bitmap, 0, 0),
             Act::Open => (8, 0, 0, 0u64),
+            Act::Commit => (9, 0, 0, 0),
         };
         let mut record = [0; RECORD];
         record[..4].copy_from_slice(&u32::to_le_bytes(kind));
@@ -150,6 +153,7 @@ fn parse(record: &[u8]) -> (Act, bool, u64) {
         6 => Act::Add(bitmap),
         7 => Act::Remove(bitmap),
         8 => Act::Open,
+        9 => Act::Commit,
         other => panic!("a record of kind {other}"),
     };
     (act, small(4) == 1, large(24))

@@ -1,5 +1,6 @@
 //! The process that is killed: three threads write, one flushes and works on the bitmaps, until the end comes.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,6 +16,8 @@ pub const FOLDER: &str = "QBM_SIGKILL_FOLDER";
 pub const SEED: &str = "QBM_SIGKILL_SEED";
 pub const EPOCH: &str = "QBM_SIGKILL_EPOCH";
 pub const LAZY: &str = "QBM_SIGKILL_LAZY";
+/// The operator stays away, so that nothing is ever flushed.
+pub const UNFLUSHED: &str = "QBM_SIGKILL_UNFLUSHED";
 
 const WRITERS: usize = 3;
 const THREADS: [usize; WRITERS + 1] = [0, 1, 2, 3];
@@ -33,6 +36,8 @@ pub fn work(folder: &Path) -> ! {
     let clock = AtomicU64::new(0);
     let mut logs = THREADS.map(|thread| Log::create(folder, thread, &clock));
     let disk = options.open(path(folder)).expect("it opens");
+    let overlay = disk.info().expect("facts").overlay.is_some();
+    let unflushed = std::env::var_os(UNFLUSHED).is_some();
     logs[0].around(Act::Open, || ());
     // Above what any process before this one has written.
     let values = AtomicU64::new((seed << 24) | 1_u64);
@@ -40,13 +45,26 @@ pub fn work(folder: &Path) -> ! {
     std::thread::scope(|scope| {
         for (number, log) in (1..).zip(writers) {
             let (disk, values) = (&disk, &values);
-            scope.spawn(move || write(disk, log, values, &mut Random::new(seed ^ number << 40)));
+            scope.spawn(move || {
+                write(
+                    disk,
+                    unflushed,
+                    log,
+                    values,
+                    &mut Random::new(seed ^ number << 40),
+                )
+            });
         }
-        operate(&disk, operator, &mut Random::new(seed));
+        if unflushed {
+            loop {
+                std::thread::park();
+            }
+        }
+        operate(&disk, overlay, operator, &mut Random::new(seed));
     })
 }
 
-fn write(disk: &Disk, log: &mut Log<'_>, values: &AtomicU64, random: &mut Random) -> ! {
+fn write(disk: &Disk, unflushed: bool, log: &mut Log<'_>, values: &AtomicU64, random: &mut Random) -> ! {
     loop {
         let most = if random.one_in(8) { 300 } else { 16 };
         let units = 1 + random.below(most);
@@ -68,18 +86,22 @@ fn write(disk: &Disk, log: &mut Log<'_>, values: &AtomicU64, random: &mut Random
         log.around(act, || match how {
             8 => disk.write_zeroes(offset, len, WriteFlags::MAY_UNMAP),
             9 => disk.discard(offset, len, WriteFlags::empty()),
-            7 => disk.write(&content, offset, WriteFlags::FUA),
+            7 if !unflushed => disk.write(&content, offset, WriteFlags::FUA),
             _ => disk.write(&content, offset, WriteFlags::empty()),
         })
         .expect("a write");
     }
 }
 
-fn operate(disk: &Disk, log: &mut Log<'_>, random: &mut Random) -> ! {
+fn operate(disk: &Disk, overlay: bool, log: &mut Log<'_>, random: &mut Random) -> ! {
     let list = disk.bitmap_list().expect("the bitmaps");
     let mut present = BITMAPS.map(|it| list.iter().any(|bitmap| bitmap.name == it.name));
     let mut frozen = [false; BITMAPS.len()];
     loop {
+        if overlay && random.one_in(20) {
+            log.around(Act::Commit, || disk.commit(&mut |_, _| ControlFlow::Continue(())))
+                .expect("commit");
+        }
         let number = usize::try_from(random.below(BITMAPS.len() as u64)).expect("an index");
         let bitmap = &BITMAPS[number];
         let (name, id) = (bitmap.name, u32::try_from(number).expect("a number"));

@@ -2,11 +2,13 @@
 //! is one, or the first of many. The error is in words, nothing that was promised is lost, neither in a kill nor in a power
 //! cut, and the disk is usable afterwards or says that it is not.
 
+use super::check::Opening;
 use super::life::{Kind, Life, refused};
 use super::power::{Depth, Look};
 use super::steps::{Step, write};
 use crate::error::{Error, ErrorCode};
-use crate::storage::simulated::{CallKind, Fault, Kept};
+use crate::mutation::{Fault as Wrong, with};
+use crate::storage::simulated::{CallKind, Fault, Keep, Kept};
 
 /// Few steps, in which there is every kind of call.
 fn script(kind: Kind) -> Vec<Step> {
@@ -151,6 +153,7 @@ fn one(kind: Kind, call: u64, way: Failing) -> Result<Option<u64>, String> {
             points.push(life.now());
             let of_data = call.kind() == CallKind::Sync
                 && call.names().any(|it| it.to_string_lossy().ends_with("-data.img"));
+            life.model.image_failed |= of_data;
             if of_data && !matches!(step, Step::Reopen | Step::Die) {
                 let retry = life.step(Step::Flush);
                 if retry.is_ok() || !life.has_failed() {
@@ -288,6 +291,48 @@ fn a_bitmap_whose_sync_failed_is_not_taken_for_exact() {
         let reason = recovery.reason.unwrap_or_default();
         assert!(reason.contains("could not be written"), "{step:?}: {reason:?}");
     }
+}
+
+/// What an overlay shows when a sync of its image has failed, the process was killed, and the next one has flushed before the
+/// power went.
+fn after_a_failed_sync() -> Result<u64, String> {
+    let (mut life, _) = Life::new(Kind::OVERLAY).map_err(|e| e.to_string())?;
+    let data = "disk-data.img";
+    life.sim.put(data, &vec![0xee; 24 << 10]);
+    let (at, len) = (700, 3000);
+    life.step(Step::Write { at, len, fua: false })
+        .map_err(|e| e.to_string())?;
+    life.sim
+        .fail(Fault::new(libc::EIO).on(CallKind::Sync).on_file(data));
+    let begun = life.now();
+    if life.step(Step::Flush).is_ok() {
+        return Err("it flushes".to_owned());
+    }
+    life.look_again(begun);
+    life.model.image_failed = true;
+    let killed = life.sim.kill();
+    let next = Kind::OVERLAY
+        .options(&killed, "first")
+        .open(super::life::NAME)
+        .and_then(|disk| disk.flush());
+    next.map_err(|e| e.to_string())?;
+    let state = killed.power_cut_keeping(Keep::Nothing);
+    let opening = Opening {
+        kind: Kind::OVERLAY,
+        cache: "second",
+        writable: false,
+        extra: u64::MAX,
+    };
+    let model = life.model.at(begun, false);
+    model.check(&state, opening).map(|_| 1)
+}
+
+/// The shadow of allocation bits says nothing of an image that may have lost what it stands for (A1).
+#[test]
+fn a_failed_sync_ends_the_shadow() {
+    after_a_failed_sync().unwrap();
+    let seen = with(Wrong::ShadowOutlivesFailure, after_a_failed_sync).unwrap_err();
+    assert!(seen.contains("A1"), "{seen}");
 }
 
 /// A resize that fails has done nothing, or the disk says that it cannot be relied on: writers that went on by the old

@@ -231,13 +231,7 @@ impl Life {
             }
             Step::Die => {
                 self.disk = None;
-                self.open()?;
-                // What was not flushed may be gone with the allocation bits, which only a flush writes.
-                return if self.kind.overlay {
-                    self.look(begun)
-                } else {
-                    Ok(())
-                };
+                return self.open();
             }
             _ => self.open()?,
         }

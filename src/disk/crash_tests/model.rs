@@ -62,6 +62,8 @@ pub(super) struct Model {
     doubtful: Vec<Arc<[u8]>>,
     /// Whether anything failed: then less is known.
     pub(super) failed: bool,
+    /// Whether a sync of the image did: then its page cache vouches for nothing.
+    pub(super) image_failed: bool,
 }
 
 impl Model {
@@ -91,6 +93,7 @@ impl Model {
             points: HashMap::new(),
             doubtful: Vec::new(),
             failed: false,
+            image_failed: false,
         }
     }
 

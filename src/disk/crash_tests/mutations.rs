@@ -45,6 +45,17 @@ const CLOSING_AND_RECOVERY: [(Fault, By); 5] = [
     (Fault::FoundLengthUnsynced, By::Power(Kind::RAW, "1: ")),
 ];
 
+const SHADOW: [(Fault, By); 5] = [
+    (Fault::ShadowLeftOut, By::Power(Kind::OVERLAY, "killed: A1, A2")),
+    (
+        Fault::ShadowBeforeGranule,
+        By::Power(Kind::OVERLAY, "killed: A1, A2"),
+    ),
+    (Fault::ShadowWithoutEvidence, By::Power(Kind::OVERLAY, "A1, A2")),
+    (Fault::ShadowKept, By::Power(Kind::OVERLAY, "killed: A1, A2")),
+    (Fault::ShadowBeforeImage, By::Power(Kind::OVERLAY, "A1, A2")),
+];
+
 const FAILING_CALLS: [(Fault, By); 2] = [
     (Fault::FailedSyncForgotten, By::Failing("A2")),
     (Fault::BitBeforePiece, By::Failing("D1")),
@@ -96,6 +107,11 @@ fn every_protection_of_changes_is_missed() {
 #[test]
 fn every_protection_of_a_close_and_a_recovery_is_missed() {
     all_are_missed(&CLOSING_AND_RECOVERY);
+}
+
+#[test]
+fn every_protection_of_the_shadow_is_missed() {
+    all_are_missed(&SHADOW);
 }
 
 #[test]

@@ -83,7 +83,9 @@ impl Look<'_> {
         let keeps = keeps(point, self.depth.states);
         let mut states = 0;
         let cut = self.model.at(point.events(), false);
-        let kill = self.model.at(point.events(), !self.kind.overlay);
+        let kill = self
+            .model
+            .at(point.events(), !(self.kind.overlay && self.model.image_failed));
         states += self
             .one((&kill, &cut), &point.kill(), self.caches.0, point.events())
             .map_err(|what| format!("killed: {what}"))?;

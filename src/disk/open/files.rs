@@ -29,6 +29,8 @@ pub(in crate::disk) struct Place {
     pub(in crate::disk) locking: bool,
     /// What a backing is that the descriptor names without a format.
     pub(super) backing_format: Option<Format>,
+    /// What the opener says of the page cache, if he does.
+    pub(in crate::disk) cache_epoch: Option<Arc<str>>,
 }
 
 impl Place {
@@ -63,6 +65,7 @@ impl Place {
             confined,
             locking: false,
             backing_format: None,
+            cache_epoch: None,
         })
     }
 
@@ -263,6 +266,11 @@ impl<'p> Files<'p> {
             hold.take()?;
         }
         Ok(hold)
+    }
+
+    /// What the opener says of the page cache.
+    pub(in crate::disk) fn cache_epoch(&self) -> Option<&str> {
+        self.place.cache_epoch.as_deref()
     }
 
     /// Whether the file has been opened as one of the disk's.

@@ -174,7 +174,8 @@ impl OpenOptions {
     }
 
     /// A disk that has no state file is given none. Its bitmaps survive SIGKILL as others do, but a power cut can cost
-    /// them bits, writes to the image by others are not noticed, and nothing but the image is locked.
+    /// them bits, writes to the image by others are not noticed, and nothing but the image is locked. What an overlay
+    /// allocates survives SIGKILL from the next flush on, not before.
     #[must_use]
     pub fn no_state(mut self, yes: bool) -> Self {
         self.no_state = yes;

@@ -8,7 +8,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::chain::Layer;
-use super::durable::Durability;
 use super::open::Backing;
 use super::{Chain, Overlay};
 use crate::bitmap::Bits;
@@ -172,10 +171,10 @@ impl Disk {
         if !mutation::on(Fault::RebasedUnflushed) {
             // Written anew: after a sync that failed, in this process or another, what the page cache shows need not be in
             // the file, and no later sync puts it there.
-            file.write_more(&bits, &bits)?;
+            file.write_pieces(&bits, |start, words| bits.serialize(start, words))?;
             file.sync().inspect_err(|e| self.fail(e))?;
         }
-        let durability = Durability::of_synced(file, &bits)?;
+        let durability = overlay.durability.renewed(file, &bits)?;
         self.save(&below.descriptor)?;
         self.loading.follow(&below.loading);
         let overlay = overlay.with(bits, durability, Arc::new(below.chain));

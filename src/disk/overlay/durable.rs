@@ -13,6 +13,7 @@ use crate::disk::Disk;
 use crate::disk::bitmaps::Shape;
 use crate::error::Result;
 use crate::mutation::{self, Fault};
+use crate::state::Shadow;
 use crate::storage::SyncMode;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,16 +22,24 @@ use crate::units::GranuleRange;
 #[derive(Debug)]
 pub(super) struct Durability {
     pub(super) file: Arc<BitmapFile>,
-    /// Bits that are in the file.
-    durable: Bits,
-    /// Bits that are set in memory alone, and whose granules are in the image.
-    pending: Mutex<Bits>,
-    /// No bit set; to be put in the place of the pending ones. Held by the one who flushes.
-    spare: Mutex<Bits>,
+    unsettled: Mutex<Unsettled>,
     /// Whether what is in the file is durable. Not so when the disk is opened: what an earlier process has left in the
     /// page cache goes with a power cut, and takes with it what was written into such a granule since.
     synced: AtomicBool,
     rounds: Rounds,
+    /// Where a bit stands as long as it is pending, so that it outlives the process (A3).
+    shadow: Option<Arc<Shadow>>,
+}
+
+/// The bits of granules that are in the image and not yet durable in the file. All other bits in memory are.
+#[derive(Debug)]
+struct Unsettled {
+    /// For the next flush.
+    pending: Bits,
+    /// Those that a flush is at work on.
+    taken: Option<Arc<Bits>>,
+    /// No bit set; comes in the place of `pending` when these are taken. `None` while a flush is at work.
+    spare: Option<Bits>,
 }
 
 impl std::fmt::Debug for BitmapFile {
@@ -42,85 +51,190 @@ impl std::fmt::Debug for BitmapFile {
 }
 
 impl Durability {
-    /// Of bits that were just read from `file`. A disk that is not writable has nothing to keep apart.
-    pub(super) fn new(file: Arc<BitmapFile>, bits: &Bits, writable: bool) -> Result<Self> {
-        let len = if writable { bits.len() } else { 0 };
-        let durable = Bits::new(len)?;
-        durable.merge_from(bits);
+    /// Of `len` bits that were just read from `file`. A disk that is not writable has nothing to keep apart.
+    pub(super) fn new(file: Arc<BitmapFile>, len: u64, writable: bool) -> Result<Self> {
+        let len = if writable { len } else { 0 };
         Ok(Self {
             file,
-            durable,
-            pending: Mutex::new(Bits::new(len)?),
-            spare: Mutex::new(Bits::new(len)?),
+            unsettled: Mutex::new(Unsettled {
+                pending: Bits::new(len)?,
+                taken: None,
+                spare: Some(Bits::new(len)?),
+            }),
             synced: AtomicBool::new(mutation::on(Fault::FoundIsDurable)),
             rounds: Rounds::default(),
+            shadow: None,
         })
     }
 
-    /// As [`new`](Self::new), of a file that was just written and synced.
-    pub(super) fn of_synced(file: Arc<BitmapFile>, bits: &Bits) -> Result<Self> {
-        let this = Self::new(file, bits, true)?;
+    /// What comes in its place on the same disk, with other bits that were just written and synced. Nothing is pending any
+    /// more, or what is has got elsewhere, durably: the shadow lets go of it, before the bits do (A1).
+    pub(super) fn renewed(&self, file: Arc<BitmapFile>, bits: &Bits) -> Result<Self> {
+        if let Some(shadow) = &self.shadow {
+            shadow.empty()?;
+        }
+        let this = Self::new(file, bits.len(), true)?;
         this.synced.store(true, Ordering::Relaxed);
-        Ok(this)
+        Ok(Self {
+            shadow: self.shadow.clone(),
+            ..this
+        })
     }
 
-    /// The next flush is to make these bits durable. Their granules must be in the image.
+    /// From now on what is pending stands in `shadow` too.
+    pub(super) fn keep_shadow(&mut self, shadow: Option<&Arc<Shadow>>) {
+        self.shadow = shadow.cloned();
+    }
+
+    /// Sets `granules`, which are pending, in `bits`, when they stand in the shadow; false where it did not take them.
+    pub(super) fn publish(&self, bits: &Bits, granules: GranuleRange) -> bool {
+        match &self.shadow {
+            Some(shadow) if !mutation::on(Fault::ShadowLeftOut) => shadow.record(bits, granules),
+            _ => {
+                bits.set(granules);
+                true
+            }
+        }
+    }
+
+    /// For [`Fault::ShadowBeforeGranule`].
+    #[cold]
+    pub(super) fn shadow_early(&self, len: u64, granules: GranuleRange) {
+        if let (Some(shadow), Ok(bits)) = (&self.shadow, Bits::new(len)) {
+            shadow.record(&bits, granules);
+        }
+    }
+
+    /// Makes bits durable, which are in `own`, that a killed process has left in the shadow. Their granules must be durable.
+    pub(super) fn adopt(&self, own: &Bits, found: &Bits) -> Result<()> {
+        // A sync that fails ends the open.
+        self.write(own, found, |_| ())
+    }
+
+    /// The next flush is to make these bits durable. Their granules must be in the image. Comes before they are set in
+    /// memory, so that whoever finds one set there, and not here, knows it to be durable.
     pub(super) fn add(&self, granules: GranuleRange) {
-        locked(&self.pending).set(granules);
+        self.unsettled().pending.set(granules);
     }
 
-    /// Whether the bits of `granules` outlive a power cut.
-    fn has(&self, granules: GranuleRange) -> bool {
+    /// Whether the bits of `granules`, as `own` has them, outlive a power cut.
+    fn has(&self, own: &Bits, granules: GranuleRange) -> bool {
         // Acquires: pairs with the release of the flush that synced the file.
-        self.synced.load(Ordering::Acquire) && self.durable.all_set(granules)
+        self.synced.load(Ordering::Acquire) && own.all_set(granules) && !self.unsettled().touches(granules)
     }
 
     /// One flush: `sync_image`, and the bits of what is in the image. `fail` is told of a sync that failed.
     fn settle(
         &self,
+        own: &Bits,
         sync_image: impl FnOnce() -> Result<()>,
         fail: impl FnOnce(&crate::error::Error),
     ) -> Result<()> {
-        let mut spare = locked(&self.spare);
         if mutation::on(Fault::PendingTakenLate) {
             sync_image()?;
-            std::mem::swap(&mut *locked(&self.pending), &mut *spare);
-            return self.write(&mut spare, fail);
+            return self.take()?.write(own, fail);
         }
-        std::mem::swap(&mut *locked(&self.pending), &mut *spare);
+        let taken = self.take()?;
         if mutation::on(Fault::BitsBeforeImage) {
-            self.write(&mut spare, fail)?;
+            taken.write(own, fail)?;
             return sync_image();
         }
-        if let Err(error) = sync_image() {
-            self.put_back(&mut spare);
-            return Err(error);
-        }
-        self.write(&mut spare, fail)
+        sync_image()?;
+        taken.write(own, fail)
     }
 
-    /// Writes the `taken` bits, whose granules are durable, and makes them durable too.
-    fn write(&self, taken: &mut Bits, fail: impl FnOnce(&crate::error::Error)) -> Result<()> {
-        if taken.count() == 0 && self.synced.load(Ordering::Relaxed) {
-            return Ok(());
+    /// Takes what is pending, for a flush to make durable: only one is at work at a time.
+    fn take(&self) -> Result<Taken<'_>> {
+        let mut unsettled = self.unsettled();
+        if unsettled.pending.count() == 0 {
+            return Ok(Taken {
+                durability: self,
+                bits: None,
+            });
         }
-        if let Err(error) = self.file.write_more(&self.durable, taken) {
-            self.put_back(taken);
-            return Err(error);
-        }
+        let fresh = match unsettled.spare.take() {
+            Some(spare) => spare,
+            None => Bits::new(unsettled.pending.len())?,
+        };
+        let bits = Arc::new(std::mem::replace(&mut unsettled.pending, fresh));
+        unsettled.taken = Some(Arc::clone(&bits));
+        Ok(Taken {
+            durability: self,
+            bits: Some(bits),
+        })
+    }
+
+    /// Writes the bits `taken`, whose granules are durable, beside those of `own` that are durable; and makes them so.
+    fn write(&self, own: &Bits, taken: &Bits, fail: impl FnOnce(&crate::error::Error)) -> Result<()> {
+        self.file.write_pieces(taken, |start, words| {
+            let mut others = [0; BitmapFile::PIECE];
+            let others = &mut others[..words.len()];
+            // In this order: a bit that is set meanwhile was pending before.
+            own.serialize(start, words)?;
+            self.unsettled().pending.serialize(start, others)?;
+            words
+                .iter_mut()
+                .zip(&*others)
+                .for_each(|(word, not)| *word &= !not);
+            taken.serialize(start, others)?;
+            words
+                .iter_mut()
+                .zip(&*others)
+                .for_each(|(word, also)| *word |= also);
+            Ok(())
+        })?;
         if !mutation::on(Fault::AllocationUnsynced) {
             // A file whose sync failed may have lost what the kernel had for it: no later sync proves anything (A2).
             self.file.sync().inspect_err(|e| fail(e))?;
         }
-        self.durable.merge_from(taken);
         self.synced.store(true, Ordering::Release);
-        taken.clear_all();
         Ok(())
     }
 
-    fn put_back(&self, taken: &mut Bits) {
-        locked(&self.pending).merge_from(taken);
-        taken.clear_all();
+    fn unsettled(&self) -> MutexGuard<'_, Unsettled> {
+        self.unsettled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Unsettled {
+    fn touches(&self, granules: GranuleRange) -> bool {
+        let taken = self.taken.as_ref();
+        self.pending.any_set(granules) || taken.is_some_and(|taken| taken.any_set(granules))
+    }
+}
+
+/// What a flush is at work on. Dropping it, after whatever failure, makes the bits pending again.
+struct Taken<'d> {
+    durability: &'d Durability,
+    bits: Option<Arc<Bits>>,
+}
+
+impl Taken<'_> {
+    /// Makes the bits durable; their granules are.
+    fn write(mut self, own: &Bits, fail: impl FnOnce(&crate::error::Error)) -> Result<()> {
+        let durability = self.durability;
+        match &self.bits {
+            None if durability.synced.load(Ordering::Relaxed) => return Ok(()),
+            None => return durability.write(own, &Bits::new(0)?, fail),
+            Some(bits) => durability.write(own, bits, fail)?,
+        }
+        let len = self.bits.take().map_or(0, |bits| bits.len());
+        // New ones instead of the same ones cleared: these would keep the memory that they had taken.
+        let spare = Bits::new(len).ok();
+        let mut unsettled = durability.unsettled();
+        unsettled.taken = None;
+        unsettled.spare = spare;
+        Ok(())
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if let Some(bits) = self.bits.take() {
+            let mut unsettled = self.durability.unsettled();
+            unsettled.pending.merge_from(&bits);
+            unsettled.taken = None;
+        }
     }
 }
 
@@ -143,24 +257,32 @@ impl Disk {
         self.sync_image(SyncMode::Data)
     }
 
+    /// Makes pending bits durable, where there are any: their shadow is about to go.
+    pub(super) fn flush_pending(&self, overlay: &Overlay) -> Result<()> {
+        if overlay.durability.unsettled().pending.count() == 0 {
+            return Ok(());
+        }
+        self.flush_overlay(overlay)
+    }
+
     pub(super) fn flush_overlay(&self, overlay: &Overlay) -> Result<()> {
         let durability = &overlay.durability;
         durability.rounds.join(|| {
             // A round that failed before this one has the disk fail for good.
             self.alive.check_unfailed()?;
-            durability.settle(|| self.sync_image(SyncMode::Data), |e| self.fail(e))
+            durability.settle(
+                &overlay.own.bits,
+                || self.sync_image(SyncMode::Data),
+                |e| self.fail(e),
+            )
         })
     }
 
     /// Makes a change of `granules` durable that has just been done, and all before it to the same granules.
     pub(super) fn sync_granules(&self, overlay: &Overlay, granules: GranuleRange) -> Result<()> {
-        if overlay.durability.has(granules) || mutation::on(Fault::FuaOfImageAlone) {
+        if overlay.durability.has(&overlay.own.bits, granules) || mutation::on(Fault::FuaOfImageAlone) {
             return self.sync_image(SyncMode::Data);
         }
         self.flush_overlay(overlay)
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,7 +6,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::durable::Durability;
 use super::{Chain, Overlay};
 use crate::bitmap::{BitmapFile, BitmapPolicy, Bits};
 use crate::descriptor::Descriptor;
@@ -77,6 +76,7 @@ impl Disk {
         overlay: &Overlay,
         (mut descriptor, chain): (Descriptor, Arc<Chain>),
     ) -> Result<()> {
+        self.flush_pending(overlay)?;
         self.check_folder()?;
         let folder = &*self.place.folder;
         let file_name = FileName::bitmap(&self.place.name, &overlay.name);
@@ -98,7 +98,7 @@ impl Disk {
                     .map_err(|e| Error::io("sync the folder", self.place.folder_name(), &e))
             })
             .and_then(|()| renamed(&mut descriptor, &overlay.name, &name))
-            .and_then(|old| Ok((old, Durability::of_synced(file, &bits)?)));
+            .and_then(|old| Ok((old, overlay.durability.renewed(file, &bits)?)));
         let (old, durability) = prepared.inspect_err(|_| remove(&name))?;
         if let Err(error) = self.save(&descriptor) {
             if matches!(error, SaveError::Unchanged(_)) {

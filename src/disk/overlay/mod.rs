@@ -44,8 +44,9 @@ use crate::descriptor::{BackingEntry, BitmapEntry, BitmapKind, Descriptor};
 use crate::disk::bitmaps::Loading;
 use crate::disk::info::OverlayInfo;
 use crate::error::Result;
+use crate::state::Shadow;
 use crate::sync::atomic::{Ordering, fence};
-use crate::units::ByteRange;
+use crate::units::{ByteRange, Granularity};
 use chain::Allocated;
 pub(super) use claim::Claims;
 use durable::Durability;
@@ -80,12 +81,34 @@ impl Overlay {
         let bits = loading.reserved(granules, || file.load(granules))?;
         Ok(Self {
             name: name.into(),
-            durability: Durability::new(Arc::new(file), &bits, writable)?,
+            durability: Durability::new(Arc::new(file), granules, writable)?,
             own: Allocated { granularity, bits },
             claims: Claims::default(),
             backing: backing_of(entry),
             chain: Arc::new(chain),
         })
+    }
+
+    /// How many granules the disk has, and of which size.
+    pub(super) fn granules(&self) -> (Granularity, u64) {
+        (self.own.granularity, self.own.bits.len())
+    }
+
+    /// What is pending is to stand in `shadow`, too.
+    pub(super) fn keep_shadow(&mut self, shadow: Option<&Arc<Shadow>>) {
+        self.durability.keep_shadow(shadow);
+    }
+
+    /// Recovery has found that the image has these granules, too. In memory alone.
+    pub(super) fn add_found(&self, found: &Bits) {
+        self.own.bits.merge_from(found);
+    }
+
+    /// Makes what recovery has found durable. The image was synced.
+    pub(super) fn make_found_durable(&self, found: &Bits) -> Result<()> {
+        self.durability
+            .adopt(&self.own.bits, found)
+            .map_err(|e| e.context(format_args!("bitmap {:?}", self.name)))
     }
 
     /// The images below.

@@ -21,6 +21,11 @@ const FOREIGN: u8 = 0xee;
 const WRITTEN: u8 = 10;
 
 fn open(sim: &SimDisk) -> Disk {
+    let options = OpenOptions::new().folder(sim.folder()).cache_epoch("cache");
+    options.open(NAME).unwrap()
+}
+
+fn open_after_cut(sim: &SimDisk) -> Disk {
     OpenOptions::new().folder(sim.folder()).open(NAME).unwrap()
 }
 
@@ -89,7 +94,7 @@ fn writers_of_one_granule() {
     });
     assert_eq!(sectors(&disk), expected, "somebody's bytes are lost");
     for keep in [Keep::Nothing, Keep::Random(1), Keep::Random(2)] {
-        let found = sectors(&open(&sim.power_cut_keeping(keep)));
+        let found = sectors(&open_after_cut(&sim.power_cut_keeping(keep)));
         assert!(found[2] == WRITTEN, "what was flushed is lost");
         check(found);
     }
@@ -105,8 +110,30 @@ fn flushes_at_once() {
             disk.write(&[WRITTEN; SECTOR], (at * SECTOR) as u64, WriteFlags::empty())
                 .unwrap();
             disk.flush().unwrap();
-            let found = sectors(&open(&sim.power_cut_keeping(Keep::Nothing)));
+            let found = sectors(&open_after_cut(&sim.power_cut_keeping(Keep::Nothing)));
             assert!(found[at] == WRITTEN, "what was flushed is lost");
+        })
+    });
+    for writer in writers {
+        writer.join().unwrap();
+    }
+}
+
+/// Two writers, to one granule or to two whose bits share a piece of the shadow: whenever one of them has been answered, the
+/// process may be killed, and the next one shows what he wrote (A3).
+fn killed_behind_each_write(second: usize) {
+    let (sim, disk) = disk();
+    let writers = [0, second].map(|at| {
+        let (sim, disk) = (sim.clone(), Arc::clone(&disk));
+        thread::spawn(move || {
+            let offset = (at * SECTOR) as u64;
+            disk.write(&[WRITTEN; SECTOR], offset, WriteFlags::empty())
+                .unwrap();
+            let found = sectors(&open(&sim.kill()));
+            assert!(found[at] == WRITTEN, "what was written is lost");
+            for (index, value) in found.into_iter().enumerate() {
+                assert!(value == BACKING || value == WRITTEN, "sector {index} has {value}");
+            }
         })
     });
     for writer in writers {
@@ -150,4 +177,24 @@ fn shuttle_finds_pending_bits_that_are_taken_late() {
 #[test]
 fn shuttle_finds_a_flush_that_joins_one_that_runs() {
     mutation::must_be_caught(Fault::RunningFlushJoined, "lost", || explore(flushes_at_once));
+}
+
+#[test]
+fn shuttle_kills_behind_each_write_lose_nothing() {
+    explore(|| killed_behind_each_write(2));
+    explore(|| killed_behind_each_write(4));
+}
+
+#[test]
+fn shuttle_finds_a_bit_that_comes_before_its_shadow() {
+    mutation::must_be_caught(Fault::BitBeforeShadow, "lost", || {
+        explore(|| killed_behind_each_write(2));
+    });
+}
+
+#[test]
+fn shuttle_finds_writers_that_share_a_piece_of_the_shadow() {
+    mutation::must_be_caught(Fault::PiecesShared, "lost", || {
+        explore(|| killed_behind_each_write(4));
+    });
 }

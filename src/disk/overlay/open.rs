@@ -14,6 +14,7 @@ use crate::disk::Child;
 use crate::disk::bitmaps::Loading;
 use crate::disk::open::{Files, Place, check_length};
 use crate::error::{Error, ErrorCode, Result};
+use crate::state::{Evidence, StateFile};
 use crate::storage::{Access, Role};
 
 /// The most images below a disk.
@@ -161,6 +162,9 @@ fn described(
                 .map_err(|e| e.context(&key))?,
         }));
     }
+    if let (Has::Bits(allocated), Some(entry)) = (&has, descriptor.state()) {
+        add_shadow(files, base, &entry.file, &image, allocated)?;
+    }
     Ok(Layer {
         image,
         holds: vec![hold],
@@ -169,6 +173,35 @@ fn described(
         descriptor: Some(shown.to_owned()),
         has,
     })
+}
+
+/// Whoever had this disk open for writing may have been killed: what he had not flushed shows here, too, where it is sure to
+/// be there (A3). In memory alone.
+fn add_shadow(
+    files: &mut Files<'_>,
+    base: &Path,
+    state: &str,
+    image: &Child,
+    allocated: &Allocated,
+) -> Result<()> {
+    let opened = files.open(Role::Backing, "QBM.state.file", base, state, Access::default());
+    let (state, path) = match opened {
+        Err(error) if error.code() == ErrorCode::FileNotFound => return Ok(()),
+        opened => opened?,
+    };
+    // Without a valid state nothing vouches for a shadow.
+    let Ok(found) = StateFile::inspect(&*state, &path)? else {
+        return Ok(());
+    };
+    let now = match files.cache_epoch() {
+        Some(epoch) => Ok(Evidence::of_epoch(epoch)?),
+        None => Evidence::gather(&*state, [&*image.storage]),
+    };
+    let shadow = found.shadow(&state, &path, &now, allocated.granularity, allocated.bits.len())?;
+    if let Some(shadow) = shadow {
+        allocated.bits.merge_from(&shadow);
+    }
+    Ok(())
 }
 
 /// The length of an image, which must be one that a disk can have.

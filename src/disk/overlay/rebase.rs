@@ -70,6 +70,7 @@ impl Disk {
         let mut pull = Pull {
             disk: self,
             top: Top {
+                disk: self,
                 overlay,
                 image: &self.image,
                 length,
@@ -219,7 +220,7 @@ impl Pull<'_, '_> {
             let range = own.granularity.bytes_of(run, self.top.length);
             let from = in_memory(range.start() - whole.start());
             self.put(range.start(), &bytes[from..from + in_memory(range.len())])?;
-            self.top.publish(run);
+            self.top.publish(run)?;
             rest.start = end;
         }
     }
@@ -302,7 +303,6 @@ impl Pull<'_, '_> {
             self.account.add(0)?;
             at = stop;
         }
-        self.top.publish(granules);
-        Ok(())
+        self.top.publish(granules)
     }
 }

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use super::Overlay;
-use super::durable::Durability;
 use super::write::Top;
 use crate::bitmap::Bits;
 use crate::disk::Disk;
@@ -37,6 +36,7 @@ impl Disk {
         if !shown.is_empty() && !cut.is_empty() && !mutation::on(Fault::TailLeftToBacking) {
             let top = Top {
                 overlay,
+                disk: self,
                 image: &self.image,
                 length: old,
             };
@@ -56,7 +56,9 @@ impl Disk {
                 .and_then(|()| file.sync().inspect_err(|e| self.fail(e)))
                 .map_err(|e| e.context(format_args!("bitmap {:?}", overlay.name)))?;
         }
-        let durability = Durability::of_synced(Arc::clone(&overlay.durability.file), &bits)?;
+        let durability = overlay
+            .durability
+            .renewed(Arc::clone(&overlay.durability.file), &bits)?;
         let chain = Arc::clone(&overlay.chain);
         Ok(Some(Arc::new(overlay.with(bits, durability, chain))))
     }

@@ -52,9 +52,12 @@ impl Target {
     }
 
     fn open_disk(place: &Place, path: &Path) -> Result<Self> {
-        let options = OpenOptions::new()
+        let mut options = OpenOptions::new()
             .confined(place.confined)
             .no_lock(!place.locking);
+        if let Some(epoch) = &place.cache_epoch {
+            options = options.cache_epoch(epoch);
+        }
         let disk = if !place.handed_in {
             options.open(place.shown.join(path))?
         } else if path.parent().is_none_or(|folder| folder.as_os_str().is_empty()) {

@@ -9,6 +9,7 @@ mod opening;
 mod rebase;
 mod rebase_crash;
 mod resize;
+mod shadow;
 mod threads;
 
 use crate::descriptor::Format;

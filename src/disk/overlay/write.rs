@@ -30,6 +30,7 @@ impl Disk {
                 marks.record()?;
             }
             let top = Top {
+                disk: self,
                 overlay,
                 image: &self.image,
                 length: self.length(),
@@ -55,6 +56,7 @@ impl Disk {
 
 /// A disk's own image under its allocation bits.
 pub(super) struct Top<'d> {
+    pub(super) disk: &'d Disk,
     pub(super) overlay: &'d Overlay,
     pub(super) image: &'d Child,
     /// Of the disk, in bytes.
@@ -74,7 +76,11 @@ impl Top<'_> {
             end: touched.end,
         });
         if mutation::on(Fault::BitBeforeGranule) {
-            self.publish(touched);
+            self.publish(touched)?;
+        }
+        if mutation::on(Fault::ShadowBeforeGranule) {
+            let len = self.overlay.own.bits.len();
+            self.overlay.durability.shadow_early(len, touched);
         }
         let head = self.edge(self.before(range))?;
         let tail = self.edge(self.behind(range))?;
@@ -93,8 +99,7 @@ impl Top<'_> {
             let whole = unsafe { Gather::new(&pieces) }.ok_or_else(too_long)?;
             self.write_at(range.start() - head.len() as u64, whole)?;
         }
-        self.publish(touched);
-        Ok(())
+        self.publish(touched)
     }
 
     /// Makes `range` read as zeros, whatever is below.
@@ -143,7 +148,7 @@ impl Top<'_> {
             self.write_bytes(edge.start(), &copied)?;
         }
         self.zero_hidden(part, how)?;
-        self.publish(granules);
+        self.publish(granules)?;
         Ok(part.end())
     }
 
@@ -155,7 +160,7 @@ impl Top<'_> {
         if !self.overlay.own.bits.any_set(granule) {
             let copied = self.edge(range)?;
             self.write_bytes(range.start(), &copied)?;
-            self.publish(granule);
+            self.publish(granule)?;
         }
         Ok(())
     }
@@ -225,8 +230,9 @@ impl Top<'_> {
         Ok(Vec::new())
     }
 
-    /// Sets the bits of claimed granules, which are in the image as a whole now.
-    pub(super) fn publish(&self, granules: GranuleRange) {
+    /// Sets the bits of claimed granules, which are in the image as a whole now, as far as they must outlive this process
+    /// (A3): where the shadow cannot take them (no room on its disk), they are made durable instead.
+    pub(super) fn publish(&self, granules: GranuleRange) -> Result<()> {
         let bits = &self.overlay.own.bits;
         let mut at = granules.start;
         while let Some(start) = bits.next_clear(GranuleRange {
@@ -241,9 +247,13 @@ impl Top<'_> {
             let run = GranuleRange { start, end };
             // In this order, so that a flush that begins when the write has returned finds the bit pending (A2).
             self.overlay.durability.add(run);
-            bits.set(run);
+            if !self.overlay.durability.publish(bits, run) {
+                self.disk.flush_overlay(self.overlay)?;
+                bits.set(run);
+            }
             at = end;
         }
+        Ok(())
     }
 
     /// Zeros in granules that are not allocated yet: the image may have any bytes there, or a hole already.

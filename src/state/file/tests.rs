@@ -147,11 +147,11 @@ fn a_failed_update_is_for_good() {
             let disk = SimDisk::new();
             let file = created(&disk);
             disk.fail(Fault::new(libc::EIO).on(kind).keeping(kept));
-            let error = file.begin(BitmapPolicy::WriteThrough, None).unwrap_err();
+            let error = file.begin(BitmapPolicy::WriteThrough, None, None).unwrap_err();
             assert_eq!(error.errno(), libc::EIO);
             assert!(error.message().contains("disk.state: Input/output error"));
             for result in [
-                file.begin(BitmapPolicy::WriteThrough, None),
+                file.begin(BitmapPolicy::WriteThrough, None, None),
                 file.sync(),
                 file.note_failure(),
                 file.write_map(&[(0, RegionSet::new().encode(0))]),
@@ -181,7 +181,7 @@ fn the_life_of_a_header() {
     let file = created(&disk);
     assert!(file.header().clean && file.path() == Path::new(NAME));
     let epoch = Evidence::of_epoch("boot 7").unwrap();
-    file.begin(BitmapPolicy::Lazy, Some(epoch.clone())).unwrap();
+    file.begin(BitmapPolicy::Lazy, Some(epoch.clone()), None).unwrap();
     file.note_failure().unwrap();
     file.note_failure().unwrap();
     let seen = found(&disk.power_cut_keeping(Keep::Nothing)).unwrap();
@@ -200,7 +200,9 @@ fn the_life_of_a_header() {
 #[test]
 fn a_damaged_slot_spoils_the_file() {
     let disk = SimDisk::new();
-    created(&disk).begin(BitmapPolicy::WriteThrough, None).unwrap();
+    created(&disk)
+        .begin(BitmapPolicy::WriteThrough, None, None)
+        .unwrap();
     let good = disk.read(NAME).unwrap();
     for slot in [0, SLOT] {
         let mut bytes = good.clone();
@@ -257,7 +259,7 @@ fn a_real_file_is_allocated_once() {
     let file = StateFile::create(Arc::clone(&storage), path.clone(), header).unwrap();
     let blocks = storage.allocated_bytes().unwrap();
     assert!(blocks >= LENGTH as u64);
-    file.begin(BitmapPolicy::WriteThrough, None).unwrap();
+    file.begin(BitmapPolicy::WriteThrough, None, None).unwrap();
     file.end(None).unwrap();
     assert_eq!(storage.length().unwrap(), LENGTH as u64);
     assert_eq!(storage.allocated_bytes().unwrap(), blocks);

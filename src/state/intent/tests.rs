@@ -26,7 +26,7 @@ fn map_on(disk: &SimDisk) -> (Arc<StateFile>, IntentMap) {
     Folder::sync(disk).unwrap();
     let header = Header::new(RegionSize::new(REGION).unwrap());
     let file = Arc::new(StateFile::create(storage, NAME.into(), header).unwrap());
-    file.begin(BitmapPolicy::WriteThrough, None).unwrap();
+    file.begin(BitmapPolicy::WriteThrough, None, None).unwrap();
     let map = IntentMap::new(
         Arc::clone(&file),
         RegionSet::new(),

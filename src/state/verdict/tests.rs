@@ -54,7 +54,7 @@ fn widened(verdict: Verdict) -> String {
 fn only_evidence_under_write_through_without_a_failure_is_exact() {
     let through = BitmapPolicy::WriteThrough;
     let now = Ok(epoch("e"));
-    let begun = |policy, evidence| found(|file| file.begin(policy, evidence).unwrap());
+    let begun = |policy, evidence| found(|file| file.begin(policy, evidence, None).unwrap());
 
     assert_eq!(
         begun(through, Some(epoch("e"))).verdict(&now, LENGTH),
@@ -78,7 +78,7 @@ fn only_evidence_under_write_through_without_a_failure_is_exact() {
         "the bitmaps were saved lazily"
     );
     let failed = found(|file| {
-        file.begin(through, Some(epoch("e"))).unwrap();
+        file.begin(through, Some(epoch("e")), None).unwrap();
         file.note_failure().unwrap();
     });
     assert_eq!(why(&failed, &now), "a bitmap file could not be written");
@@ -86,7 +86,7 @@ fn only_evidence_under_write_through_without_a_failure_is_exact() {
 
 #[test]
 fn what_lies_behind_the_disk_s_end_is_not_widened() {
-    let found = found(|file| file.begin(BitmapPolicy::Lazy, None).unwrap());
+    let found = found(|file| file.begin(BitmapPolicy::Lazy, None, None).unwrap());
     match found.verdict(&Err(NoEvidence::because("none")), MIB) {
         Verdict::Widen { ranges, .. } => assert_eq!(ranges, [ByteRange::between(0, MIB)]),
         other => panic!("{other:?}"),
