@@ -209,13 +209,14 @@ int main(void)
         CHECK_FAILS(EACCES, QBM_ERROR_PERMISSION_DENIED, "confined", qbm_open("inner/disk.qbm", &confined, &disk));
     }
 
-    /* The caller is asked for every file of the chain: two of the middle layer and its descriptor, and the base. */
+    /* The caller is asked for every file of the chain: the middle layer's descriptor, image, bitmap and
+     * state file, and the base. */
     struct broker broker = {open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), 0};
     struct qbm_open_options handed = open_options(0);
     handed.open_file = hand_in;
     handed.open_file_opaque = &broker;
     CHECK_OK(qbm_open("top.qbm", &handed, &disk));
-    CHECK(broker.files_of_backing == 4);
+    CHECK(broker.files_of_backing == 5);
     CHECK_OK(qbm_pread(disk, bytes, SIZE, 0));
     CHECK(memcmp(bytes, expected, SIZE) == 0);
     CHECK_OK(qbm_close(disk));
