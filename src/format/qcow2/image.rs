@@ -4,7 +4,7 @@
 //! may be given free (a discard, a cut), nobody uses a place that was asked for before; a panic of the library ends
 //! here, and from then on the image answers errors and writes nothing.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::ManuallyDrop;
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,6 +14,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use imago::format::PreallocateMode;
 use imago::{FormatAccess, ShallowMapping};
 
+use super::SECTOR;
 use crate::format::image::{FormatImage, Mapping, Place, joined, read_or_zeros, within};
 use crate::format::through::Through;
 use crate::storage::{Extent, FileIdentity, Gather, Limits, Scatter, Storage, SyncMode, Zeroing};
@@ -28,6 +29,7 @@ pub(crate) struct Qcow2Image {
     access: ManuallyDrop<RwLock<Access>>,
     file: Arc<dyn Storage>,
     data_file: Option<Arc<dyn Storage>>,
+    below: Option<Arc<dyn Storage>>,
     /// What it does not have is read by others from below.
     has_backing: bool,
     version: u32,
@@ -52,17 +54,18 @@ impl Qcow2Image {
         let access = contained(&dead, || {
             let mut qcow2 = imago::qcow2::Qcow2::<Through>::open_image(through(&file), writable)?;
             qcow2.set_data_file(data_file.as_ref().map(through));
-            let below = below.map(|below| {
+            let backing = below.map(|below| {
                 let raw = imago::raw::Raw::open_image(through(below), false)?;
                 Ok::<_, io::Error>(FormatAccess::new(raw))
             });
-            qcow2.set_backing(below.transpose()?);
+            qcow2.set_backing(backing.transpose()?);
             Ok(FormatAccess::new(qcow2))
         })?;
         Ok(Self {
             access: ManuallyDrop::new(RwLock::new(access)),
             file,
             data_file,
+            below: below.cloned(),
             has_backing,
             version,
             dead,
@@ -114,8 +117,12 @@ impl Qcow2Image {
             match mapping {
                 ShallowMapping::Raw { storage, offset, .. } => read_or_zeros(storage.file(), part, offset)?,
                 ShallowMapping::Zero { .. } => part.zero(),
+                ShallowMapping::Indirect { offset, .. } => match &self.below {
+                    Some(below) => read_or_zeros(&**below, part, offset)?,
+                    None => part.zero(),
+                },
                 _ => {
-                    // Compressed, or below. By way of a buffer of our own, as the library wants slices, and the caller's
+                    // Compressed. By way of a buffer of our own, as the library wants slices, and the caller's
                     // memory may be a guest's.
                     let step = len.min(BOUNCE);
                     let mut bytes = vec![0; step];
@@ -146,6 +153,12 @@ impl Qcow2Image {
         })
     }
 }
+
+/// The version of qcow2 that has marks for zeros.
+const NEW: u32 = 3;
+
+/// So many zeros are written at once.
+const ZEROS: usize = 256 << 10;
 
 /// The most bytes that are read by way of a buffer in one go: a cluster of the largest size.
 const BOUNCE: usize = 2 << 20;
@@ -188,7 +201,7 @@ impl Storage for Qcow2Image {
         let Some(range) = self.zeroable(&access, range, how)? else {
             return Ok(());
         };
-        contained(&self.dead, || access.write_zeroes(range.start(), range.len()))
+        self.zero(&access, range)
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {
@@ -214,6 +227,12 @@ impl Storage for Qcow2Image {
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
+        if !length.is_multiple_of(SECTOR) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("a qcow2 has a length in whole sectors of {SECTOR} bytes; QEMU shows no part of one"),
+            ));
+        }
         let mut access = self.alone();
         contained(&self.dead, || {
             let how = if self.has_backing {
@@ -287,7 +306,7 @@ impl Qcow2Image {
     /// The part of `range` that lies within the image; `None` where nothing does.
     fn zeroable(&self, access: &Access, range: ByteRange, how: Zeroing) -> io::Result<Option<ByteRange>> {
         // Version 2 has no mark for zeros.
-        if how.no_fallback && self.version < 3 {
+        if how.no_fallback && self.version < NEW {
             return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
         }
         let end = range.end().min(access.size());
@@ -300,12 +319,33 @@ impl Qcow2Image {
         let Some(range) = self.zeroable(&access, range, how)? else {
             return Ok(());
         };
-        contained(&self.dead, || {
-            if self.version < 3 {
-                return access.write_zeroes(range.start(), range.len());
+        if self.version < NEW {
+            return self.zero(&access, range);
+        }
+        contained(&self.dead, || access.discard_to_zero(range.start(), range.len()))
+    }
+
+    /// Zeros, with clusters kept.
+    fn zero(&self, access: &Access, range: ByteRange) -> io::Result<()> {
+        if self.version >= NEW {
+            return contained(&self.dead, || access.write_zeroes(range.start(), range.len()));
+        }
+        // Zeros have no mark of their own, so they are written; but not where there are none but zeros.
+        let zeros = vec![0; ZEROS];
+        let mut at = range.start();
+        while at < range.end() {
+            let rest = ByteRange::between(at, range.end());
+            let found = self.look(access, rest)?;
+            if found.place == Place::Below && !self.has_backing {
+                at = range.end().min(at + found.len);
+                continue;
             }
-            access.discard_to_zero(range.start(), range.len())
-        })
+            let len = in_memory(rest.len().min(found.len))?.min(ZEROS);
+            let slices = [IoSlice::new(&zeros[..len])];
+            let from = Gather::from_slices(&slices).ok_or(io::ErrorKind::InvalidInput)?;
+            at += self.write_some(access, ByteRange::between(at, at + len as u64), from, 0)? as u64;
+        }
+        Ok(())
     }
 }
 

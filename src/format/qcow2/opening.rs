@@ -95,6 +95,18 @@ impl Unopened {
         self.backing.as_ref()
     }
 
+    /// Refuses an image that must not be written to here.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        match self.header.data_file {
+            DataFile::Raw(_) => Err(not_supported(
+                "its data file is a raw image by itself, and would not stay one: make a disk of the data file, or let go of \
+                 that with \"qemu-img amend -o data_file_raw=off\"",
+            )
+            .context(self.path.display())),
+            DataFile::Inside | DataFile::Mapped => Ok(()),
+        }
+    }
+
     /// The name of its data file; `None` where the data is in the qcow2 itself.
     pub(crate) fn data_file_name(&self) -> Result<Option<&str>> {
         if self.header.data_file == DataFile::Inside {
