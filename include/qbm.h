@@ -478,7 +478,7 @@ typedef struct qbm_create_options {
      */
     uint64_t size;
     /**
-     * A raw image or block device that exists; nothing in it is changed. The
+     * An image or block device that exists; nothing in it is changed. The
      * name (UTF-8) goes into the descriptor as it is: a relative one is
      * relative to the descriptor's folder. NULL: a new image is made beside
      * the descriptor.
@@ -517,6 +517,11 @@ typedef struct qbm_create_options {
      * a disk that only knows which granules were written.
      */
     uint64_t granularity;
+    /**
+     * What the image is: "raw", "qcow2" or "vmdk" (which can only be read); only
+     * with image. It is never guessed. NULL: raw.
+     */
+    const char *image_format;
 } qbm_create_options;
 
 /**

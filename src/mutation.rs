@@ -93,6 +93,10 @@ pub(crate) enum Fault {
     FoundBackingUnsynced,
     /// What another backing shows otherwise is not dirty.
     RebasedClean,
+    /// A qcow2 does not say that it is being written to.
+    ImageUnmarked,
+    /// The tables of a qcow2 go out before what they lead to is durable.
+    TablesUnordered,
     /// A commit into a deeper layer leaves there what a shorter layer in between hid.
     HiddenByLength,
     /// A first touch leaves no bit in the shadow.

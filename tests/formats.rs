@@ -8,6 +8,8 @@
 
 #[path = "formats/backing.rs"]
 mod backing;
+#[path = "formats/image.rs"]
+mod image;
 #[path = "formats/memory.rs"]
 mod memory;
 #[path = "formats/refused.rs"]
@@ -16,3 +18,5 @@ mod refused;
 mod room;
 #[path = "common/skip.rs"]
 mod skip;
+#[path = "formats/tool.rs"]
+mod tool;

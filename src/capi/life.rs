@@ -201,7 +201,7 @@ pub struct qbm_create_options {
     /// The length of the new image in bytes. With image: zero, or what the
     /// length of that image must be.
     pub size: u64,
-    /// A raw image or block device that exists; nothing in it is changed. The
+    /// An image or block device that exists; nothing in it is changed. The
     /// name (UTF-8) goes into the descriptor as it is: a relative one is
     /// relative to the descriptor's folder. NULL: a new image is made beside
     /// the descriptor.
@@ -229,6 +229,9 @@ pub struct qbm_create_options {
     /// power of two from 512 to 2 GiB. Zero: 65536, with a backing. Without one,
     /// a disk that only knows which granules were written.
     pub granularity: u64,
+    /// What the image is: "raw", "qcow2" or "vmdk" (which can only be read); only
+    /// with image. It is never guessed. NULL: raw.
+    pub image_format: *const c_char,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, and integers, nullable pointers and nullable functions after it.
@@ -289,11 +292,17 @@ pub unsafe extern "C" fn qbm_create(path: *const c_char, options: *const qbm_cre
             create = create.image(image);
         }
         // SAFETY: as above.
+        if let Some(format) = unsafe { optional_text(options.image_format, "options.image_format") }? {
+            create = create.image_format(format_from(format, "image_format")?);
+        }
+        // SAFETY: as above.
         let backing = unsafe { optional_text(options.backing_file, "options.backing_file") }?;
         // SAFETY: as above.
         let format = unsafe { optional_text(options.backing_format, "options.backing_format") }?;
         match (backing, format) {
-            (Some(file), Some(format)) => create = create.backing(file, backing_format(format)?),
+            (Some(file), Some(format)) => {
+                create = create.backing(file, format_from(format, "backing_format")?);
+            }
             (None, None) => {}
             _ => {
                 return Err(Error::new(
@@ -472,13 +481,9 @@ fn on_bitmap_error(number: u32) -> Result<OnBitmapError> {
         })
 }
 
-fn backing_format(word: &str) -> Result<Format> {
-    word.parse().map_err(|e: Error| {
-        Error::new(
-            e.code(),
-            format!("options: backing_format {word:?} {}", e.message()),
-        )
-    })
+fn format_from(word: &str, option: &str) -> Result<Format> {
+    word.parse()
+        .map_err(|e: Error| Error::new(e.code(), format!("options: {option} {word:?} {}", e.message())))
 }
 
 fn granularity(bytes: u64) -> Result<Granularity> {

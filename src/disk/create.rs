@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::open::Place;
-use super::overlay::Backing;
+use super::overlay::{Backing, OwnImage};
 use super::recovery::NewState;
 use crate::bitmap::{BitmapFile, BitmapPolicy, Bits};
 use crate::descriptor::names::{FileName, child_path, create_unique};
@@ -41,6 +41,7 @@ pub enum Preallocation {
 pub struct CreateOptions {
     size: Option<u64>,
     image: Option<String>,
+    image_format: Option<Format>,
     preallocation: Preallocation,
     backing: Option<BackingEntry>,
     granularity: Option<Granularity>,
@@ -62,12 +63,20 @@ impl CreateOptions {
         self
     }
 
-    /// A raw image that exists becomes the disk's; nothing in it is changed.
+    /// An image that exists becomes the disk's; nothing in it is changed. It is raw unless a
+    /// [format](Self::image_format) is given.
     ///
     /// The name goes into the descriptor as it is: a relative one is relative to the descriptor's folder.
     #[must_use]
     pub fn image(mut self, name: impl Into<String>) -> Self {
         self.image = Some(name.into());
+        self
+    }
+
+    /// What the image that exists is: raw, qcow2 or vmdk. It is never guessed. A vmdk can only be read.
+    #[must_use]
+    pub fn image_format(mut self, format: Format) -> Self {
+        self.image_format = Some(format);
         self
     }
 
@@ -151,6 +160,10 @@ impl CreateOptions {
                 "an allocation bitmap is for a new image: it would hide all that an existing one has",
             )),
             (Some(image), size) => self.adopt(&place, image, size),
+            (None, _) if self.image_format.is_some() => Err(Error::new(
+                ErrorCode::InvalidArgument,
+                "a format is given for an image that exists, and none is named",
+            )),
             (None, size) if is_overlay => self.create_overlay(&place, size),
             (None, Some(size)) => self.create_image(&place, size, |_, _| Ok(None)),
             (None, None) => Err(no_size()),
@@ -193,7 +206,7 @@ impl CreateOptions {
 
     /// Opens the backing as the new disk would, so that nothing is made that cannot be opened.
     fn length_of_backing(place: &Place, allocation: BitmapEntry) -> Result<Option<u64>> {
-        let mut draft = descriptor_for("draft")?;
+        let mut draft = descriptor_for("draft", Format::Raw)?;
         draft.insert_bitmap(ALLOCATION, allocation)?;
         let Some(backing) = Backing::of(&draft) else {
             return Ok(None);
@@ -216,14 +229,19 @@ impl CreateOptions {
             .folder
             .open(Role::Image, name, Access::default())
             .map_err(|e| Error::io("open the image", &shown, &e))?;
-        let length = storage.length().map_err(|e| Error::io("measure", &shown, &e))?;
+        let descriptor = descriptor_for(image, self.image_format.unwrap_or(Format::Raw))?;
+        let length = match descriptor.image().format {
+            Format::Raw => storage.length().map_err(|e| Error::io("measure", &shown, &e))?,
+            // Opened as it will be, with all that it names: what cannot be is told now.
+            _ => OwnImage::measure(place, descriptor.image(), (storage, shown.clone()))?,
+        };
         if let Some(size) = size.filter(|size| *size != length) {
             return Err(Error::new(
                 ErrorCode::InvalidArgument,
                 format!("the image {} is {length} bytes long, not {size}", shown.display()),
             ));
         }
-        self.save_new(place, descriptor_for(image)?, length)
+        self.save_new(place, descriptor, length)
     }
 
     /// A new image, and a descriptor for it. The descriptor comes last: a crash before it leaves no disk at all.
@@ -246,7 +264,7 @@ impl CreateOptions {
             .map_err(|e| Error::io(&format!("give {size} bytes to"), place.shown.join(&name), &e))
             .and_then(|()| allocation(&mut files, folder))
             .and_then(|entry| {
-                let mut descriptor = descriptor_for(&name)?;
+                let mut descriptor = descriptor_for(&name, Format::Raw)?;
                 if let Some(entry) = entry {
                     descriptor.insert_bitmap(ALLOCATION, entry)?;
                 }
@@ -342,12 +360,12 @@ fn write_zeros(storage: &dyn Storage, size: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn descriptor_for(image: &str) -> Result<Descriptor> {
+fn descriptor_for(image: &str, format: Format) -> Result<Descriptor> {
     Descriptor::new(
         CREATOR,
         ImageEntry {
             file: image.to_owned(),
-            format: Format::Raw,
+            format,
             checksum: None,
         },
     )

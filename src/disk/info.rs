@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::bitmaps::Shape;
+use super::overlay::Chain;
 use super::{Disk, Recovery};
 use crate::bitmap::BitmapPolicy;
 use crate::descriptor::{BackingEntry, Format};
@@ -110,7 +111,7 @@ impl Disk {
             allocated,
             limits: image.storage.limits(),
             overlay: shape.overlay.as_ref().map(|overlay| overlay.info()),
-            layers: 1 + Self::layers_below(&shape),
+            layers: 1 + self.layers_below(&shape),
             writable: self.writable,
             direct: self.direct,
             failed: self.alive.has_failed(),
@@ -144,16 +145,15 @@ impl Disk {
             });
         }
         let shape = self.gate.enter();
-        let below = shape
-            .overlay
-            .as_ref()
-            .and_then(|overlay| overlay.chain().layers.get(index as usize - 1))
+        let below = self
+            .chain_below(&shape)
+            .and_then(|chain| chain.layers.get(index as usize - 1))
             .ok_or_else(|| {
                 Error::new(
                     ErrorCode::OutOfRange,
                     format!(
                         "there is no layer {index}: the disk has {}",
-                        1 + Self::layers_below(&shape)
+                        1 + self.layers_below(&shape)
                     ),
                 )
             })?;
@@ -176,10 +176,18 @@ impl Disk {
         (layer.format == Format::Raw).then(|| Arc::clone(layer.image.storage.shared()))
     }
 
-    fn layers_below(shape: &Shape) -> u32 {
-        let overlay = shape.overlay.as_ref();
+    /// The images below: the overlay's, or those that the image itself names.
+    fn chain_below<'s>(&'s self, shape: &'s Shape) -> Option<&'s Chain> {
+        match &shape.overlay {
+            Some(overlay) => Some(overlay.chain()),
+            None => self.below.as_deref(),
+        }
+    }
+
+    fn layers_below(&self, shape: &Shape) -> u32 {
         // A chain is never that long.
-        overlay.map_or(0, |it| u32::try_from(it.chain().layers.len()).unwrap_or(u32::MAX))
+        self.chain_below(shape)
+            .map_or(0, |chain| u32::try_from(chain.layers.len()).unwrap_or(u32::MAX))
     }
 
     /// The descriptor's file, or the image's that has none, as it was opened.

@@ -102,6 +102,15 @@ impl Child {
         }
     }
 
+    /// The same, for another user of it.
+    fn again(&self) -> Self {
+        Self {
+            storage: Shortcut::new(Arc::clone(self.storage.shared())),
+            path: self.path.clone(),
+            mapped: self.mapped.clone(),
+        }
+    }
+
     fn failed(&self, action: &str, error: &std::io::Error) -> Error {
         Error::io(action, &self.path, error)
     }
@@ -115,6 +124,8 @@ impl Child {
 pub struct Disk {
     alive: Alive,
     image: Child,
+    /// What is below the image, where that names a backing of its own.
+    below: Option<Arc<overlay::Chain>>,
     length: AtomicU64,
     /// Whether the disk has an allocation bitmap, which is in the gate.
     layered: bool,

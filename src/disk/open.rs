@@ -15,7 +15,7 @@ use super::alive::Alive;
 use super::bitmaps::{Bitmap, Excuses, Loading, OnBitmapError, Shape};
 use super::checksum;
 use super::gate::Gate;
-use super::overlay::{self, Backing, Chain, Overlay};
+use super::overlay::{self, Backing, Chain, Overlay, OwnImage, two_backings};
 use super::recovery::{Recovering, StateAtOpen};
 use super::session::Session;
 use super::{Child, Disk, StateInfo, Structure};
@@ -80,7 +80,8 @@ impl OpenOptions {
         let mut files = Files::new(place);
         let mut descriptor = self.described(&mut files)?;
 
-        let (image, image_path) = self.image(&mut files, &descriptor, access)?;
+        let entry = descriptor.image();
+        let (image, image_path) = self.image(&mut files, entry)?;
         let state = files.state(&descriptor, access)?;
         let mut locks = Vec::new();
         if !self.no_lock {
@@ -90,12 +91,12 @@ impl OpenOptions {
                 return Ok(None);
             }
         }
-        let child = Child::new(image, image_path);
+        let loading = Loading::new(self.max_bitmap_memory);
+        let (child, below) = self.in_format(&mut files, entry, (image, image_path), &loading, &mut locks)?;
         if let (true, Some(wanted)) = (self.verify_checksum, descriptor.image().checksum) {
             checksum::verify(&child, wanted)?;
         }
         let length = overlay::measured(&child)?;
-        let loading = Loading::new(self.max_bitmap_memory);
         let mut bitmaps = Vec::with_capacity(descriptor.bitmaps().len());
         let mut allocation = None;
         for (name, entry) in descriptor.bitmaps() {
@@ -111,6 +112,7 @@ impl OpenOptions {
             }
         }
         let overlay = match allocation {
+            Some((name, ..)) if below.is_some() => return Err(two_backings(name)),
             Some((name, entry, file)) => {
                 let chain = self.chain(&mut files, &descriptor, &loading)?;
                 let overlay = Overlay::load(name, entry, file, length, chain, &loading, !self.read_only)
@@ -147,6 +149,7 @@ impl OpenOptions {
         Ok(Some(Disk {
             alive,
             image: child,
+            below,
             length: AtomicU64::new(length),
             path: path.to_owned(),
             described: self.image_format.is_none(),
@@ -191,36 +194,44 @@ impl OpenOptions {
         }
     }
 
-    /// The disk's own image.
-    fn image(
-        &self,
-        files: &mut Files<'_>,
-        descriptor: &Descriptor,
-        access: Access,
-    ) -> Result<(Arc<dyn Storage>, PathBuf)> {
-        let image = descriptor.image();
-        if image.format != Format::Raw {
-            return Err(Error::new(
-                ErrorCode::NotSupported,
-                match self.image_format {
-                    None => format!(
-                        "QBM.image.format: {} images cannot be opened by this version; raw can",
-                        image.format
-                    ),
-                    Some(_) => format!(
-                        "cannot open {}: {} images cannot be opened by this version; raw and qbm can",
-                        image.file, image.format
-                    ),
-                },
-            ));
+    fn image_access(&self) -> Access {
+        Access {
+            write: !self.read_only,
+            direct: self.direct,
         }
-        let direct = self.direct;
-        let access = Access { direct, ..access };
+    }
+
+    /// The file of the disk's image.
+    fn image(&self, files: &mut Files<'_>, entry: &ImageEntry) -> Result<(Arc<dyn Storage>, PathBuf)> {
+        let access = self.image_access();
         let key = match self.image_format {
             None => "QBM.image.file",
             Some(_) => "",
         };
-        files.open(Role::Image, key, Path::new(""), &image.file, access)
+        files.open(Role::Image, key, Path::new(""), &entry.file, access)
+    }
+
+    /// The disk's image in its format, from the file that is open and locked; and what it names below it.
+    fn in_format(
+        &self,
+        files: &mut Files<'_>,
+        entry: &ImageEntry,
+        (file, path): (Arc<dyn Storage>, PathBuf),
+        loading: &Loading,
+        locks: &mut Vec<Lock>,
+    ) -> Result<(Child, Option<Arc<Chain>>)> {
+        if entry.format == Format::Raw {
+            return Ok((Child::new(file, path), None));
+        }
+        let access = self.image_access();
+        let image = OwnImage::look(files, Path::new(""), entry, (file, path), Role::Image, access)?;
+        if !self.no_lock {
+            for (part, path) in image.parts() {
+                locks.extend(Lock::image(part, path, self.sharing())?);
+            }
+        }
+        let below = image.chain(files, self.no_backing, loading)?;
+        Ok((image.open(below.as_ref())?, below))
     }
 
     /// What lies below the disk's own image.
@@ -235,6 +246,14 @@ impl OpenOptions {
         Chain::open(files, backing, loading)
     }
 
+    fn sharing(&self) -> Sharing {
+        if self.read_only {
+            Sharing::Read
+        } else {
+            Sharing::Write
+        }
+    }
+
     /// Locks the disk against those who would disturb it.
     fn lock(
         &self,
@@ -242,11 +261,7 @@ impl OpenOptions {
         image: &Arc<dyn Storage>,
         image_path: &Path,
     ) -> Result<impl Iterator<Item = Lock>> {
-        let sharing = if self.read_only {
-            Sharing::Read
-        } else {
-            Sharing::Write
-        };
+        let sharing = self.sharing();
         let state = match state {
             StateAtOpen::There { storage, path } => Lock::state(storage, path, sharing)?,
             StateAtOpen::None | StateAtOpen::Missing(_) => None,

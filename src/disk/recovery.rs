@@ -323,7 +323,8 @@ impl Recovering<'_> {
             self.options.bitmap_policy,
             evidence,
         )?;
-        if let (Some(overlay), Ok(evidence)) = (self.overlay, of_image) {
+        // What a killed process wrote to new clusters of a qcow2 is gone with its tables: nothing could be shown for a bit.
+        if let (Some(overlay), Ok(evidence), None) = (self.overlay, of_image, &self.image.mapped) {
             session.keep_shadow(overlay.granules().0, evidence);
         }
         Ok(session)

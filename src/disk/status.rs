@@ -69,7 +69,11 @@ impl Disk {
                 return self.status_of_layers(overlay, range, hints);
             }
         }
-        let mut status = status_in(&self.image, self.range(offset, len)?, 0, hints)?;
+        let range = self.range(offset, len)?;
+        if let Some(below) = &self.below {
+            return self.status_above(below, range, hints);
+        }
+        let mut status = status_in(&self.image, range, 0, hints)?;
         status.flags |= StatusFlags::ALLOCATED;
         Ok(status)
     }

@@ -223,7 +223,7 @@ struct Begin<'s, 'a> {
 impl<'a> AtPoint<'a> for Begin<'_, 'a> {
     fn prepare(&mut self, disk: &'a Disk, shape: &Shape) -> Result<()> {
         shape.check_no_backup(&disk.path)?;
-        let image = Child::new(Arc::clone(disk.image.storage.shared()), disk.image.path.clone());
+        let image = disk.image.again();
         let length = disk.length();
         let scratch = self.scratch.make(disk, length)?;
         let before = BeforeWrite::new(

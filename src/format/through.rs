@@ -12,6 +12,7 @@ use imago::storage::PreallocateMode;
 use imago::storage::drivers::CommonStorageHelper;
 
 use super::image::read_or_zeros;
+use super::qcow2::Order;
 use crate::storage::{Gather, Scatter, Storage, SyncMode, Zeroing, write_slice};
 use crate::units::ByteRange;
 
@@ -21,7 +22,11 @@ pub(super) struct Through {
     file: Arc<dyn Storage>,
     helper: CommonStorageHelper,
     /// What the library knows is not to be relied on any more: it must write nothing.
-    pub(super) dead: Arc<AtomicBool>,
+    dead: Arc<AtomicBool>,
+    /// What keeps its writes in order; `None` of a file that is only read.
+    order: Option<Arc<Order>>,
+    /// It has the tables.
+    tables: bool,
 }
 
 impl Through {
@@ -30,12 +35,28 @@ impl Through {
             file,
             helper: CommonStorageHelper::default(),
             dead: Arc::clone(dead),
+            order: None,
+            tables: false,
         }
+    }
+
+    /// The same, of a file that is written to in `order`; with or without the tables in it.
+    pub(super) fn ordered(mut self, order: Option<&Arc<Order>>, tables: bool) -> Self {
+        self.order = order.cloned();
+        self.tables = tables;
+        self
     }
 
     /// The file itself.
     pub(super) fn file(&self) -> &dyn Storage {
         &*self.file
+    }
+
+    /// Data is in the file that no table leads to yet.
+    pub(super) fn wrote_data(&self) {
+        if let Some(order) = &self.order {
+            order.wrote_data();
+        }
     }
 
     fn check(&self) -> io::Result<()> {
@@ -68,7 +89,15 @@ impl imago::Storage for Through {
         self.check()?;
         // SAFETY: the pieces are borrowed slices, and outlive the call.
         let from = unsafe { Gather::new(bufv.as_iovec()) };
-        self.file.write(from.ok_or(io::ErrorKind::InvalidInput)?, offset)
+        let from = from.ok_or(io::ErrorKind::InvalidInput)?;
+        match &self.order {
+            Some(order) if self.tables => order.write(from, offset),
+            _ => {
+                self.file.write(from, offset)?;
+                self.wrote_data();
+                Ok(())
+            }
+        }
     }
 
     unsafe fn pure_write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
@@ -128,6 +157,7 @@ impl Through {
         if self.file.length()? < range.end() {
             write_slice(&*self.file, &[0], range.end() - 1)?;
         }
+        self.wrote_data();
         Ok(())
     }
 }

@@ -259,11 +259,15 @@ impl Storage for FileStorage {
     }
 
     fn share(&self, source: &dyn Storage, range: ByteRange) -> io::Result<()> {
-        let source = source.host_file().ok_or(io::ErrorKind::Unsupported)?;
+        let source = source.blocks().ok_or(io::ErrorKind::Unsupported)?;
         sys::share(self.fd.as_fd(), source, range.start(), range.len())
     }
 
     fn host_file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+
+    fn blocks(&self) -> Option<BorrowedFd<'_>> {
         Some(self.fd.as_fd())
     }
 

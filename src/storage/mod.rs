@@ -91,6 +91,11 @@ pub trait Storage: Send + Sync + Debug {
         None
     }
 
+    /// The same file where its bytes are the storage's at the same offsets, so that blocks of it may be shared.
+    fn blocks(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
     /// The same file where [`Storage::read`] and [`Storage::write`] do no more than move the bytes by a positional
     /// system call: whoever makes that call himself and sees it move all of them is done.
     fn plain_file(&self) -> Option<BorrowedFd<'_>> {

@@ -100,8 +100,19 @@ impl Room {
 
     /// What QEMU says of what is where; of the whole chain.
     pub fn map(&self, image: &str, format: &str) -> Vec<Status> {
-        let said = self.run("qemu-img", &["map", "-f", format, "--output", "json", image]);
-        let Value::Array(extents) = serde_json::from_slice(&said).expect("JSON") else {
+        Self::of_map(&self.run("qemu-img", &["map", "-f", format, "--output", "json", image]))
+    }
+
+    /// The same of an image that is in use.
+    pub fn map_unlocked(&self, image: &str, format: &str) -> Vec<Status> {
+        Self::of_map(&self.run(
+            "qemu-img",
+            &["map", "-U", "-f", format, "--output", "json", image],
+        ))
+    }
+
+    fn of_map(said: &[u8]) -> Vec<Status> {
+        let Value::Array(extents) = serde_json::from_slice(said).expect("JSON") else {
             panic!("no array");
         };
         let number = |extent: &Value, key: &str| extent[key].as_u64();

@@ -31,6 +31,8 @@ Examples:
       A descriptor for the raw image old.img that lies beside it. The image is not changed.
   qbm create --image /dev/vg0/vm1 vm1.qbm
       A descriptor for a block device.
+  qbm create --image vm2.qcow2 -f qcow2 vm2.qbm
+      A descriptor for a qcow2, which can have dirty bitmaps then that survive a crash.
   qbm create -b base.img -F raw clone.qbm
       An overlay: it shows base.img, which stays as it is, until it is written to, and is as long as that.
   qbm create -b clone.qbm -F qbm -g 4k clone-of-clone.qbm 40G
@@ -56,10 +58,14 @@ pub struct Args {
     #[arg(conflicts_with_all = ["image", "preallocation"])]
     granularity: Option<Granularity>,
 
-    /// Take the raw image or block device FILE that exists as the disk's data. A relative name is relative to the
+    /// Take the image or block device FILE that exists as the disk's data. A relative name is relative to the
     /// descriptor's folder, not to the current one, and goes into the descriptor as it is
     #[arg(long, value_name = "FILE")]
     image: Option<String>,
+
+    /// What the image that exists is: raw, qcow2 or vmdk (which can only be read). It is never guessed [default: raw]
+    #[arg(short = 'f', long, value_name = "FORMAT", requires = "image", value_parser = parse_format)]
+    image_format: Option<Format>,
 
     /// How much of the new image's space is reserved at once [default: off]
     #[arg(long, value_name = "MODE")]
@@ -154,6 +160,9 @@ pub fn run(args: &Args) -> Outcome {
     }
     if let Some(image) = &args.image {
         options = options.image(image);
+    }
+    if let Some(format) = args.image_format {
+        options = options.image_format(format);
     }
     if let (Some(backing), Some(format)) = (&args.backing, args.backing_format) {
         options = options.backing(backing, format);

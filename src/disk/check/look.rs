@@ -9,10 +9,10 @@ use std::sync::Arc;
 use super::report::{CheckReport, FindingKind, Severity};
 use super::{CheckOptions, Repair, leftovers};
 use crate::bitmap::{BitmapFile, BitmapPolicy};
-use crate::descriptor::{BitmapEntry, Descriptor, Format};
+use crate::descriptor::{BitmapEntry, Descriptor, Format, ImageEntry};
 use crate::disk::bitmaps::Loading;
 use crate::disk::open::{ATTEMPTS, Files, Place};
-use crate::disk::overlay::{Backing, Chain, measured};
+use crate::disk::overlay::{Backing, Chain, OwnImage, measured};
 use crate::disk::{Child, Progress, checksum};
 use crate::error::{Error, ErrorCode, Result};
 use crate::state::{Evidence, Found, Lock, MarkId, Sharing, Stamp, StateFile, Verdict};
@@ -186,7 +186,7 @@ impl<'o> Looking<'o> {
                 return Ok(None);
             }
         }
-        let image = image.map(|(storage, path)| Child::new(storage, path));
+        let image = image.and_then(|file| Self::image(&mut report, &mut files, descriptor.image(), file));
         Ok(Some(Locked {
             files,
             descriptor,
@@ -195,6 +195,22 @@ impl<'o> Looking<'o> {
             report,
             _held: held,
         }))
+    }
+
+    /// The image in its format.
+    fn image(
+        report: &mut CheckReport,
+        files: &mut Files<'_>,
+        entry: &ImageEntry,
+        file: (Arc<dyn Storage>, PathBuf),
+    ) -> Option<Child> {
+        if entry.format == Format::Raw {
+            return Some(Child::new(file.0, file.1));
+        }
+        OwnImage::of_disk(files, entry, file, &Loading::new(None))
+            .inspect_err(|error| Self::note(report, &entry.file, error))
+            .ok()
+            .map(|(image, _)| image)
     }
 
     fn open(
@@ -233,12 +249,6 @@ impl<'o> Looking<'o> {
         descriptor: &'d Descriptor,
         length: Option<u64>,
     ) -> Vec<BitmapSeen<'d>> {
-        let format = descriptor.image().format;
-        if format != Format::Raw {
-            let words =
-                format!("QBM.image.format: {format} images cannot be checked by this version; raw can");
-            self.report.add(FindingKind::NotChecked, "", words);
-        }
         let access = Access {
             write: self.repair == Repair::All,
             direct: false,

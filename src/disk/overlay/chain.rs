@@ -44,17 +44,25 @@ pub(super) enum Has {
 impl Layer {
     /// Whether the byte at `at` is in the image, and where that ends to be so, at most `end`.
     fn run(&self, at: u64, end: u64) -> Result<(bool, u64)> {
-        match (&self.has, &self.image.mapped) {
-            (Has::Bits(allocated), _) => Ok(allocated.run(at, end)),
-            (Has::Tables, Some(image)) => {
-                let range = ByteRange::between(at, end);
-                let mapping = image
-                    .mapping(range)
-                    .map_err(|e| self.image.failed(&format!("find {range} in"), &e))?;
-                Ok((mapping.place != Place::Below, end.min(at + mapping.len)))
-            }
-            (Has::All, _) | (Has::Tables, None) => Ok((true, end)),
+        match &self.has {
+            Has::All => Ok((true, end)),
+            Has::Bits(allocated) => Ok(allocated.run(at, end)),
+            Has::Tables => self.image.run(at, end),
         }
+    }
+}
+
+impl Child {
+    /// Whether the byte at `at` is in the image, as its own tables have it, and where that ends to be so, at most `end`.
+    pub(super) fn run(&self, at: u64, end: u64) -> Result<(bool, u64)> {
+        let Some(image) = &self.mapped else {
+            return Ok((true, end));
+        };
+        let range = ByteRange::between(at, end);
+        let mapping = image
+            .mapping(range)
+            .map_err(|e| self.failed(&format!("find {range} in"), &e))?;
+        Ok((mapping.place != Place::Below, end.min(at + mapping.len)))
     }
 }
 

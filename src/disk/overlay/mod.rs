@@ -6,6 +6,7 @@
 //! while the gate is open, and gets into the bitmap's file only after the granule's bytes are durable.
 
 mod backing;
+mod below;
 mod chain;
 mod claim;
 mod commit;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 
 pub use backing::BackingFlags;
 pub(super) use chain::{Chain, Run, Source};
+pub(super) use formats::{OwnImage, two_backings};
 pub(super) use hold::Hold;
 pub(super) use open::{Backing, measured};
 pub use progress::Progress;

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use super::chain::{Allocated, Chain, Has, Layer};
-use super::formats;
+use super::formats::{self, OwnImage};
 use crate::bitmap::{BitmapFile, BitmapPolicy};
 use crate::descriptor::{BackingEntry, BitmapKind, Descriptor, Format};
 use crate::disk::Child;
@@ -27,10 +27,20 @@ impl Chain {
         backing: Option<Backing>,
         loading: &Loading,
     ) -> Result<Self> {
+        Self::open_from(files, PathBuf::new(), None, backing, loading)
+    }
+
+    /// Opens `backing`, which the file `named_by` in the folder `base` names, as the disk's folder sees that; and all
+    /// below it.
+    pub(super) fn open_from(
+        files: &mut Files<'_>,
+        mut base: PathBuf,
+        mut named_by: Option<PathBuf>,
+        backing: Option<Backing>,
+        loading: &Loading,
+    ) -> Result<Self> {
         let mut layers = Vec::new();
         let mut next = backing;
-        // Where the descriptor lies that names the next one, seen from the disk's folder; and what messages call it.
-        let (mut base, mut named_by) = (PathBuf::new(), None::<PathBuf>);
         while let Some(backing) = next.take() {
             if layers.len() == MAX_DEPTH {
                 return Err(Error::new(
@@ -59,9 +69,14 @@ impl Chain {
                     path.parent().unwrap_or(Path::new("")).clone_into(&mut base);
                     let shown = files.shown(&path);
                     next = Backing::of(&descriptor);
-                    let layer = described(files, &base, &descriptor, &shown, loading)
+                    let (layer, below) = described(files, &base, &descriptor, &shown, loading)
                         .map_err(|e| e.context(shown.display()))?;
                     named_by = Some(shown);
+                    if let Some((from, backing)) = below {
+                        named_by = Some(layer.image.path.clone());
+                        base = from;
+                        next = Some(backing);
+                    }
                     layer
                 }
             };
@@ -121,36 +136,40 @@ fn raw(files: &mut Files<'_>, base: &Path, backing: &Backing) -> Result<Layer> {
     })
 }
 
-/// The layer of a descriptor that lies in `base`.
+/// The layer of a descriptor that lies in `base`; and what the image itself names below it, from which folder.
 fn described(
     files: &mut Files<'_>,
     base: &Path,
     descriptor: &Descriptor,
     shown: &Path,
     loading: &Loading,
-) -> Result<Layer> {
+) -> Result<(Layer, Option<(PathBuf, Backing)>)> {
     let entry = descriptor.image();
-    if entry.format != Format::Raw {
-        return Err(Error::new(
-            ErrorCode::NotSupported,
-            format!(
-                "QBM.image.format: {} images cannot be opened by this version; raw can",
-                entry.format
-            ),
-        ));
-    }
-    let (image, path) = files.open(
+    let file = files.open(
         Role::Backing,
         "QBM.image.file",
         base,
         &entry.file,
         Access::default(),
     )?;
-    let hold = files.hold(&image, &path)?;
-    let image = Child::new(image, path);
+    let mut holds = vec![files.hold(&file.0, &file.1)?];
+    let (image, below) = if entry.format == Format::Raw {
+        (Child::new(file.0, file.1), None)
+    } else {
+        let unopened = OwnImage::look(files, base, entry, file, Role::Backing, Access::default())?;
+        let below = unopened.below();
+        unopened.hold_parts(files, &mut holds)?;
+        (unopened.open(None)?, below)
+    };
     let length = measured(&image)?;
-    let mut has = Has::All;
+    let mut has = match below {
+        None => Has::All,
+        Some(_) => Has::Tables,
+    };
     if let Some((name, entry)) = descriptor.allocation() {
+        if below.is_some() {
+            return Err(formats::two_backings(name));
+        }
         let key = format!("QBM.bitmaps[{name:?}].file");
         let (file, path) = files.open(Role::Backing, &key, base, &entry.file, Access::default())?;
         let file = BitmapFile::new(file, path, BitmapPolicy::WriteThrough);
@@ -162,17 +181,19 @@ fn described(
                 .map_err(|e| e.context(&key))?,
         }));
     }
-    if let (Has::Bits(allocated), Some(entry)) = (&has, descriptor.state()) {
+    // A qcow2 that was killed has lost its own table's entries: no bit says that a granule is there.
+    if let (Has::Bits(allocated), Some(entry), None) = (&has, descriptor.state(), &image.mapped) {
         add_shadow(files, base, &entry.file, &image, allocated)?;
     }
-    Ok(Layer {
+    let layer = Layer {
         image,
-        holds: vec![hold],
+        holds,
         format: entry.format,
         length,
         descriptor: Some(shown.to_owned()),
         has,
-    })
+    };
+    Ok((layer, below))
 }
 
 /// Whoever had this disk open for writing may have been killed: what he had not flushed shows here, too, where it is sure to

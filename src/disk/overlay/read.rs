@@ -98,7 +98,7 @@ impl Chain {
         Ok(())
     }
 
-    fn read(&self, source: Source, range: ByteRange, into: Scatter<'_>) -> Result<()> {
+    pub(super) fn read(&self, source: Source, range: ByteRange, into: Scatter<'_>) -> Result<()> {
         match source {
             Source::Layer(index) => blocking::read(&plan::read(&self.layers[index].image, range), into),
             Source::Unopened => Err(unopened(range)),
@@ -111,7 +111,12 @@ impl Chain {
 }
 
 /// The part of `into`, which takes `whole`, for the bytes of `run`. A run that is all of it needs no list of its own.
-fn part_of<'p>(whole: ByteRange, run: ByteRange, into: Scatter<'p>, room: &'p mut Vec<iovec>) -> Scatter<'p> {
+pub(super) fn part_of<'p>(
+    whole: ByteRange,
+    run: ByteRange,
+    into: Scatter<'p>,
+    room: &'p mut Vec<iovec>,
+) -> Scatter<'p> {
     if run.len() == whole.len() {
         return into;
     }

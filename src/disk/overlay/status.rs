@@ -1,6 +1,6 @@
 //! What is where on a disk that has layers.
 
-use super::{Overlay, Source};
+use super::{Chain, Overlay, Run, Source};
 use crate::disk::status::{BlockStatus, StatusFlags, StatusHints};
 use crate::disk::{Child, Disk};
 use crate::error::Result;
@@ -15,25 +15,55 @@ impl Disk {
         range: ByteRange,
         hints: StatusHints,
     ) -> Result<BlockStatus> {
-        let deepest = hints
-            .deepest
-            .map_or(usize::MAX, |depth| usize::try_from(depth).unwrap_or(usize::MAX));
+        let deepest = deepest(hints);
         let run = overlay.find_to(range, deepest)?;
         match run.source {
             Source::Own => status_in(&self.image, run.range, 0, hints).map(|mut status| {
                 status.flags |= StatusFlags::ALLOCATED;
                 status
             }),
-            Source::Layer(index) => {
-                status_in(&overlay.chain.layers[index].image, run.range, index + 1, hints)
-            }
+            _ => overlay.chain.status_of(run, deepest, hints),
+        }
+    }
+
+    /// The same of a disk whose image names what is below it by itself.
+    pub(in crate::disk) fn status_above(
+        &self,
+        below: &Chain,
+        range: ByteRange,
+        hints: StatusHints,
+    ) -> Result<BlockStatus> {
+        let (has, end) = self.image.run(range.start(), range.end())?;
+        let range = ByteRange::between(range.start(), end);
+        if has {
+            let mut status = status_in(&self.image, range, 0, hints)?;
+            status.flags |= StatusFlags::ALLOCATED;
+            return Ok(status);
+        }
+        let deepest = deepest(hints);
+        below.status_of(below.find_to(range, deepest)?, deepest, hints)
+    }
+}
+
+/// So many images below the disk are looked at.
+fn deepest(hints: StatusHints) -> usize {
+    hints
+        .deepest
+        .map_or(usize::MAX, |depth| usize::try_from(depth).unwrap_or(usize::MAX))
+}
+
+impl Chain {
+    /// What a run has that was found here, in at most `deepest` images.
+    fn status_of(&self, run: Run, deepest: usize, hints: StatusHints) -> Result<BlockStatus> {
+        match run.source {
+            Source::Layer(index) => status_in(&self.layers[index].image, run.range, index + 1, hints),
             Source::Zeros { depth } => Ok(nowhere(run.range, StatusFlags::ZERO, depth)),
-            Source::Unopened if overlay.chain.unopened => Ok(nowhere(run.range, StatusFlags::empty(), 0)),
-            Source::Unopened => Ok(nowhere(
+            Source::Unopened if !self.unopened => Ok(nowhere(
                 run.range,
                 StatusFlags::empty(),
                 deepest.saturating_add(1),
             )),
+            Source::Own | Source::Unopened => Ok(nowhere(run.range, StatusFlags::empty(), 0)),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 
 use super::{SINCE_EXPORT, in_words, whole_path};
+use crate::descriptor::Format;
 use crate::disk::open::Place;
 use crate::disk::{BitmapInfo, Disk, OpenOptions};
 use crate::error::{Error, ErrorCode, Result};
@@ -73,10 +74,20 @@ impl ExportOptions {
                 "it is an overlay, whose image has only what was written to it (committed, its backing has it all)",
             ));
         }
+        let image = disk.layer(0)?;
+        if image.format != Format::Raw {
+            return Err(Error::new(
+                ErrorCode::NotSupported,
+                format!(
+                    "its image is a {}, and the data file of the new qcow2 must be raw; \"qemu-img convert\" makes it so",
+                    image.format
+                ),
+            ));
+        }
         let (bitmaps, left_out) = self.choose(disk)?;
         let place = Place::find(target, None, false)?;
         // QEMU takes a relative name from the folder that it happens to run in.
-        let image = in_words(&whole_path(&disk.layer(0)?.path)?)?;
+        let image = in_words(&whole_path(&image.path)?)?;
         let length = shown_length(disk.length())
             .ok_or_else(|| Error::new(ErrorCode::NotSupported, "QEMU shows no disk of this length"))?;
         let thin = Thin {

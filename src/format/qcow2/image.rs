@@ -9,14 +9,19 @@ use std::mem::ManuallyDrop;
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use imago::format::PreallocateMode;
 use imago::{FormatAccess, ShallowMapping};
 
+use super::SECTOR;
+use super::order::Order;
 use crate::format::image::{FormatImage, Mapping, Place, joined, read_or_zeros, within};
 use crate::format::through::Through;
-use crate::storage::{Extent, FileIdentity, Gather, Limits, Scatter, Storage, SyncMode, Zeroing};
+use crate::mutation::{self, Fault};
+use crate::storage::{
+    Extent, FileIdentity, Gather, Limits, Scatter, Storage, SyncMode, Zeroing, write_slice,
+};
 use crate::units::ByteRange;
 
 type Access = FormatAccess<Through>;
@@ -28,10 +33,18 @@ pub(crate) struct Qcow2Image {
     access: ManuallyDrop<RwLock<Access>>,
     file: Arc<dyn Storage>,
     data_file: Option<Arc<dyn Storage>>,
+    below: Option<Arc<dyn Storage>>,
     /// What it does not have is read by others from below.
     has_backing: bool,
-    version: u32,
+    /// The last byte of the incompatible features.
+    features: u8,
+    /// Whether the header says that the image was not closed. Changed with the image alone, or on the way from false to
+    /// true under `marking`.
+    marked: AtomicBool,
+    marking: Mutex<()>,
     dead: Arc<AtomicBool>,
+    /// Of an image that is written to.
+    order: Option<Arc<Order>>,
     /// The process that opened it: a forked child has a copy of what the library has not written yet, and must not
     /// write it.
     process: u32,
@@ -43,29 +56,41 @@ impl Qcow2Image {
         file: Arc<dyn Storage>,
         data_file: Option<Arc<dyn Storage>>,
         below: Option<&Arc<dyn Storage>>,
-        version: u32,
+        features: u8,
         has_backing: bool,
         writable: bool,
     ) -> io::Result<Self> {
         let dead = Arc::new(AtomicBool::new(false));
         let through = |file: &Arc<dyn Storage>| Through::new(Arc::clone(file), &dead);
+        let order = if writable {
+            let order = Order::new(&file, data_file.as_ref(), &dead)?;
+            Some(Arc::new(order))
+        } else {
+            None
+        };
         let access = contained(&dead, || {
-            let mut qcow2 = imago::qcow2::Qcow2::<Through>::open_image(through(&file), writable)?;
-            qcow2.set_data_file(data_file.as_ref().map(through));
-            let below = below.map(|below| {
+            let tables = through(&file).ordered(order.as_ref(), true);
+            let mut qcow2 = imago::qcow2::Qcow2::<Through>::open_image(tables, writable)?;
+            let data = data_file.as_ref().map(through);
+            qcow2.set_data_file(data.map(|data| data.ordered(order.as_ref(), false)));
+            let backing = below.map(|below| {
                 let raw = imago::raw::Raw::open_image(through(below), false)?;
                 Ok::<_, io::Error>(FormatAccess::new(raw))
             });
-            qcow2.set_backing(below.transpose()?);
+            qcow2.set_backing(backing.transpose()?);
             Ok(FormatAccess::new(qcow2))
         })?;
         Ok(Self {
             access: ManuallyDrop::new(RwLock::new(access)),
             file,
             data_file,
+            below: below.cloned(),
             has_backing,
-            version,
+            features,
+            marked: AtomicBool::new(false),
+            marking: Mutex::new(()),
             dead,
+            order,
             process: std::process::id(),
         })
     }
@@ -76,6 +101,43 @@ impl Qcow2Image {
 
     fn alone(&self) -> RwLockWriteGuard<'_, Access> {
         self.access.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says in the header that the image is being written to, durably, before that begins: the library has table
+    /// entries on disk before the refcounts of what they lead to, and whoever went on with such an image would give
+    /// clusters out twice. The mark has QEMU count anew, and keeps others from writing.
+    #[inline]
+    fn mark(&self) -> io::Result<()> {
+        if self.marked.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _one = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.marked.load(Ordering::Acquire) && !mutation::on(Fault::ImageUnmarked) {
+            write_slice(&*self.file, &[self.features | DIRTY], FEATURES_AT)?;
+            self.sync_files(SyncMode::Data)?;
+            self.marked.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Makes all durable that the files have.
+    fn sync_files(&self, mode: SyncMode) -> io::Result<()> {
+        match &self.order {
+            Some(order) => order.sync_all(mode),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes all durable, and then takes the mark away. The caller has the image alone.
+    fn settle(&self, access: &Access, mode: SyncMode) -> io::Result<()> {
+        contained(&self.dead, || access.flush())?;
+        self.sync_files(mode)?;
+        if self.marked.load(Ordering::Acquire) {
+            write_slice(&*self.file, &[self.features], FEATURES_AT)?;
+            self.sync_files(mode)?;
+            self.marked.store(false, Ordering::Release);
+        }
+        Ok(())
     }
 
     fn look(&self, access: &Access, range: ByteRange) -> io::Result<Mapping> {
@@ -114,8 +176,12 @@ impl Qcow2Image {
             match mapping {
                 ShallowMapping::Raw { storage, offset, .. } => read_or_zeros(storage.file(), part, offset)?,
                 ShallowMapping::Zero { .. } => part.zero(),
+                ShallowMapping::Indirect { offset, .. } => match &self.below {
+                    Some(below) => read_or_zeros(&**below, part, offset)?,
+                    None => part.zero(),
+                },
                 _ => {
-                    // Compressed, or below. By way of a buffer of our own, as the library wants slices, and the caller's
+                    // Compressed. By way of a buffer of our own, as the library wants slices, and the caller's
                     // memory may be a guest's.
                     let step = len.min(BOUNCE);
                     let mut bytes = vec![0; step];
@@ -140,12 +206,20 @@ impl Qcow2Image {
             let len = in_memory(mapping.length().min(range.len()))?;
             let mut room = Vec::new();
             let part = from.part(skip, len, &mut room);
-            mapping.storage().file().write(part, mapping.offset())?;
+            let storage = mapping.storage();
+            storage.file().write(part, mapping.offset())?;
+            if !mapping.is_nonblocking() {
+                storage.wrote_data();
+            }
             access.commit_data_mapping(mapping)?;
             Ok(len)
         })
     }
 }
+
+/// Where the header has the last byte of the incompatible features, and the bit of an image that was not closed.
+const FEATURES_AT: u64 = 79;
+const DIRTY: u8 = 1;
 
 /// The most bytes that are read by way of a buffer in one go: a cluster of the largest size.
 const BOUNCE: usize = 2 << 20;
@@ -171,6 +245,7 @@ impl Storage for Qcow2Image {
 
     fn write(&self, from: Gather<'_>, offset: u64) -> io::Result<()> {
         let access = self.shared();
+        self.mark()?;
         let range = within(offset, from.len() as u64, access.size())?;
         let mut done = 0;
         while done < from.len() {
@@ -182,31 +257,34 @@ impl Storage for Qcow2Image {
 
     fn write_zeroes(&self, range: ByteRange, how: Zeroing) -> io::Result<()> {
         if how.may_unmap {
-            return self.zero_alone(range, how);
+            return self.discard(range);
         }
         let access = self.shared();
-        let Some(range) = self.zeroable(&access, range, how)? else {
+        let Some(range) = zeroable(&access, range) else {
             return Ok(());
         };
+        self.mark()?;
         contained(&self.dead, || access.write_zeroes(range.start(), range.len()))
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {
-        let how = Zeroing {
-            may_unmap: true,
-            no_fallback: false,
+        let mut access = self.alone();
+        let Some(range) = zeroable(&access, range) else {
+            return Ok(());
         };
-        self.zero_alone(range, how)
+        self.mark()?;
+        contained(&self.dead, || access.discard_to_zero(range.start(), range.len()))
     }
 
     fn sync(&self, mode: SyncMode) -> io::Result<()> {
+        if mode == SyncMode::All {
+            // So ends what was begun by the first write: times are kept at a close.
+            return self.settle(&self.alone(), mode);
+        }
         let access = self.shared();
         // First what the library keeps, so that the files have all there is.
         contained(&self.dead, || access.flush())?;
-        if let Some(data) = &self.data_file {
-            data.sync(mode)?;
-        }
-        self.file.sync(mode)
+        self.sync_files(mode)
     }
 
     fn length(&self) -> io::Result<u64> {
@@ -214,7 +292,14 @@ impl Storage for Qcow2Image {
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
+        if !length.is_multiple_of(SECTOR) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("a qcow2 has a length in whole sectors of {SECTOR} bytes; QEMU shows no part of one"),
+            ));
+        }
         let mut access = self.alone();
+        self.mark()?;
         contained(&self.dead, || {
             let how = if self.has_backing {
                 // What is below must not come to light behind the old end.
@@ -283,36 +368,20 @@ impl Storage for Qcow2Image {
     }
 }
 
-impl Qcow2Image {
-    /// The part of `range` that lies within the image; `None` where nothing does.
-    fn zeroable(&self, access: &Access, range: ByteRange, how: Zeroing) -> io::Result<Option<ByteRange>> {
-        // Version 2 has no mark for zeros.
-        if how.no_fallback && self.version < 3 {
-            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
-        }
-        let end = range.end().min(access.size());
-        Ok((range.start() < end).then(|| ByteRange::between(range.start(), end)))
-    }
-
-    /// Zeros, with clusters given free.
-    fn zero_alone(&self, range: ByteRange, how: Zeroing) -> io::Result<()> {
-        let mut access = self.alone();
-        let Some(range) = self.zeroable(&access, range, how)? else {
-            return Ok(());
-        };
-        contained(&self.dead, || {
-            if self.version < 3 {
-                return access.write_zeroes(range.start(), range.len());
-            }
-            access.discard_to_zero(range.start(), range.len())
-        })
-    }
+/// The part of `range` that lies within the image; `None` where nothing does.
+fn zeroable(access: &Access, range: ByteRange) -> Option<ByteRange> {
+    let end = range.end().min(access.size());
+    (range.start() < end).then(|| ByteRange::between(range.start(), end))
 }
 
 impl Drop for Qcow2Image {
     fn drop(&mut self) {
         if std::process::id() != self.process {
             return;
+        }
+        if self.marked.load(Ordering::Acquire) {
+            // Where that fails the mark stays, and says so.
+            let _ = self.settle(&self.shared(), SyncMode::Data);
         }
         let access = &mut self.access;
         let dropped = catch_unwind(AssertUnwindSafe(|| {

@@ -9,6 +9,7 @@ mod fields;
 mod header;
 mod image;
 mod opening;
+mod order;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ mod write;
 pub(crate) use directory::BitmapRecord;
 pub(crate) use header::DataFile;
 pub(crate) use opening::Unopened;
+pub(super) use order::Order;
 pub(crate) use read::{Part, Qcow2};
 pub(crate) use write::{NewBitmap, Thin};
 

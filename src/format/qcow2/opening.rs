@@ -95,6 +95,25 @@ impl Unopened {
         self.backing.as_ref()
     }
 
+    /// Refuses an image that must not be written to here.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if self.header.version < 3 {
+            return Err(not_supported(
+                "it is of qcow2 version 2, which cannot say that it is being written to, as a crash would need; \
+                 \"qemu-img amend -f qcow2 -o compat=1.1\" makes it one of version 3",
+            )
+            .context(self.path.display()));
+        }
+        match self.header.data_file {
+            DataFile::Raw(_) => Err(not_supported(
+                "its data file is a raw image by itself, and would not stay one: make a disk of the data file, or let go of \
+                 that with \"qemu-img amend -o data_file_raw=off\"",
+            )
+            .context(self.path.display())),
+            DataFile::Inside | DataFile::Mapped => Ok(()),
+        }
+    }
+
     /// The name of its data file; `None` where the data is in the qcow2 itself.
     pub(crate) fn data_file_name(&self) -> Result<Option<&str>> {
         if self.header.data_file == DataFile::Inside {
@@ -118,8 +137,9 @@ impl Unopened {
         writable: bool,
     ) -> Result<Qcow2Image> {
         let has_backing = self.backing.is_some();
-        let version = self.header.version;
-        Qcow2Image::open(self.file, data_file, below, version, has_backing, writable)
+        // The last byte of them.
+        let features = (self.header.incompatible & 0xff) as u8;
+        Qcow2Image::open(self.file, data_file, below, features, has_backing, writable)
             .map_err(|e| Error::io("open", &self.path, &e))
     }
 }

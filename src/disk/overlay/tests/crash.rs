@@ -5,6 +5,8 @@
 //! power cut the guest reads what the image file had there before: another disk's secrets, or a hole's zeros, where it
 //! had flushed its own data.
 
+mod qcow2;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 

@@ -1,0 +1,201 @@
+//! The order in which a qcow2's writes become durable: no table says what is not there yet.
+//!
+//! The library writes in the right order, which is enough where a process is killed. After a power cut any of its writes may
+//! be missing: an entry without its data would show stale bytes, and one without its refcount would have the cluster given
+//! out twice. Invariant: a table's write begins when all that it relies on is durable. What is only written anew in its old
+//! place relies on nothing.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::fields::Fields;
+use super::header::{FIRST_BYTES, Header, Table};
+use crate::format::image::read_or_zeros;
+use crate::mutation::{self, Fault};
+use crate::storage::{Gather, Scatter, Storage, SyncMode, read_slice};
+
+/// What is written: data, with all that no table leads to yet; blocks of refcounts; L2 tables; and the L1 table, the
+/// refcount table and the header.
+const DATA: usize = 0;
+const REFCOUNTS: usize = 1;
+const L2: usize = 2;
+const ROOTS: usize = 3;
+
+/// The bits of an entry that are an offset.
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+
+/// The order of one image's writes.
+#[derive(Debug)]
+pub(in crate::format) struct Order {
+    /// The qcow2, and its data file if it has one.
+    files: Vec<Arc<dyn Storage>>,
+    /// How many writes of each kind there were, and how many of them are durable for certain.
+    written: [AtomicU64; 4],
+    durable: [AtomicU64; 4],
+    /// Held for the whole of a table's write, so that no other goes out between its barrier and itself.
+    places: Mutex<Places>,
+    dead: Arc<AtomicBool>,
+}
+
+/// Where the tables are.
+#[derive(Debug)]
+struct Places {
+    cluster: u64,
+    l1: Table,
+    refcounts: Table,
+    l2: HashSet<u64>,
+    blocks: HashSet<u64>,
+}
+
+impl Order {
+    pub(in crate::format) fn new(
+        file: &Arc<dyn Storage>,
+        data_file: Option<&Arc<dyn Storage>>,
+        dead: &Arc<AtomicBool>,
+    ) -> io::Result<Self> {
+        let mut files = vec![Arc::clone(file)];
+        files.extend(data_file.cloned());
+        Ok(Self {
+            places: Mutex::new(Places::read(&**file)?),
+            files,
+            written: Default::default(),
+            durable: Default::default(),
+            dead: Arc::clone(dead),
+        })
+    }
+
+    /// Data is in a file that no table leads to yet.
+    pub(in crate::format) fn wrote_data(&self) {
+        self.wrote(DATA);
+    }
+
+    fn wrote(&self, kind: usize) {
+        self.written[kind].fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn is_pending(&self, kind: usize) -> bool {
+        self.written[kind].load(Ordering::Acquire) > self.durable[kind].load(Ordering::Acquire)
+    }
+
+    /// A write of the library to the qcow2: behind a barrier where it relies on what is not durable.
+    pub(in crate::format) fn write(&self, from: Gather<'_>, offset: u64) -> io::Result<()> {
+        let file = &*self.files[0];
+        let mut places = self.places();
+        let (kind, relies_on): (_, &[_]) = match places.kind(offset) {
+            DATA => {
+                drop(places);
+                file.write(from, offset)?;
+                self.wrote_data();
+                return Ok(());
+            }
+            // Refcounts may be too high, so they rely on no data; they are lowered when no table leads there any more.
+            REFCOUNTS => (REFCOUNTS, &[L2, ROOTS]),
+            L2 => (L2, &[DATA, REFCOUNTS, ROOTS]),
+            other => (other, &[DATA, REFCOUNTS, L2]),
+        };
+        let waits = relies_on.iter().any(|kind| self.is_pending(*kind));
+        if waits && !mutation::on(Fault::TablesUnordered) {
+            self.sync_all(SyncMode::Data)?;
+        }
+        // A write that fails may have come a part of the way.
+        self.wrote(kind);
+        file.write(from, offset)?;
+        self.wrote(kind);
+        if kind == ROOTS {
+            places.learn(file, from, offset)?;
+        }
+        Ok(())
+    }
+
+    /// Makes all durable that was written when this was called. A failure is the end: what the kernel has dropped, no
+    /// later sync brings back (A2).
+    pub(in crate::format) fn sync_all(&self, mode: SyncMode) -> io::Result<()> {
+        let written = self.written.each_ref().map(|count| count.load(Ordering::Acquire));
+        // The data first, which the tables lead to.
+        for file in self.files.iter().rev() {
+            file.sync(mode)
+                .inspect_err(|_| self.dead.store(true, Ordering::Relaxed))?;
+        }
+        for (durable, count) in self.durable.iter().zip(written) {
+            durable.fetch_max(count, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Places {
+    fn read(file: &dyn Storage) -> io::Result<Self> {
+        let length = file.length()?.min(FIRST_BYTES);
+        let mut first = vec![0; usize::try_from(length).unwrap_or(0)];
+        read_slice(file, &mut first, 0)?;
+        let header = Header::parse(&first)?;
+        let mut places = Self {
+            cluster: 1 << header.cluster_bits,
+            l1: header.l1,
+            refcounts: header.refcounts,
+            l2: HashSet::new(),
+            blocks: HashSet::new(),
+        };
+        places.l2.extend(entries(&table(file, header.l1)?));
+        places.blocks.extend(entries(&table(file, header.refcounts)?));
+        Ok(places)
+    }
+
+    fn kind(&self, offset: u64) -> usize {
+        let within =
+            |table: Table| (table.offset..table.offset.saturating_add(table.bytes)).contains(&offset);
+        let cluster = offset - offset % self.cluster;
+        if cluster == 0 || within(self.l1) || within(self.refcounts) {
+            ROOTS
+        } else if self.blocks.contains(&cluster) {
+            REFCOUNTS
+        } else if self.l2.contains(&cluster) {
+            L2
+        } else {
+            DATA
+        }
+    }
+
+    /// Takes up what a write to the header, the L1 table or the refcount table has changed.
+    fn learn(&mut self, file: &dyn Storage, from: Gather<'_>, offset: u64) -> io::Result<()> {
+        if offset < self.cluster {
+            // The tables may be elsewhere now.
+            *self = Self::read(file)?;
+            return Ok(());
+        }
+        let mut bytes = vec![0; from.len()];
+        from.copy_to(0, &mut bytes);
+        let l1 = (self.l1.offset..self.l1.offset.saturating_add(self.l1.bytes)).contains(&offset);
+        let places = if l1 { &mut self.l2 } else { &mut self.blocks };
+        places.extend(entries(&bytes));
+        Ok(())
+    }
+}
+
+/// A table, whose length was checked when the image was opened; the library makes none that are longer.
+fn table(file: &dyn Storage, at: Table) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(at.bytes).map_err(|_| io::ErrorKind::OutOfMemory)?];
+    let vec = [libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    }];
+    // SAFETY: the one piece is `bytes`, borrowed for the call.
+    let into = unsafe { Scatter::new(&vec) }.ok_or(io::ErrorKind::OutOfMemory)?;
+    read_or_zeros(file, into, at.offset)?;
+    Ok(bytes)
+}
+
+/// The clusters that a table's entries lead to.
+fn entries(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
+    bytes
+        .chunks_exact(8)
+        .filter_map(|eight| Fields(eight).u64().ok())
+        .map(|entry| entry & OFFSET)
+        .filter(|offset| *offset != 0)
+}
