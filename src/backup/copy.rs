@@ -11,7 +11,7 @@ use super::digest::{self, BlockDigest, ChunkSum, TreeDigest};
 use super::pace::Pace;
 use crate::error::{Error, Result};
 use crate::parallel;
-use crate::storage::{Storage, write_slice};
+use crate::storage::{Storage, start_writeback, write_slice};
 use crate::units::ByteRange;
 
 /// What was written to a data file.
@@ -110,6 +110,9 @@ fn one(
                 target.put(source, run, offset)?;
             }
         }
+    }
+    if let Some(target) = target.filter(|_| bytes > 0) {
+        start_writeback(target.storage, chunk.covers);
     }
     Ok((bytes > 0).then(|| (digest.finish(), bytes)))
 }

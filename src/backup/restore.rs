@@ -20,7 +20,9 @@ use crate::disk::{CreateOptions, Disk, OpenOptions, Progress, TruncateFlags, Wri
 use crate::error::{Error, ErrorCode, Result};
 use crate::parallel::{self, Buffers};
 use crate::state::{Lock, Sharing};
-use crate::storage::{Access, Folder, HostFolder, Role, Storage, SyncMode, Zeroing, write_slice};
+use crate::storage::{
+    Access, Folder, HostFolder, Role, Storage, SyncMode, Zeroing, start_writeback, write_slice,
+};
 use crate::units::ByteRange;
 
 /// What a backup is restored as.
@@ -265,6 +267,9 @@ fn make_equal(source: &Disk, target: &Target, piece: &Piece, buffers: &mut Buffe
         differing(new, old).try_for_each(&mut put)?;
     } else {
         runs(new).try_for_each(&mut put)?;
+    }
+    if let (Target::Raw(raw), true) = (target, written > 0) {
+        start_writeback(&*raw.file.storage, piece.range);
     }
     Ok(written)
 }
