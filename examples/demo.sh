@@ -90,6 +90,21 @@ for point in $(qbm backup list --output json backups | sed -n 's/.*"name": *"\([
 done
 [ "$number" = 3 ]
 
+printf '\nOnline: the process that runs the guests takes the backups itself, while they write.\n'
+"${CC:-cc}" -O2 "$QBM_SOURCE/examples/c/online.c" -I"$QBM_SOURCE/include" \
+    "$QBM_LIBRARY" -Wl,-rpath,"$(dirname "$QBM_LIBRARY")" -lpthread -o online
+LD_LIBRARY_PATH=. ./online vm.qbm live 67108864 > instants
+printf '\n%-18s %-12s %14s\n' name kind 'bytes stored'
+awk '{ printf "%-18s %-12s %14s\n", $1, $2, $3 }' instants
+printf '\nEach restored point shows one instant: no write of a guest is missing, and none is from later.\n'
+while read -r line; do
+    # shellcheck disable=SC2086 # the words of the line are arguments
+    set -- $line
+    qbm restore -q "live@$1" --to instant.qbm -O qbm
+    LD_LIBRARY_PATH=. ./online --check instant.qbm 67108864 "$@"
+    echo "$1: one instant"
+done < instants
+
 if have qemu-nbd && have qemu-io && have qemu-img; then
     printf '\nThe same with a bitmap of QEMU in a qcow2:\n'
     qemu-img create -q -f qcow2 vm.qcow2 256M

@@ -24,5 +24,6 @@ fn the_round_trip_of_the_example() {
     );
     assert!(said.contains("data"), "no data was found: {said}");
     assert!(said.contains("code 2"), "no code of a failure: {said}");
+    assert!(said.contains(": incremental, "), "no second backup: {said}");
     assert!(said.trim_end().ends_with("done"), "{said}");
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes a disk, writes to it, reads back, and walks its data: libqbm by ctypes, without a C compiler.
+"""Makes a disk, writes to it, reads back, walks its data and backs it up: libqbm by ctypes, without a C compiler.
 
     roundtrip.py [--library libqbm.so] FOLDER
 
@@ -12,6 +12,7 @@ import os
 import sys
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p, sizeof
 
+OPEN_RDONLY = 1
 REQ_FUA = 1
 BLOCK_DATA, BLOCK_ZERO = 1, 2
 
@@ -27,6 +28,12 @@ class CreateOptions(ctypes.Structure):
     ]
 
 
+class OpenOptions(ctypes.Structure):
+    """struct qbm_open_options, as far as this program uses it."""
+
+    _fields_ = [("struct_size", c_size_t), ("flags", c_uint32), ("bitmap_policy", c_uint32)]
+
+
 class Extent(ctypes.Structure):
     """struct qbm_extent."""
 
@@ -37,6 +44,23 @@ class Extent(ctypes.Structure):
         ("flags", c_uint32),
         ("depth", c_uint32),
         ("layer", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class BackupResult(ctypes.Structure):
+    """struct qbm_backup_result."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("memory", c_void_p),
+        ("name", c_char_p),
+        ("parent", c_char_p),
+        ("reason", c_char_p),
+        ("not_thawed", c_char_p),
+        ("length", c_uint64),
+        ("stored", c_uint64),
+        ("kind", c_uint32),
         ("reserved", c_uint32),
     ]
 
@@ -58,14 +82,19 @@ class Library:
         self.so.qbm_error_message.restype = c_char_p
         self.so.qbm_length.restype = c_uint64
         self.so.qbm_length.argtypes = [c_void_p]
+        self.so.qbm_free.argtypes = [c_void_p]
+        self.so.qbm_free.restype = None
         for name, types in {
             "qbm_create": [c_char_p, POINTER(CreateOptions)],
-            "qbm_open": [c_char_p, c_void_p, POINTER(c_void_p)],
+            "qbm_open": [c_char_p, POINTER(OpenOptions), POINTER(c_void_p)],
             "qbm_close": [c_void_p],
             "qbm_pread": [c_void_p, c_void_p, c_size_t, c_uint64],
             "qbm_pwrite": [c_void_p, c_char_p, c_size_t, c_uint64, c_uint32],
             "qbm_flush": [c_void_p],
             "qbm_block_status": [c_void_p, c_uint64, c_uint64, c_uint32, POINTER(Extent)],
+            "qbm_bitmap_add": [c_void_p, c_char_p, c_void_p],
+            "qbm_bitmap_next_dirty": [c_void_p, c_char_p, c_uint64, c_uint64, POINTER(c_uint64), POINTER(c_uint64)],
+            "qbm_backup": [c_void_p, c_char_p, c_char_p, c_void_p, POINTER(BackupResult)],
         }.items():
             function = getattr(self.so, name)
             function.argtypes = types
@@ -86,17 +115,18 @@ class Library:
         options = CreateOptions(struct_size=sizeof(CreateOptions), size=size)
         self.so.qbm_create(os.fsencode(path), byref(options))
 
-    def open(self, path):
-        return Disk(self.so, path)
+    def open(self, path, flags=0):
+        return Disk(self.so, path, flags)
 
 
 class Disk:
     """An open disk; `with` closes it."""
 
-    def __init__(self, so, path):
+    def __init__(self, so, path, flags):
         self._so = so
         self._handle = c_void_p()
-        so.qbm_open(os.fsencode(path), None, byref(self._handle))
+        options = OpenOptions(struct_size=sizeof(OpenOptions), flags=flags)
+        so.qbm_open(os.fsencode(path), byref(options), byref(self._handle))
 
     def __enter__(self):
         return self
@@ -133,6 +163,30 @@ class Disk:
             yield offset, extent.length, bool(extent.flags & BLOCK_DATA)
             offset += extent.length
 
+    def add_bitmap(self, name):
+        """From now on it records which granules are written to."""
+        self._so.qbm_bitmap_add(self._handle, name.encode(), None)
+
+    def dirty(self, name):
+        """(offset, length) of what was written to since."""
+        start, length = c_uint64(), c_uint64()
+        offset = 0
+        while True:
+            self._so.qbm_bitmap_next_dirty(self._handle, name.encode(), offset, 2**64 - 1, byref(start), byref(length))
+            if length.value == 0:
+                return
+            yield start.value, length.value
+            offset = start.value + length.value
+
+    def backup(self, name, folder):
+        """Backs up what the bitmap says, in a folder of backups: (name, kind, bytes stored)."""
+        result = BackupResult(struct_size=sizeof(BackupResult))
+        self._so.qbm_backup(self._handle, name.encode(), os.fsencode(folder), None, byref(result))
+        try:
+            return result.name.decode(), {1: "full", 2: "incremental"}[result.kind], result.stored
+        finally:
+            self._so.qbm_free(result.memory)
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -163,6 +217,22 @@ def main():
             print(f"as it should, this fails (code {error.code}): {error.strerror}")
         else:
             sys.exit("a read behind the end succeeded")
+
+        disk.add_bitmap("nightly")
+        folder = os.path.join(arguments.folder, "backups")
+        kinds = []
+        for byte in (b"1", b"2"):
+            disk.write(2 << 20, byte)
+            if list(disk.dirty("nightly")) != [(2 << 20, 64 << 10)]:
+                sys.exit("not what was written to is dirty")
+            name, kind, stored = disk.backup("nightly", folder)
+            print(f"backup {name}: {kind}, {stored} bytes stored")
+            kinds.append(kind)
+            with qbm.open(os.path.join(folder, name + ".qbm"), OPEN_RDONLY) as point:
+                if point.read(2 << 20, 1) != byte:
+                    sys.exit("the backup has something else")
+        if kinds != ["full", "incremental"]:
+            sys.exit(f"the kinds of the backups are {kinds}")
     print("done")
 
 

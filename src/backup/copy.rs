@@ -6,13 +6,17 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::content::{CHUNK, Chunk, Chunks, Content};
+use super::content::{Chunk, Chunks, Content};
 use super::digest::{self, BlockDigest, ChunkSum, TreeDigest};
 use super::pace::Pace;
 use crate::error::{Error, Result};
 use crate::parallel;
-use crate::storage::{Storage, write_slice};
+use crate::storage::{Storage, start_writeback, write_slice};
 use crate::units::ByteRange;
+
+/// What is read in one go: small enough to be in the processor's cache still when it is summed up and written.
+const STEP: u64 = 256 << 10;
+const STEP_BYTES: usize = 256 << 10;
 
 /// What was written to a data file.
 pub(super) struct Copied {
@@ -97,12 +101,15 @@ fn one(
 ) -> Result<Option<(ChunkSum, u64)>> {
     let mut digest = BlockDigest::default();
     let mut bytes = 0;
-    for piece in &chunk.pieces {
-        // No more than a chunk.
-        buffer.resize(usize::try_from(piece.len().min(CHUNK)).unwrap_or(0), 0);
-        source.read(buffer, piece.start())?;
+    let steps = chunk.pieces.iter().flat_map(|piece| {
+        let starts = (piece.start()..piece.end()).step_by(STEP_BYTES);
+        starts.map(|at| ByteRange::between(at, piece.end().min(at + STEP)))
+    });
+    for step in steps {
+        buffer.resize(usize::try_from(step.len()).unwrap_or(0), 0);
+        source.read(buffer, step.start())?;
         for run in digest::runs(buffer) {
-            let offset = piece.start() + run.start as u64;
+            let offset = step.start() + run.start as u64;
             let run = &buffer[run];
             digest.add(offset, run);
             bytes += run.len() as u64;
@@ -110,6 +117,9 @@ fn one(
                 target.put(source, run, offset)?;
             }
         }
+    }
+    if let Some(target) = target.filter(|_| bytes > 0) {
+        start_writeback(target.storage, chunk.covers);
     }
     Ok((bytes > 0).then(|| (digest.finish(), bytes)))
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::content::{CHUNK, Content, RawFile};
-use super::digest::{BLOCK, is_zero};
+use super::digest::{BLOCK, is_zero, runs};
 use super::folder::BackupFolder;
 use super::pace::Pace;
 use super::point::BackupPoint;
@@ -20,7 +20,9 @@ use crate::disk::{CreateOptions, Disk, OpenOptions, Progress, TruncateFlags, Wri
 use crate::error::{Error, ErrorCode, Result};
 use crate::parallel::{self, Buffers};
 use crate::state::{Lock, Sharing};
-use crate::storage::{Access, Folder, HostFolder, Role, Storage, SyncMode, Zeroing, write_slice};
+use crate::storage::{
+    Access, Folder, HostFolder, Role, Storage, SyncMode, Zeroing, start_writeback, write_slice,
+};
 use crate::units::ByteRange;
 
 /// What a backup is restored as.
@@ -255,11 +257,19 @@ fn make_equal(source: &Disk, target: &Target, piece: &Piece, buffers: &mut Buffe
     let (at, end) = (piece.range.start(), piece.range.end());
     let [new, old] = buffers;
     fill(source, piece.from_has, new, at, end)?;
-    fill(target.content(), piece.into_has, old, at, end)?;
     let mut written = 0;
-    for run in differing(new, old) {
-        target.write(&new[run.clone()], at + run.start as u64)?;
+    let mut put = |run: std::ops::Range<usize>| {
         written += run.len() as u64;
+        target.write(&new[run.clone()], at + run.start as u64)
+    };
+    if piece.into_has {
+        fill(target.content(), true, old, at, end)?;
+        differing(new, old).try_for_each(&mut put)?;
+    } else {
+        runs(new).try_for_each(&mut put)?;
+    }
+    if let (Target::Raw(raw), true) = (target, written > 0) {
+        start_writeback(&*raw.file.storage, piece.range);
     }
     Ok(written)
 }

@@ -20,6 +20,7 @@ use crate::storage::{Extent, Scatter, read_slice, write_slice};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use crate::units::{ByteRange, Granularity, GranuleIndex, GranuleRange};
+use crate::zeros::is_zero;
 
 /// In which unit old content is kept.
 const UNIT: Granularity = Granularity::DEFAULT;
@@ -295,7 +296,7 @@ impl BeforeWrite {
             }
             buffer.resize(usize::try_from(part.len()).unwrap_or(0), 0);
             self.read_now(buffer, part)?;
-            if buffer.iter().all(|byte| *byte == 0) {
+            if is_zero(buffer) {
                 continue;
             }
             let more = self.stored_bits.set(UNIT.touched_by(part)) * UNIT.bytes();
