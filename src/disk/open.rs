@@ -20,7 +20,7 @@ use super::recovery::{Recovering, StateAtOpen};
 use super::session::Session;
 use super::{Child, Disk, StateInfo, Structure};
 use crate::bitmap::BitmapFile;
-use crate::descriptor::{Descriptor, Format, ImageEntry};
+use crate::descriptor::{BitmapEntry, Descriptor, Format, ImageEntry};
 use crate::error::{Error, ErrorCode, Result};
 use crate::state::{Lock, Sharing};
 use crate::storage::{Access, Role, Storage};
@@ -32,6 +32,9 @@ pub use options::{Notice, NoticeCode, OpenOptions};
 
 /// How often an open starts anew where the disk changes under it.
 pub(super) const ATTEMPTS: usize = 8;
+
+/// The allocation bitmap: its name, its entry in the descriptor, its file.
+type Allocation<'e> = (&'e str, &'e BitmapEntry, BitmapFile);
 
 impl OpenOptions {
     /// Opens the disk that the descriptor at `path` describes.
@@ -97,20 +100,7 @@ impl OpenOptions {
             checksum::verify(&child, wanted)?;
         }
         let length = overlay::measured(&child)?;
-        let mut bitmaps = Vec::with_capacity(descriptor.bitmaps().len());
-        let mut allocation = None;
-        for (name, entry) in descriptor.bitmaps() {
-            let key = format!("QBM.bitmaps[{name:?}].file");
-            let (storage, path) = files.open(Role::Bitmap, &key, Path::new(""), &entry.file, access)?;
-            let file = BitmapFile::new(storage, path, self.bitmap_policy);
-            file.check_size(entry.granularity.granules_in(length))
-                .map_err(|e| e.context(&key))?;
-            if entry.kind.is_allocation() {
-                allocation = Some((name, entry, file));
-            } else {
-                bitmaps.push(Bitmap::from_entry(name, entry, file));
-            }
-        }
+        let (mut bitmaps, allocation) = self.bitmaps(&mut files, &descriptor, length)?;
         let overlay = match allocation {
             Some((name, ..)) if below.is_some() => return Err(two_backings(name)),
             Some((name, entry, file)) => {
@@ -177,6 +167,34 @@ impl OpenOptions {
             recovery: recovered.recovery,
             locks,
         }))
+    }
+
+    /// The dirty bitmaps of a disk of `length` bytes, and the allocation bitmap's entry and file.
+    fn bitmaps<'e>(
+        &self,
+        files: &mut Files<'_>,
+        descriptor: &'e Descriptor,
+        length: u64,
+    ) -> Result<(Vec<Bitmap>, Option<Allocation<'e>>)> {
+        let access = Access {
+            write: !self.read_only,
+            direct: false,
+        };
+        let mut bitmaps = Vec::with_capacity(descriptor.bitmaps().len());
+        let mut allocation = None;
+        for (name, entry) in descriptor.bitmaps() {
+            let key = format!("QBM.bitmaps[{name:?}].file");
+            let (storage, path) = files.open(Role::Bitmap, &key, Path::new(""), &entry.file, access)?;
+            let file = BitmapFile::new(storage, path, self.bitmap_policy);
+            file.check_size(entry.granularity.granules_in(length))
+                .map_err(|e| e.context(&key))?;
+            if entry.kind.is_allocation() {
+                allocation = Some((name, entry, file));
+            } else {
+                bitmaps.push(Bitmap::from_entry(name, entry, file));
+            }
+        }
+        Ok((bitmaps, allocation))
     }
 
     /// The descriptor, or what it would be of an image that has none.
