@@ -108,6 +108,7 @@ static void on_a_view(qbm_disk *disk)
     READ_ONLY(qbm_commit(view, NULL));
     READ_ONLY(qbm_rebase(view, NULL, NULL, NULL));
     READ_ONLY(qbm_change_backing(view, NULL, NULL, 0));
+    READ_ONLY(qbm_snapshot(view, "s.qbm", NULL));
     READ_ONLY(qbm_bitmap_add(view, "new", NULL));
     READ_ONLY(qbm_bitmap_remove(view, "b", 0));
     READ_ONLY(qbm_bitmap_clear(view, "b", 0));

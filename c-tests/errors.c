@@ -132,6 +132,7 @@ static void without_a_disk(void)
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, words, qbm_commit(NULL, NULL));
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, words, qbm_rebase(NULL, NULL, NULL, NULL));
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, words, qbm_change_backing(NULL, NULL, NULL, 0));
+    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, words, qbm_snapshot(NULL, "a", NULL));
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, words, qbm_get_info(NULL, &info));
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, words, qbm_chain_info(NULL, 0, &layer));
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, words, qbm_block_status(NULL, 0, 1, 0, &extent));

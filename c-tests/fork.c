@@ -48,6 +48,8 @@ static int as_child(qbm_disk *disk)
         return 16;
     if (!stale(qbm_change_backing(disk, NULL, NULL, 0)))
         return 17;
+    if (!stale(qbm_snapshot(disk, "a", NULL)))
+        return 18;
     if (!stale(qbm_get_info(disk, &info)))
         return 9;
     if (!stale(qbm_chain_info(disk, 0, &layer)))

@@ -456,8 +456,9 @@ typedef struct qbm_views qbm_views;
  * Returns a file descriptor, which becomes the library's to close, or a
  * negative errno. It must be a fresh open file description of its own: none
  * that is used elsewhere, and no dup() of one. Called only during qbm_open(),
- * qbm_create(), qbm_commit(), qbm_rebase() and qbm_change_backing(), on their
- * thread; the last three ask for the descriptor again, too.
+ * qbm_create(), qbm_commit(), qbm_rebase(), qbm_change_backing() and
+ * qbm_snapshot(), on their thread; qbm_commit(), qbm_rebase() and
+ * qbm_change_backing() ask for the descriptor again, too.
  */
 typedef int (*qbm_open_file)(void *opaque, int role, const char *path, int flags);
 
@@ -623,6 +624,24 @@ typedef struct qbm_rebase_options {
     /** The first argument of progress. */
     void *progress_opaque;
 } qbm_rebase_options;
+
+/**
+ * Options of qbm_snapshot(). Set struct_size to sizeof(struct
+ * qbm_snapshot_options) and all that you do not use to zero.
+ */
+typedef struct qbm_snapshot_options {
+    /** sizeof(struct qbm_snapshot_options). */
+    size_t struct_size;
+    /** Zero; no flags are defined yet. */
+    uint32_t flags;
+    /** Zero. */
+    uint32_t reserved;
+    /**
+     * The unit in which the disk takes things from now on: a power of two from
+     * 512 to 2147483648 bytes. 0: as before, or 65536.
+     */
+    uint64_t granularity;
+} qbm_snapshot_options;
 
 /** Facts from qbm_get_info(). Sizes are in bytes; 0 is "unknown" or "no limit". */
 typedef struct qbm_info {
@@ -1221,6 +1240,32 @@ int qbm_change_backing(struct qbm_disk *disk,
                        const char *backing_file,
                        const char *backing_format,
                        uint32_t flags);
+
+/**
+ * Keeps the disk as it is now under another name, and goes on in a new image
+ * above it. name: a file to be made in the descriptor's folder, without any
+ * folder in it: a descriptor of the image that was the disk's and of what is
+ * below it, to be opened read-only. The disk's own descriptor keeps its name,
+ * its dirty bitmaps, none of which records anything, and its state file; it
+ * names a new image, with an allocation bitmap over the snapshot.
+ *
+ * Requests go on, but for a moment in which all that was written is made
+ * durable: each comes whole before the snapshot or whole behind it. Nobody may
+ * write to the old image from now on; it is locked against that while the disk
+ * is open. qbm_commit() puts into the snapshot what came behind it, and
+ * qbm_rebase() leaves it. options: NULL is the defaults.
+ *
+ * Returns 0; all is durable then. After an error the disk is as it was, unless
+ * the error says that a power cut may bring the old descriptor back. A crash in
+ * the middle leaves the old disk or the new one; the old one, maybe, beside a
+ * file of that name that nothing uses. -EEXIST: the name is taken. -ENOTSUP:
+ * the disk was opened without its backing. -EBUSY: a backup is under way.
+ * -EROFS: the disk or its folder is read-only. -EINVAL, -ENOSPC, -EIO ... Any
+ * thread.
+ */
+int qbm_snapshot(struct qbm_disk *disk,
+                 const char *name,
+                 const struct qbm_snapshot_options *options);
 
 /* ================================================================================================
  * Facts

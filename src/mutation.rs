@@ -43,6 +43,8 @@ pub(crate) enum Fault {
     AllocationUnsynced,
     /// Bits that were found in the file are taken for durable.
     FoundIsDurable,
+    /// Bits that were found in the file are synced, not written again.
+    FoundIsWritten,
     /// A write with FUA syncs the image alone, whatever its bits are.
     FuaOfImageAlone,
     /// A second writer does not look again after it has waited for the first.
@@ -113,6 +115,10 @@ pub(crate) enum Fault {
     ShadowBeforeImage,
     /// The shadow is believed after a sync of the image that failed.
     ShadowOutlivesFailure,
+    /// A snapshot is taken without making durable what is in the old image.
+    SnapshotUnflushed,
+    /// A new descriptor is not synced, nor are the names of what it names.
+    NewUnsynced,
 }
 
 pub(crate) use switch::*;

@@ -191,6 +191,36 @@ fn qemu_reads_what_libqbm_reads() {
     room.qemu_writes().expect("the lock went with the handle");
 }
 
+/// What a snapshot has taken over is read only, and the new image is the disk's alone.
+#[test]
+fn a_snapshot_hands_the_locks_on() {
+    let Some(mut room) = Room::with_qemu() else {
+        return;
+    };
+    let disk = room.writer();
+    disk.snapshot("s.qbm", None).expect("a snapshot");
+    let lock = |result: Result<(), String>| {
+        let said = result.expect_err("libqbm has it open");
+        assert!(said.contains("lock"), "{said}");
+    };
+    room.qemu_converts(&["-f", "raw"])
+        .expect("two readers of the old image");
+    let below = reading().open(room.dir.path().join("s.qbm"));
+    below
+        .expect("two readers of the snapshot")
+        .close()
+        .expect("closed");
+    lock(room.qemu_writes());
+    let old = std::mem::replace(&mut room.image, room.dir.path().join("disk-data-1.img"));
+    lock(room.qemu_writes());
+    lock(room.qemu_converts(&["-f", "raw"]));
+    room.is_locked(&OpenOptions::new(), &["another handle of this process"]);
+    disk.close().expect("it closes");
+    room.qemu_writes().expect("the lock went with the handle");
+    room.image = old;
+    room.qemu_writes().expect("the lock went with the handle");
+}
+
 #[test]
 fn libqbm_refuses_what_qemu_writes() {
     let Some(room) = Room::with_qemu() else { return };

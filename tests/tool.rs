@@ -33,6 +33,8 @@ mod picture;
 mod qemu;
 #[path = "tool/rebase.rs"]
 mod rebase;
+#[path = "tool/snapshot.rs"]
+mod snapshot;
 
 use room::Room;
 use serde_json::json;

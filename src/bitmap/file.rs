@@ -238,6 +238,13 @@ impl BitmapFile {
         Ok(())
     }
 
+    /// Writes the pieces that `bits` or `more` has bits in, each as both together have it. The caller syncs.
+    ///
+    /// The file must hold no bit that neither has.
+    pub fn write_all(&self, bits: &Bits, more: &Bits) -> Result<()> {
+        self.write_from(bits, Some(more), 0)
+    }
+
     /// Writes all of `bits` into the file, which must be empty, leaving holes where no bit is set; and syncs.
     pub fn write_new(&self, bits: &Bits) -> Result<()> {
         self.resize(bits.serialized_len())?;

@@ -104,12 +104,7 @@ pub(super) unsafe fn add_options(options: *const qbm_bitmap_options) -> Result<A
     let options = unsafe { structs::read(options, "options") }?;
     let unknown = options.flags & !(QBM_BITMAP_ADD_TRANSIENT | QBM_BITMAP_ADD_DISABLED);
     no_flags(unknown)?;
-    if options.reserved != 0 {
-        return Err(Error::new(
-            ErrorCode::InvalidArgument,
-            format!("options: reserved is {:#x}, not zero", options.reserved),
-        ));
-    }
+    structs::check_reserved(options.reserved)?;
     let granularity = match options.granularity {
         0 => Granularity::DEFAULT,
         bytes => Granularity::new(bytes).ok_or_else(|| {

@@ -132,8 +132,9 @@ const _: () = {
 /// Returns a file descriptor, which becomes the library's to close, or a
 /// negative errno. It must be a fresh open file description of its own: none
 /// that is used elsewhere, and no dup() of one. Called only during qbm_open(),
-/// qbm_create(), qbm_commit(), qbm_rebase() and qbm_change_backing(), on their
-/// thread; the last three ask for the descriptor again, too.
+/// qbm_create(), qbm_commit(), qbm_rebase(), qbm_change_backing() and
+/// qbm_snapshot(), on their thread; qbm_commit(), qbm_rebase() and
+/// qbm_change_backing() ask for the descriptor again, too.
 #[allow(non_camel_case_types, reason = "the name in C")]
 pub type qbm_open_file = Option<
     unsafe extern "C" fn(opaque: *mut c_void, role: c_int, path: *const c_char, flags: c_int) -> c_int,
@@ -376,12 +377,7 @@ pub unsafe extern "C" fn qbm_open(
         if options.flags & !known != 0 {
             return Err(unknown_flags(options.flags & !known));
         }
-        if options.reserved != 0 {
-            return Err(Error::new(
-                ErrorCode::InvalidArgument,
-                format!("options: reserved is {:#x}, not zero", options.reserved),
-            ));
-        }
+        structs::check_reserved(options.reserved)?;
         let policies = [BitmapPolicy::WriteThrough, BitmapPolicy::Lazy];
         let Some(policy) = policies
             .into_iter()
@@ -486,7 +482,7 @@ fn format_from(word: &str, option: &str) -> Result<Format> {
         .map_err(|e: Error| Error::new(e.code(), format!("options: {option} {word:?} {}", e.message())))
 }
 
-fn granularity(bytes: u64) -> Result<Granularity> {
+pub(super) fn granularity(bytes: u64) -> Result<Granularity> {
     Granularity::new(bytes).ok_or_else(|| {
         Error::new(
             ErrorCode::InvalidArgument,

@@ -19,6 +19,7 @@ mod bytes;
 mod commit;
 
 mod rebase;
+mod snapshot;
 
 mod facts;
 

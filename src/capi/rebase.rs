@@ -80,12 +80,7 @@ pub unsafe extern "C" fn qbm_rebase(
         if options.flags != 0 {
             return Err(unknown_flags(options.flags));
         }
-        if options.reserved != 0 {
-            return Err(Error::new(
-                ErrorCode::InvalidArgument,
-                format!("options: reserved is {:#x}, not zero", options.reserved),
-            ));
-        }
+        structs::check_reserved(options.reserved)?;
         // SAFETY: the caller's promise: NULL or strings.
         let backing = unsafe { backing(backing_file, backing_format) }?;
         // SAFETY: the caller's promise: a function for this purpose.

@@ -37,6 +37,17 @@ pub(super) unsafe fn read<T: Extensible>(from: *const T, what: &str) -> Result<T
     unsafe { read_sized(from, from.cast::<usize>().read_unaligned(), what) }
 }
 
+/// Fails where a field that has no meaning yet is not zero, so that it may get one.
+pub(super) fn check_reserved(value: u32) -> Result<()> {
+    if value == 0 {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::InvalidArgument,
+        format!("options: reserved is {value:#x}, not zero"),
+    ))
+}
+
 /// The same of a struct without its size in front, such as an element of an array.
 ///
 /// # Safety

@@ -96,6 +96,9 @@ pub fn create_new(folder: &dyn Folder, name: &Path, descriptor: &Descriptor) -> 
 
 fn fill(folder: &dyn Folder, storage: &dyn Storage, bytes: &[u8]) -> io::Result<()> {
     write_slice(storage, bytes, 0)?;
+    if mutation::on(Fault::NewUnsynced) {
+        return Ok(());
+    }
     storage.sync(SyncMode::All)?;
     folder.sync()
 }

@@ -21,7 +21,7 @@ use crate::units::{ByteRange, Granularity, MAX_LENGTH};
 const CREATOR: &str = concat!("libqbm ", env!("CARGO_PKG_VERSION"));
 
 /// The name of the allocation bitmap in a new descriptor.
-const ALLOCATION: &str = "allocation";
+pub(super) const ALLOCATION: &str = "allocation";
 
 /// Whether a new image's space is reserved when it is made. The numbers are part of the C ABI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -179,16 +179,7 @@ impl CreateOptions {
             ));
         }
         let granularity = self.granularity.unwrap_or_default();
-        let entry = |file: &str| BitmapEntry {
-            file: file.to_owned(),
-            kind: BitmapKind::Allocation {
-                backing: self.backing.clone(),
-            },
-            granularity,
-            recording: None,
-            epoch: None,
-            start_length: None,
-        };
+        let entry = |file: &str| allocation_entry(file, self.backing.clone(), granularity);
         let size = match Self::length_of_backing(place, entry(ALLOCATION))? {
             Some(length) => size.unwrap_or(length),
             None => size.ok_or_else(no_size)?,
@@ -361,12 +352,30 @@ fn write_zeros(storage: &dyn Storage, size: u64) -> io::Result<()> {
 }
 
 fn descriptor_for(image: &str, format: Format) -> Result<Descriptor> {
-    Descriptor::new(
-        CREATOR,
-        ImageEntry {
-            file: image.to_owned(),
-            format,
-            checksum: None,
-        },
-    )
+    Descriptor::new(CREATOR, image_entry(image, format))
+}
+
+/// An image, as a descriptor names it.
+pub(super) fn image_entry(file: &str, format: Format) -> ImageEntry {
+    ImageEntry {
+        file: file.to_owned(),
+        format,
+        checksum: None,
+    }
+}
+
+/// An allocation bitmap, as a descriptor names it.
+pub(super) fn allocation_entry(
+    file: &str,
+    backing: Option<BackingEntry>,
+    granularity: Granularity,
+) -> BitmapEntry {
+    BitmapEntry {
+        file: file.to_owned(),
+        kind: BitmapKind::Allocation { backing },
+        granularity,
+        recording: None,
+        epoch: None,
+        start_length: None,
+    }
 }

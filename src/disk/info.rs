@@ -101,7 +101,7 @@ impl Disk {
     pub fn info(&self) -> Result<Info> {
         self.alive.check()?;
         let shape = self.gate.enter();
-        let image = &self.image;
+        let image = self.image();
         let allocated = image
             .storage
             .allocated_bytes()
@@ -138,7 +138,7 @@ impl Disk {
         if index == 0 {
             let structure = self.structure();
             return Ok(Layer {
-                path: self.image.path.clone(),
+                path: self.image().path.clone(),
                 format: structure.descriptor.image().format,
                 descriptor: self.described.then(|| self.path.clone()),
                 length: self.length(),
@@ -169,7 +169,7 @@ impl Disk {
     pub(crate) fn raw_layer(&self, index: u32) -> Option<Arc<dyn Storage>> {
         if index == 0 {
             let raw = self.structure().descriptor.image().format == Format::Raw;
-            return raw.then(|| Arc::clone(self.image.storage.shared()));
+            return raw.then(|| Arc::clone(self.image().storage.shared()));
         }
         let shape = self.gate.enter();
         let layer = shape.overlay.as_ref()?.chain().layers.get(index as usize - 1)?;

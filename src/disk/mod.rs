@@ -17,11 +17,13 @@ mod gate;
 mod info;
 mod open;
 mod overlay;
+mod own_image;
 mod plan;
 mod qemu;
 mod recovery;
 mod resize;
 mod session;
+mod snapshot;
 mod status;
 mod view;
 
@@ -58,6 +60,7 @@ use crate::units::ByteRange;
 use alive::Alive;
 use bitmaps::{Excuses, Loading, Marks, Shape};
 use gate::Gate;
+use own_image::OwnImages;
 use plan::Change;
 use session::Session;
 
@@ -123,12 +126,10 @@ impl Child {
 #[allow(clippy::struct_excessive_bools, reason = "facts, each by itself")]
 pub struct Disk {
     alive: Alive,
-    image: Child,
+    own: OwnImages,
     /// What is below the image, where that names a backing of its own.
     below: Option<Arc<overlay::Chain>>,
     length: AtomicU64,
-    /// Whether the disk has an allocation bitmap, which is in the gate.
-    layered: bool,
     path: PathBuf,
     /// Whether that is a descriptor, and not an image by itself.
     described: bool,
@@ -150,7 +151,7 @@ pub struct Disk {
     /// What its state file said at the open; `None` where the descriptor names none.
     state: Option<StateInfo>,
     recovery: Option<Recovery>,
-    locks: Vec<Lock>,
+    locks: Mutex<Vec<Lock>>,
 }
 
 /// The disk's names, as its descriptor has them.
@@ -194,11 +195,12 @@ impl Disk {
     #[inline(always)]
     pub fn read_scatter(&self, into: Scatter<'_>, offset: u64) -> Result<()> {
         self.alive.check()?;
-        if self.layered {
+        let own = self.own.current();
+        if own.layered {
             return self.read_layers(into, offset);
         }
         let range = self.range(offset, into.len() as u64)?;
-        let plan = plan::read(&self.image, range);
+        let plan = plan::read(&own.child, range);
         blocking::read(&plan, into)
     }
 
@@ -254,11 +256,11 @@ impl Disk {
     pub fn close(self) -> Result<()> {
         self.flush()?;
         if let (Some(session), true) = (&self.session, mutation::on(Fault::CleanFirst)) {
-            session.end(&self.image)?;
+            session.end(self.image())?;
         }
         self.bitmap_sync(None)?;
         match &self.session {
-            Some(session) => session.end(&self.image),
+            Some(session) => session.end(self.image()),
             None => Ok(()),
         }
     }
@@ -286,7 +288,7 @@ impl Disk {
         let mut shape = self.gate.enter();
         // Inside the gate: a resize waits outside, so the range stays within the disk for the whole request.
         let mut range = self.range(offset, len)?;
-        let mut plan = plan::change(&shape, &self.image, change, range, flags);
+        let mut plan = plan::change(&shape, self.image(), change, range, flags);
         while let Some(before) = plan.marks.as_ref().and_then(Marks::delayed_by) {
             // Nobody else must have to wait for a writer who waits.
             let before = Arc::clone(before);
@@ -294,7 +296,7 @@ impl Disk {
             before.keep_waiting(range);
             shape = self.gate.enter();
             range = self.range(offset, len)?;
-            plan = plan::change(&shape, &self.image, change, range, flags);
+            plan = plan::change(&shape, self.image(), change, range, flags);
         }
         if let Some(overlay) = &shape.overlay {
             return self.change_layers(overlay, &plan);
@@ -315,8 +317,9 @@ impl Disk {
     }
 
     fn sync_image(&self, mode: SyncMode) -> Result<()> {
-        self.image.storage.sync(mode).map_err(|e| {
-            let error = self.image.failed("flush", &e);
+        let image = self.image();
+        image.storage.sync(mode).map_err(|e| {
+            let error = image.failed("flush", &e);
             if !mutation::on(Fault::FailedSyncForgotten) {
                 self.fail(&error);
             }
@@ -367,6 +370,12 @@ impl Disk {
         Ok(())
     }
 
+    /// The image that is the disk's own now.
+    #[inline(always)]
+    fn image(&self) -> &Child {
+        &self.own.current().child
+    }
+
     fn structure(&self) -> MutexGuard<'_, Structure> {
         self.structure.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -376,7 +385,7 @@ impl Disk {
         if self.writable {
             Ok(())
         } else {
-            Err(read_only(&self.image))
+            Err(read_only(self.image()))
         }
     }
 }
@@ -385,7 +394,8 @@ impl Drop for Disk {
     fn drop(&mut self) {
         // In a forked child the locks are the parent's.
         if self.alive.is_ours() {
-            self.locks.drain(..).for_each(Lock::release);
+            let locks = self.locks.get_mut().unwrap_or_else(PoisonError::into_inner);
+            locks.drain(..).for_each(Lock::release);
         }
     }
 }

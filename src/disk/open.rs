@@ -16,6 +16,7 @@ use super::bitmaps::{Bitmap, Excuses, Loading, OnBitmapError, Shape};
 use super::checksum;
 use super::gate::Gate;
 use super::overlay::{self, Backing, Chain, Overlay, OwnImage, two_backings};
+use super::own_image::{Own, OwnImages};
 use super::recovery::{Recovering, StateAtOpen};
 use super::session::Session;
 use super::{Child, Disk, StateInfo, Structure};
@@ -138,14 +139,16 @@ impl OpenOptions {
         }
         Ok(Some(Disk {
             alive,
-            image: child,
+            own: OwnImages::new(Own {
+                child,
+                layered: overlay.is_some(),
+            }),
             below,
             length: AtomicU64::new(length),
             path: path.to_owned(),
             described: self.image_format.is_none(),
             writable: !self.read_only,
             direct: self.direct,
-            layered: overlay.is_some(),
             gate: Gate::new(Shape::new(
                 bitmaps,
                 overlay,
@@ -165,7 +168,7 @@ impl OpenOptions {
             session: recovered.session,
             excuses,
             recovery: recovered.recovery,
-            locks,
+            locks: Mutex::new(locks),
         }))
     }
 

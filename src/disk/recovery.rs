@@ -315,7 +315,7 @@ impl Recovering<'_> {
 
     fn session(&self, file: StateFile, active: RegionSet, evidence: Option<Evidence>) -> Result<Session> {
         let of_image = self.evidence_of_image(file.storage())?;
-        let mut session = Session::new(
+        let session = Session::new(
             file,
             active,
             self.length,

@@ -86,9 +86,10 @@ impl Disk {
     /// Makes the image `length` bytes long. Where that fails it has its `old` length still, or the disk has failed: what
     /// a writer went on to record by the old length would cost bits of the new one (D1).
     fn set_image_length(&self, old: u64, length: u64) -> Result<()> {
-        let storage = &self.image.storage;
+        let image = self.image();
+        let storage = &image.storage;
         storage.set_length(length).map_err(|e| {
-            let error = self.image.failed("resize", &e);
+            let error = image.failed("resize", &e);
             let unchanged = storage.length().is_ok_and(|now| now == old);
             if !unchanged {
                 self.fail(&error);

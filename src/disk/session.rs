@@ -12,7 +12,7 @@ use crate::bitmap::BitmapPolicy;
 use crate::error::Result;
 use crate::mutation::{self, Fault};
 use crate::state::{Evidence, IntentMap, MarkId, RegionSet, Shadow, Stamp, StateFile};
-use crate::sync::{Mutex, PoisonError};
+use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::units::Granularity;
 
 /// Between two looks for regions that have become cold, unless the opener says otherwise.
@@ -45,7 +45,7 @@ pub(super) struct Session {
     policy: BitmapPolicy,
     evidence: Option<Evidence>,
     /// Of an overlay, where anything vouches for its image's page cache.
-    shadow: Option<Arc<Shadow>>,
+    shadow: Mutex<Option<Arc<Shadow>>>,
     /// Whether the file says that the disk is unclean, or what it says must be renewed at the end.
     owes: AtomicBool,
     /// Held by the thread that makes the disk unclean.
@@ -70,23 +70,36 @@ impl Session {
             intent: Arc::new(intent),
             policy,
             evidence,
-            shadow: None,
+            shadow: Mutex::new(None),
             owes: AtomicBool::new(owes),
             beginning: Mutex::new(()),
         })
     }
 
     /// Keeps a shadow of allocation bits of `granularity`; `evidence` vouches for the page cache of the image too.
-    pub(super) fn keep_shadow(&mut self, granularity: Granularity, evidence: Evidence) {
-        self.shadow = Some(Arc::new(Shadow::new(
-            Arc::clone(&self.file),
-            granularity,
-            evidence,
-        )));
+    pub(super) fn keep_shadow(&self, granularity: Granularity, evidence: Evidence) {
+        let shadow = Shadow::new(Arc::clone(&self.file), granularity, evidence);
+        *self.own_shadow() = Some(Arc::new(shadow));
     }
 
-    pub(super) fn shadow(&self) -> Option<&Arc<Shadow>> {
-        self.shadow.as_ref()
+    /// The same in the middle, for a disk that is about to have another image. Nothing may be pending.
+    ///
+    /// Where the state file cannot say so, and where that image does not come, the old one must be spoilt.
+    pub(super) fn renew_shadow(&self, granularity: Granularity, evidence: Evidence) -> Result<()> {
+        self.keep_shadow(granularity, evidence);
+        let id = self.shadow().and_then(|shadow| shadow.begin());
+        self.file.update(|header| {
+            header.shadow = id;
+            Ok(())
+        })
+    }
+
+    pub(super) fn shadow(&self) -> Option<Arc<Shadow>> {
+        self.own_shadow().clone()
+    }
+
+    fn own_shadow(&self) -> MutexGuard<'_, Option<Arc<Shadow>>> {
+        self.shadow.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn file(&self) -> &Arc<StateFile> {
@@ -105,7 +118,7 @@ impl Session {
         } else {
             self.policy
         };
-        let shadow = self.shadow.as_ref().and_then(|shadow| shadow.begin());
+        let shadow = self.shadow().and_then(|shadow| shadow.begin());
         self.file.begin(policy, self.evidence.clone(), shadow)?;
         self.owes.store(true, Ordering::Release);
         Ok(())
@@ -118,7 +131,7 @@ impl Session {
         }
         let stamp = Stamp::take(&*image.storage, &image.path)?;
         self.file.end(Some(stamp))?;
-        if let Some(shadow) = &self.shadow {
+        if let Some(shadow) = self.shadow() {
             shadow.end();
         }
         Ok(())
@@ -126,7 +139,7 @@ impl Session {
 
     /// A sync of the image has failed, so that it may lack what the shadow says that it has (A1).
     pub(super) fn image_failed(&self) {
-        if let Some(shadow) = &self.shadow {
+        if let Some(shadow) = self.shadow() {
             shadow.spoil();
         }
     }

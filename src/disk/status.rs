@@ -62,7 +62,8 @@ impl Disk {
                 "the status of no bytes was asked for",
             ));
         }
-        if self.layered {
+        let own = self.own.current();
+        if own.layered {
             let shape = self.gate.enter();
             let range = self.range(offset, len)?;
             if let Some(overlay) = &shape.overlay {
@@ -73,7 +74,7 @@ impl Disk {
         if let Some(below) = &self.below {
             return self.status_above(below, range, hints);
         }
-        let mut status = status_in(&self.image, range, 0, hints)?;
+        let mut status = status_in(&own.child, range, 0, hints)?;
         status.flags |= StatusFlags::ALLOCATED;
         Ok(status)
     }

@@ -223,7 +223,7 @@ struct Begin<'s, 'a> {
 impl<'a> AtPoint<'a> for Begin<'_, 'a> {
     fn prepare(&mut self, disk: &'a Disk, shape: &Shape) -> Result<()> {
         shape.check_no_backup(&disk.path)?;
-        let image = disk.image.again();
+        let image = disk.image().again();
         let length = disk.length();
         let scratch = self.scratch.make(disk, length)?;
         let before = BeforeWrite::new(
@@ -279,10 +279,10 @@ impl BackupView<'_> {
     /// Lets `target` have the blocks of `range`, at the same place, in common with the disk's image. False where they are
     /// not what they were by now; `None` where they do not lie in one image at the same place.
     pub(crate) fn share(&self, range: ByteRange, target: &dyn Storage) -> Option<io::Result<bool>> {
-        if self.disk.layered {
+        if self.disk.own.current().layered {
             return None;
         }
-        let shared = target.share(&**self.disk.image.storage.shared(), range);
+        let shared = target.share(&**self.disk.image().storage.shared(), range);
         // As for a read: who overwrites it sets the bit first.
         Some(shared.map(|()| self.before.unkept(range) == range))
     }

@@ -110,6 +110,11 @@ impl Lock {
         }
     }
 
+    /// Whether it is a lock of this open file.
+    pub(crate) fn is_of(&self, storage: &Arc<dyn Storage>) -> bool {
+        Arc::ptr_eq(&self.storage, storage)
+    }
+
     /// Gives the lock up, in the process that took it.
     pub(crate) fn release(self) {
         if let Some(fd) = self.storage.host_file() {

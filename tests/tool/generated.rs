@@ -2,13 +2,14 @@
 
 use super::room::{Room, text};
 
-const VERBS: [&str; 17] = [
+const VERBS: [&str; 18] = [
     "create",
     "info",
     "map",
     "resize",
     "commit",
     "rebase",
+    "snapshot",
     "import",
     "export",
     "bitmap",

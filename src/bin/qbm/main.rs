@@ -27,6 +27,7 @@ mod rebase;
 mod resize;
 mod restore;
 mod size;
+mod snapshot;
 mod span;
 
 use std::io::Write as _;
@@ -82,6 +83,7 @@ enum Verb {
     Compare(compare::Args),
     Measure(measure::Args),
     Rebase(rebase::Args),
+    Snapshot(snapshot::Args),
     Backup(backup::Args),
     Restore(restore::Args),
     Import(import::Args),
@@ -107,6 +109,7 @@ fn run(verb: &Verb) -> Outcome<ExitCode> {
         Verb::Convert(args) => convert::run(args),
         Verb::Measure(args) => measure::run(args),
         Verb::Rebase(args) => rebase::run(args),
+        Verb::Snapshot(args) => snapshot::run(args),
         Verb::Backup(args) => backup::run(args),
         Verb::Restore(args) => restore::run(args),
         Verb::Import(args) => import::run(args),

@@ -104,6 +104,11 @@ impl Shape {
         self.bitmaps.iter().filter_map(Bitmap::file)
     }
 
+    /// Whether there is a dirty bitmap of this name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.find(name).is_ok()
+    }
+
     fn find(&self, name: &str) -> Result<&Bitmap> {
         self.bitmaps
             .iter()

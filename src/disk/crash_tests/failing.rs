@@ -64,6 +64,7 @@ fn script(kind: Kind) -> Vec<Step> {
     ];
     if kind.overlay {
         steps.splice(8..8, [MakeEmpty, write(100, 5000)]);
+        steps.splice(5..5, [Snapshot, write(300, 300)]);
         steps.extend([
             Commit,
             write(2000, 100),
@@ -151,8 +152,7 @@ fn one(kind: Kind, call: u64, way: Failing) -> Result<Option<u64>, String> {
             }
             life.look_again(begun);
             points.push(life.now());
-            let of_data = call.kind() == CallKind::Sync
-                && call.names().any(|it| it.to_string_lossy().ends_with("-data.img"));
+            let of_data = call.kind() == CallKind::Sync && call.names().any(|it| life.is_image(it));
             life.model.image_failed |= of_data;
             if of_data && !matches!(step, Step::Reopen | Step::Die) {
                 let retry = life.step(Step::Flush);
@@ -167,6 +167,9 @@ fn one(kind: Kind, call: u64, way: Failing) -> Result<Option<u64>, String> {
             if result.is_err() && !life.has_failed() {
                 retry(&mut life, step)?;
             }
+        } else if struck && result.is_ok() && step == Step::Flush && points.len() == 1 {
+            // What the failure dropped is durable now, or this flush lied.
+            points.push(life.now());
         } else if struck && result.is_err() && !refused(&result) && !life.has_failed() {
             return Err(format!("then {step:?} on a sound disk: {result:?}"));
         } else if struck && life.has_failed() {

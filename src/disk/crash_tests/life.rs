@@ -1,6 +1,7 @@
 //! A disk on a simulated disk, to which steps are done while a model writes down what they promise.
 
 use std::ops::{ControlFlow, Range};
+use std::path::Path;
 use std::time::Duration;
 
 use super::model::{MAX, Model, Seen, View};
@@ -150,6 +151,14 @@ impl Life {
         self.disk.as_ref().map_or(0, |disk| bytes(disk.length()))
     }
 
+    /// Whether `name` is the disk's own image, or may be, where it is not open.
+    pub(super) fn is_image(&self, name: &Path) -> bool {
+        match self.disk.as_ref().map(|disk| disk.layer(0)) {
+            Some(Ok(own)) => own.path == name,
+            _ => name.to_string_lossy().starts_with("disk-data"),
+        }
+    }
+
     pub(super) fn has_failed(&self) -> bool {
         self.disk
             .as_ref()
@@ -158,7 +167,8 @@ impl Life {
 
     fn open(&mut self) -> Result<()> {
         if self.disk.is_none() {
-            self.disk = Some(self.kind.options(&self.sim, &self.cache).open(NAME)?);
+            let disk = self.kind.options(&self.sim, &self.cache).open(NAME)?;
+            self.disk = Some(disk);
         }
         Ok(())
     }
@@ -214,8 +224,10 @@ impl Life {
 
     /// What a disk of `length` bytes shows of `backing`.
     fn shown_by(&self, backing: Option<&BackingEntry>, length: usize) -> Vec<u8> {
-        let content = backing.and_then(|it| self.sim.read(&it.file).ok());
-        let mut content = content.unwrap_or_default();
+        // From a copy, in which no call fails. One that cannot be read shows nothing that an overlay on it could.
+        let mut content = backing
+            .and_then(|it| content_of(&self.sim.kill(), it).ok())
+            .unwrap_or_default();
         content.resize(length, 0);
         content.resize(MAX, 0);
         content
@@ -296,6 +308,7 @@ impl Life {
                 shows(&mut self.model, (begun, ended), (0, &content), &result);
                 result
             }
+            Step::Snapshot => disk.snapshot(&format!("{begun}.qbm"), None),
             Step::Commit => disk.commit(&mut |_, _| ControlFlow::Continue(())),
             Step::Rebase(number) => disk.rebase(backing(number), &mut |_, _| ControlFlow::Continue(())),
             Step::ChangeBacking(number) => {
@@ -313,6 +326,17 @@ impl Life {
             _ => change_bitmaps(disk, step),
         }
     }
+}
+
+/// What an image shows.
+fn content_of(sim: &SimDisk, image: &BackingEntry) -> Result<Vec<u8>> {
+    if image.format == Format::Raw {
+        return sim.read(&image.file).map_err(|e| Error::system(&e));
+    }
+    let options = OpenOptions::new().folder(sim.folder());
+    let disk = options.read_only(true).no_lock(true).open(&image.file)?;
+    let mut content = vec![0; bytes(disk.length())];
+    disk.read(&mut content, 0).map(|()| content)
 }
 
 /// The disk shows `content` at `at` if `result` is a success, and may show it where it was not refused.

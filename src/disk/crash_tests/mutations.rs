@@ -16,11 +16,11 @@ use crate::mutation::{Fault, with};
 enum By {
     /// [`super::power`]: power cuts and kills in a life of this kind, with these words.
     Power(Kind, &'static str),
-    /// [`super::failing`]: a call that fails, with these words.
-    Failing(&'static str),
+    /// [`super::failing`]: a call that fails in a life of this kind, with these words.
+    Failing(Kind, &'static str),
 }
 
-const WRITING: [(Fault, By); 14] = [
+const WRITING: [(Fault, By); 16] = [
     (Fault::BegunSilently, By::Power(Kind::RAW, "D1")),
     (Fault::PolicyUntold, By::Power(Kind::LAZY, "D1")),
     (Fault::IntentUnsynced, By::Power(Kind::RAW, "D1")),
@@ -35,6 +35,8 @@ const WRITING: [(Fault, By); 14] = [
     (Fault::BackingUnsynced, By::Power(Kind::OVERLAY, "A1, A2")),
     (Fault::RebasedUnflushed, By::Power(Kind::OVERLAY, "A1, A2")),
     (Fault::RebasedClean, By::Power(Kind::OVERLAY, "D1")),
+    (Fault::SnapshotUnflushed, By::Power(Kind::OVERLAY, "A1, A2")),
+    (Fault::NewUnsynced, By::Power(Kind::OVERLAY, "M1")),
 ];
 
 const CLOSING_AND_RECOVERY: [(Fault, By); 5] = [
@@ -56,9 +58,10 @@ const SHADOW: [(Fault, By); 5] = [
     (Fault::ShadowBeforeImage, By::Power(Kind::OVERLAY, "A1, A2")),
 ];
 
-const FAILING_CALLS: [(Fault, By); 2] = [
-    (Fault::FailedSyncForgotten, By::Failing("A2")),
-    (Fault::BitBeforePiece, By::Failing("D1")),
+const FAILING_CALLS: [(Fault, By); 3] = [
+    (Fault::FailedSyncForgotten, By::Failing(Kind::RAW, "A2")),
+    (Fault::BitBeforePiece, By::Failing(Kind::RAW, "D1")),
+    (Fault::FoundIsWritten, By::Failing(Kind::OVERLAY, "A2")),
 ];
 
 /// What the tests say of a disk with `fault`.
@@ -69,7 +72,7 @@ fn verdict(fault: Fault, by: By) -> Result<u64, String> {
     };
     let tried = with(fault, || {
         catch_unwind(AssertUnwindSafe(|| match by {
-            By::Failing(_) => failing::every_call(Kind::RAW),
+            By::Failing(kind, _) => failing::every_call(kind),
             By::Power(kind, _) => {
                 let steps = if kind.overlay {
                     everything_of_an_overlay()
@@ -87,7 +90,7 @@ fn verdict(fault: Fault, by: By) -> Result<u64, String> {
 fn all_are_missed(table: &[(Fault, By)]) {
     let mut unseen = Vec::new();
     for (fault, by) in table.iter().copied() {
-        let (By::Power(_, words) | By::Failing(words)) = by;
+        let (By::Power(_, words) | By::Failing(_, words)) = by;
         match verdict(fault, by) {
             Err(what) if what.contains(words) => {
                 println!("{fault:?}: {}", what.lines().next().unwrap_or_default());

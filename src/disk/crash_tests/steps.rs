@@ -66,6 +66,7 @@ pub(super) enum Step {
     Rebase(usize),
     /// The same by the name alone.
     ChangeBacking(usize),
+    Snapshot,
     /// Close and open again.
     Reopen,
     /// The process dies and another one opens the disk, its page cache alive.
@@ -90,6 +91,7 @@ impl Step {
                 | Self::Commit
                 | Self::Rebase(_)
                 | Self::ChangeBacking(_)
+                | Self::Snapshot
                 | Self::Reopen
         )
     }
@@ -208,7 +210,18 @@ pub(super) fn everything_of_an_overlay() -> Vec<Step> {
         },
     ];
     steps.splice(at..at, more);
+    let at = steps.len() / 4;
+    let more = [
+        write(2500, 3000),
+        Snapshot,
+        write(4000, 1000),
+        Flush,
+        write(100, 5000),
+    ];
+    steps.splice(at..at, more);
     steps.extend([write(500, 2500), MakeEmpty]);
+    steps.extend([write(700, 600), Flush, write(800, 1500), Snapshot, Flush]);
+    steps.extend([write(900, 100), Snapshot, write(1500, 700)]);
     steps.extend([write(100, 8000), Flush, Commit, Reopen]);
     steps.extend([write(9000, 3000), Rebase(1), write(17_000, 700), ChangeBacking(0)]);
     steps.extend([
@@ -325,6 +338,7 @@ impl Dice {
             53..=54 => Step::Truncate(8192 + self.below(24 << 10)),
             55 if overlay => Step::Commit,
             56 if overlay => Step::MakeEmpty,
+            26 => Step::Snapshot,
             27 if overlay => Step::Rebase(at % 3),
             28 if overlay => Step::ChangeBacking(at % 3),
             57 => Step::Reopen,

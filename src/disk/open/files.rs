@@ -69,6 +69,14 @@ impl Place {
         })
     }
 
+    /// The same, for images that whoever opens them locks later.
+    pub(in crate::disk) fn unlocked(&self) -> Self {
+        Self {
+            locking: false,
+            ..self.clone()
+        }
+    }
+
     /// What messages call the folder.
     pub(in crate::disk) fn folder_name(&self) -> &Path {
         if self.shown.as_os_str().is_empty() {

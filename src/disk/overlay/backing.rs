@@ -120,7 +120,7 @@ impl Disk {
         if let Ok(storage) = descriptor {
             files.note("the descriptor", &*storage, true);
         }
-        files.note("QBM.image.file", &**self.image.storage.shared(), false);
+        files.note("QBM.image.file", &**self.image().storage.shared(), false);
         files.note("the allocation bitmap", overlay.durability.file.storage(), false);
         for file in shape.bitmap_files() {
             files.note("a dirty bitmap", file.storage(), false);

@@ -20,7 +20,7 @@ use crate::units::{ByteRange, Granularity, GranuleIndex};
 pub(in crate::disk) struct Layer {
     pub(in crate::disk) image: Child,
     /// What keeps others from writing to it, and to the other files that it consists of.
-    pub(super) holds: Vec<Hold>,
+    pub(in crate::disk) holds: Vec<Hold>,
     /// What the image is.
     pub(in crate::disk) format: Format,
     /// In bytes. What lies behind it reads as zeros, whatever the layers below have there.

@@ -103,7 +103,7 @@ impl Disk {
         self.sync_written()?;
         let mut watch = Watch::begin(self, &overlay)?;
         let mut copy = Copy {
-            image: &self.image,
+            image: self.image(),
             overlay: &overlay,
             length: self.length(),
             above,

@@ -67,23 +67,28 @@ impl Durability {
         })
     }
 
+    /// Of bits whose file was just written and synced.
+    pub(super) fn of_synced(file: Arc<BitmapFile>, bits: &Bits) -> Result<Self> {
+        let this = Self::new(file, bits.len(), true)?;
+        this.synced.store(true, Ordering::Relaxed);
+        Ok(this)
+    }
+
     /// What comes in its place on the same disk, with other bits that were just written and synced. Nothing is pending any
     /// more, or what is has got elsewhere, durably: the shadow lets go of it, before the bits do (A1).
     pub(super) fn renewed(&self, file: Arc<BitmapFile>, bits: &Bits) -> Result<Self> {
         if let Some(shadow) = &self.shadow {
             shadow.empty()?;
         }
-        let this = Self::new(file, bits.len(), true)?;
-        this.synced.store(true, Ordering::Relaxed);
         Ok(Self {
             shadow: self.shadow.clone(),
-            ..this
+            ..Self::of_synced(file, bits)?
         })
     }
 
     /// From now on what is pending stands in `shadow` too.
-    pub(super) fn keep_shadow(&mut self, shadow: Option<&Arc<Shadow>>) {
-        self.shadow = shadow.cloned();
+    pub(super) fn keep_shadow(&mut self, shadow: Option<Arc<Shadow>>) {
+        self.shadow = shadow;
     }
 
     /// Sets `granules`, which are pending, in `bits`, when they stand in the shadow; false where it did not take them.
@@ -166,7 +171,11 @@ impl Durability {
 
     /// Writes the bits `taken`, whose granules are durable, beside those of `own` that are durable; and makes them so.
     fn write(&self, own: &Bits, taken: &Bits, fail: impl FnOnce(&crate::error::Error)) -> Result<()> {
-        self.file.write_pieces(taken, |start, words| {
+        // Where a sync has failed before, the kernel takes what it dropped for written, and no sync brings it back: what was
+        // found in the file is written again.
+        let synced = self.synced.load(Ordering::Relaxed) || mutation::on(Fault::FoundIsWritten);
+        let pieces = if synced { taken } else { own };
+        self.file.write_pieces(pieces, |start, words| {
             let mut others = [0; BitmapFile::PIECE];
             let others = &mut others[..words.len()];
             // In this order: a bit that is set meanwhile was pending before.
@@ -176,11 +185,13 @@ impl Durability {
                 .iter_mut()
                 .zip(&*others)
                 .for_each(|(word, not)| *word &= !not);
-            taken.serialize(start, others)?;
-            words
-                .iter_mut()
-                .zip(&*others)
-                .for_each(|(word, also)| *word |= also);
+            if taken.count() > 0 {
+                taken.serialize(start, others)?;
+                words
+                    .iter_mut()
+                    .zip(&*others)
+                    .for_each(|(word, also)| *word |= also);
+            }
             Ok(())
         })?;
         if !mutation::on(Fault::AllocationUnsynced) {
@@ -251,7 +262,7 @@ impl Disk {
 
     /// The same from outside of the gate.
     pub(in crate::disk) fn sync_written(&self) -> Result<()> {
-        if self.layered {
+        if self.own.current().layered {
             return self.sync_shape(&self.gate.enter());
         }
         self.sync_image(SyncMode::Data)

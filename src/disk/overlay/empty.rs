@@ -121,7 +121,7 @@ impl Disk {
         };
         // What is not given back is only space: bytes of granules without a bit are never shown.
         let _ = self
-            .image
+            .image()
             .storage
             .write_zeroes(ByteRange::between(0, self.length()), how);
     }

@@ -97,7 +97,7 @@ impl Overlay {
     }
 
     /// What is pending is to stand in `shadow`, too.
-    pub(super) fn keep_shadow(&mut self, shadow: Option<&Arc<Shadow>>) {
+    pub(super) fn keep_shadow(&mut self, shadow: Option<Arc<Shadow>>) {
         self.durability.keep_shadow(shadow);
     }
 
@@ -111,6 +111,29 @@ impl Overlay {
         self.durability
             .adopt(&self.own.bits, found)
             .map_err(|e| e.context(format_args!("bitmap {:?}", self.name)))
+    }
+
+    /// One without any bit, whose `file` was just written and synced, above `chain`. What was pending before is durable,
+    /// and `before` is what the disk had until now.
+    pub(super) fn empty(
+        before: Option<&Self>,
+        entry: (Arc<str>, Granularity, BackingEntry),
+        (file, bits): (Arc<BitmapFile>, Bits),
+        chain: Chain,
+    ) -> Result<Self> {
+        let (name, granularity, backing) = entry;
+        let durability = match before {
+            Some(before) => before.durability.renewed(file, &bits)?,
+            None => Durability::of_synced(file, &bits)?,
+        };
+        Ok(Self {
+            name,
+            durability,
+            own: Allocated { granularity, bits },
+            claims: Claims::default(),
+            backing: Some(backing),
+            chain: Arc::new(chain),
+        })
     }
 
     /// The images below.

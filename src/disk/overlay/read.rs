@@ -21,8 +21,8 @@ impl Disk {
         let shape = self.gate.enter();
         let range = self.range(offset, into.len() as u64)?;
         match &shape.overlay {
-            Some(overlay) => overlay.read(&self.image, range, into),
-            None => blocking::read(&plan::read(&self.image, range), into),
+            Some(overlay) => overlay.read(self.image(), range, into),
+            None => blocking::read(&plan::read(self.image(), range), into),
         }
     }
 }

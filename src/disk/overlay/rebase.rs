@@ -72,7 +72,7 @@ impl Disk {
             top: Top {
                 disk: self,
                 overlay,
-                image: &self.image,
+                image: self.image(),
                 length,
             },
             new: &below.chain,

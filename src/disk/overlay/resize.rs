@@ -37,7 +37,7 @@ impl Disk {
             let top = Top {
                 overlay,
                 disk: self,
-                image: &self.image,
+                image: self.image(),
                 length: old,
             };
             top.copy_up(cut)?;

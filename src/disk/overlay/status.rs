@@ -18,7 +18,7 @@ impl Disk {
         let deepest = deepest(hints);
         let run = overlay.find_to(range, deepest)?;
         match run.source {
-            Source::Own => status_in(&self.image, run.range, 0, hints).map(|mut status| {
+            Source::Own => status_in(self.image(), run.range, 0, hints).map(|mut status| {
                 status.flags |= StatusFlags::ALLOCATED;
                 status
             }),
@@ -33,10 +33,10 @@ impl Disk {
         range: ByteRange,
         hints: StatusHints,
     ) -> Result<BlockStatus> {
-        let (has, end) = self.image.run(range.start(), range.end())?;
+        let (has, end) = self.image().run(range.start(), range.end())?;
         let range = ByteRange::between(range.start(), end);
         if has {
-            let mut status = status_in(&self.image, range, 0, hints)?;
+            let mut status = status_in(self.image(), range, 0, hints)?;
             status.flags |= StatusFlags::ALLOCATED;
             return Ok(status);
         }

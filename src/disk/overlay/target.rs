@@ -94,7 +94,7 @@ impl Target {
     fn image(&self) -> &Child {
         match self {
             Self::Raw(image) => image,
-            Self::Qbm(disk) => &disk.image,
+            Self::Qbm(disk) => disk.image(),
         }
     }
 

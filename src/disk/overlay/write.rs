@@ -32,7 +32,7 @@ impl Disk {
             let top = Top {
                 disk: self,
                 overlay,
-                image: &self.image,
+                image: self.image(),
                 length: self.length(),
             };
             match plan.change {

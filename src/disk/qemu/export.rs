@@ -68,7 +68,7 @@ impl ExportOptions {
     }
 
     fn export_parts(self, disk: &Disk, target: &Path) -> Result<Exported> {
-        if disk.layered {
+        if disk.own.current().layered {
             return Err(Error::new(
                 ErrorCode::NotSupported,
                 "it is an overlay, whose image has only what was written to it (committed, its backing has it all)",
