@@ -55,8 +55,8 @@ impl Disk {
         let granularity = granularity
             .or_else(|| before.as_ref().map(|it| it.granules().0))
             .unwrap_or_default();
-
-        if before.as_ref().is_some_and(|it| it.chain().unopened) {
+        let below = before.as_ref().map(|it| it.chain()).or(self.below.as_deref());
+        if below.is_some_and(|it| it.unopened) {
             return Err(Error::new(
                 ErrorCode::NotSupported,
                 "it was opened without its backing image",
@@ -92,6 +92,10 @@ impl Disk {
         if !mutation::on(Fault::SnapshotUnflushed) {
             self.sync_shape(&shape)?;
         }
+        if self.image().mapped.is_some() {
+            // A qcow2 that says of itself that it was not closed opens for nobody.
+            self.sync_image(SyncMode::All)?;
+        }
         made.descriptor(name, &old)?;
         // Its images are held when our own lock on one of them is given up.
         let unlocked = self.place.unlocked();
@@ -111,7 +115,6 @@ impl Disk {
 
         self.loading.follow(&loading);
         structure.descriptor = next;
-        let image_before = Arc::clone(self.image().storage.shared());
         self.own.switch_to(Own {
             child: image,
             layered: true,
@@ -119,7 +122,7 @@ impl Disk {
         if let Some(session) = &self.session {
             session.renew_stamp();
         }
-        self.exchange_locks(&image_before, lock, &overlay);
+        self.exchange_locks(lock, &overlay);
         shape.overlay = Some(Arc::new(overlay));
         Ok(())
     }
@@ -163,15 +166,16 @@ impl Disk {
         name
     }
 
-    /// The image `before` is read only from now on, as all in `overlay` is.
-    fn exchange_locks(&self, before: &Arc<dyn Storage>, lock: Option<Lock>, overlay: &Overlay) {
+    /// The image that was the disk's is read only from now on, as all in `overlay` is.
+    fn exchange_locks(&self, lock: Option<Lock>, overlay: &Overlay) {
         if !self.place.locking {
             return;
         }
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = locks.iter().position(|it| it.is_of(before)) {
-            locks.swap_remove(at).release();
-        }
+        // Also those of other files that it consists of.
+        locks
+            .extract_if(.., |it| it.is_of_image())
+            .for_each(Lock::release);
         locks.extend(lock);
         for layer in &overlay.chain().layers {
             for hold in &layer.holds {

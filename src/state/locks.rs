@@ -35,6 +35,7 @@ pub(crate) enum Sharing {
 #[must_use = "the lock is held as long as the file is open"]
 pub(crate) struct Lock {
     storage: Arc<dyn Storage>,
+    of_image: bool,
 }
 
 /// What can be done to an image, in QEMU's order: the byte of each is its number here behind the base.
@@ -88,6 +89,7 @@ impl Lock {
         match sys::set_lock(fd, kind, WHOLE) {
             Ok(()) => Ok(Some(Self {
                 storage: Arc::clone(storage),
+                of_image: false,
             })),
             Err(e) => Err(refused(fd, path, sharing, WHOLE, "has the disk open", &e)),
         }
@@ -100,6 +102,7 @@ impl Lock {
         };
         let lock = Self {
             storage: Arc::clone(storage),
+            of_image: true,
         };
         match lock_image(fd, path, sharing) {
             Ok(()) => Ok(Some(lock)),
@@ -110,9 +113,9 @@ impl Lock {
         }
     }
 
-    /// Whether it is a lock of this open file.
-    pub(crate) fn is_of(&self, storage: &Arc<dyn Storage>) -> bool {
-        Arc::ptr_eq(&self.storage, storage)
+    /// Whether it is on an image, not on a state file.
+    pub(crate) fn is_of_image(&self) -> bool {
+        self.of_image
     }
 
     /// Gives the lock up, in the process that took it.

@@ -424,3 +424,27 @@ fn many_threads_in_the_same_clusters() {
     }
     check(&room, disk, &found, "a.qcow2");
 }
+
+/// A snapshot closes the image that was written to, as far as others can see: it opens for whoever reads.
+#[test]
+fn qcow2_that_a_snapshot_takes_over() {
+    let Some(room) = Room::new() else { return };
+    room.raw("low.img", MIB);
+    room.img("create -q -f qcow2 -b low.img -F raw a.qcow2 3M");
+    adopt(&room, "a.qcow2", Format::Qcow2).expect("adopted");
+    let mut random = Random(11);
+    let disk = open(&room);
+    disk.bitmap_add("bits", AddBitmap::default()).expect("a bitmap");
+    let mut model = read_all(&disk);
+    change(&disk, &mut model, &mut random, 40);
+    disk.snapshot("s.qbm", None).expect("a snapshot");
+    let kept = model.clone();
+    change(&disk, &mut model, &mut random, 40);
+    assert_same(&read_all(&disk), &model);
+    let reader = OpenOptions::new().read_only(true).open(room.path("s.qbm"));
+    assert_same(&read_all(&reader.expect("a reader")), &kept);
+    disk.close().expect("closed");
+    assert_same(&read_all(&open(&room)), &model);
+    room.img("check -q -f qcow2 a.qcow2");
+    assert_same(&room.content("a.qcow2", "qcow2"), &kept);
+}
