@@ -36,7 +36,7 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// The new backing image; \"\" is none. A relative name is relative to the descriptor's folder, not to the current
+    /// The new backing image; "" is none. A relative name is relative to the descriptor's folder, not to the current
     /// one, and goes into the descriptor as it is. May be left out with -u: the name stays as it is
     #[allow(clippy::doc_markdown, reason = "this is the help, and is printed as it is")]
     #[arg(short, long, value_name = "FILE", required_unless_present = "only_name")]
