@@ -89,8 +89,8 @@ unsafe impl Extensible for qbm_bitmap_options {}
 /// Bits that writes set are in the file before the write is, and survive the
 /// end of the process; they are durable after qbm_bitmap_sync() or
 /// qbm_close(). (With QBM_BITMAP_POLICY_LAZY they are only then in the file.)
-/// Recovery after a power cut is not there yet: the files may miss what was
-/// not synced.
+/// After a power cut the next open sets all bits of the regions that were being
+/// written to, as the files may miss some; see qbm_open().
 ///
 /// Any thread, any number of them at once. Errors of every call: -EINVAL, a
 /// NULL pointer, a name that is not UTF-8, a flag that is not known (flags are

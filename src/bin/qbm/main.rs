@@ -16,6 +16,7 @@ mod export;
 mod failure;
 mod forms;
 mod generate;
+mod help;
 mod image;
 mod import;
 mod info;
@@ -33,7 +34,7 @@ mod span;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use failure::Outcome;
 
@@ -122,7 +123,8 @@ fn run(verb: &Verb) -> Outcome<ExitCode> {
 }
 
 fn main() -> ExitCode {
-    let tool = Tool::parse();
+    let matches = help::flowing(Tool::command()).get_matches();
+    let tool = Tool::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match run(&tool.verb) {
         Ok(code) => code,
         // Whoever reads has seen enough (`qbm map disk.qbm | head`): nothing failed.
