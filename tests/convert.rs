@@ -16,6 +16,8 @@ mod failures;
 mod mounted;
 #[path = "convert/places.rs"]
 mod places;
+#[path = "convert/qcow2.rs"]
+mod qcow2;
 #[path = "common/random.rs"]
 mod random;
 #[path = "tool/room.rs"]

@@ -207,6 +207,7 @@ impl Copy<'_> {
         match self.target {
             Target::Raw(raw) => raw.failed(&format!("write {range} to"), error),
             Target::Disk(disk) => Error::io(&format!("write {range} to"), disk.path(), error),
+            Target::Qcow2(_) => Error::system(error),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Whole images: converted into another, compared with another, measured as what they would be.
 //!
-//! May call the disk, `parallel`, `zeros` and `storage`. What is read is an open [`Disk`], with all that lies below it, or an image
+//! May call the disk, `format`, `parallel`, `zeros` and `storage`. What is read is an open [`Disk`], with all that lies below it, or an image
 //! without a descriptor ([`OpenOptions::image_format`](crate::OpenOptions::image_format)).
 //! Invariant: nothing that exists is replaced, and of what is new there is all or nothing.
 

@@ -4,11 +4,12 @@ use std::io;
 use std::path::Path;
 
 use super::copy::{self, Copied, How};
-use super::target::{RawTarget, Target, place_for_new, taken};
+use super::target::{NewQcow2, RawTarget, Target, place_for_new, taken};
 use crate::descriptor::Format;
 use crate::descriptor::names::FileName;
 use crate::disk::{CreateOptions, Disk, Progress};
 use crate::error::{Error, ErrorCode, Result};
+use crate::format::qcow2::Fresh;
 use crate::parallel::{MOST_WORKERS, WORKERS};
 use crate::storage::NewFile;
 use crate::units::ByteRange;
@@ -66,7 +67,7 @@ impl Convert {
         self
     }
 
-    /// Makes the image `target`, raw or a QBM disk, with what `source` shows, which must not change meanwhile. Durable on
+    /// Makes the image `target`, raw, a qcow2 or a QBM disk, with what `source` shows, which must not change meanwhile. Durable on
     /// return.
     ///
     /// The file gets its name when all of it is there: whatever goes wrong before, nothing is left behind, not even where
@@ -74,8 +75,10 @@ impl Convert {
     /// image, which [`CheckOptions`](crate::CheckOptions) finds once there is a disk of that name). Where the file system
     /// can share space between files, nothing is copied.
     ///
-    /// Fails with `FileExists` where the name is taken, `NotSupported` for other formats, and `Canceled` where `progress`
-    /// says so.
+    /// A qcow2 is of version 3, with clusters of 64 KiB, and has those that have data.
+    ///
+    /// Fails with `FileExists` where the name is taken, `NotSupported` for other formats, `InvalidArgument` for a qcow2
+    /// whose length is no multiple of 512, and `Canceled` where `progress` says so.
     pub fn create(
         &self,
         source: &Disk,
@@ -95,23 +98,32 @@ impl Convert {
         progress: &mut Progress<'_>,
     ) -> Result<Converted> {
         let how = self.how()?;
-        check_format(format)?;
+        if format == Format::Vmdk {
+            return Err(Error::new(
+                ErrorCode::NotSupported,
+                "vmdk images cannot be written by this version; raw, qbm and qcow2 can",
+            ));
+        }
         let (folder, name) = place_for_new(target)?;
         let io_failed = |e: &io::Error| Error::io("create", target, e);
         let mut file = NewFile::create(folder).map_err(|e| io_failed(&e))?;
-        let copied = fill(&file, source, target, how, progress)?;
-        if format == Format::Raw {
-            file.publish(name).map_err(|e| match e.kind() {
-                io::ErrorKind::AlreadyExists => taken(),
-                _ => io_failed(&e),
-            })?;
+        let copied = if format == Format::Qcow2 {
+            fill_qcow2(&file, source, target, how, progress)?
         } else {
+            fill(&file, source, target, how, progress)?
+        };
+        if format == Format::Qbm {
             let image = publish_image(&mut file, name).map_err(|e| io_failed(&e))?;
             let made = CreateOptions::new().image(&*image).create(target);
             if made.is_err() {
                 file.take_back(Path::new(&image));
             }
             made?;
+        } else {
+            file.publish(name).map_err(|e| match e.kind() {
+                io::ErrorKind::AlreadyExists => taken(),
+                _ => io_failed(&e),
+            })?;
         }
         Ok(told(source, copied))
     }
@@ -140,10 +152,15 @@ impl Convert {
         progress: &mut Progress<'_>,
     ) -> Result<Converted> {
         let how = self.how()?;
-        check_format(format)?;
         let target = match format {
             Format::Qbm => Target::disk(target)?,
-            _ => Target::raw(target)?,
+            Format::Raw => Target::raw(target)?,
+            other => {
+                return Err(Error::new(
+                    ErrorCode::NotSupported,
+                    format!("a {other} image that exists cannot be written to; raw and qbm images can"),
+                ));
+            }
         };
         check_apart(source, &target)?;
         let (length, wanted) = (target.length()?, source.length());
@@ -179,16 +196,6 @@ pub(super) fn threads(asked: Option<usize>) -> usize {
     asked.unwrap_or(WORKERS).clamp(1, MOST_WORKERS)
 }
 
-fn check_format(format: Format) -> Result<()> {
-    match format {
-        Format::Raw | Format::Qbm => Ok(()),
-        other => Err(Error::new(
-            ErrorCode::NotSupported,
-            format!("{other} images cannot be written by this version; raw and qbm can"),
-        )),
-    }
-}
-
 /// Writes all of the new file.
 fn fill(file: &NewFile, source: &Disk, path: &Path, how: How, progress: &mut Progress<'_>) -> Result<Copied> {
     let length = source.length();
@@ -213,6 +220,23 @@ fn fill(file: &NewFile, source: &Disk, path: &Path, how: How, progress: &mut Pro
     copy::copy(source, &Target::Raw(target), how, progress)
 }
 
+/// Writes all of the new file, as a qcow2.
+fn fill_qcow2(
+    file: &NewFile,
+    source: &Disk,
+    path: &Path,
+    how: How,
+    progress: &mut Progress<'_>,
+) -> Result<Copied> {
+    let target = Target::Qcow2(NewQcow2 {
+        image: Fresh::new(file.storage(), path.to_owned(), source.length())?,
+        holes: how.sparse > 0,
+    });
+    let copied = copy::copy(source, &target, how, progress)?;
+    target.finish()?;
+    Ok(copied)
+}
+
 /// Gives the data image of the disk `descriptor` a name that is free, and says which.
 fn publish_image(file: &mut NewFile, descriptor: &Path) -> io::Result<String> {
     let mut refused = io::ErrorKind::AlreadyExists.into();
@@ -231,6 +255,7 @@ fn check_apart(source: &Disk, target: &Target) -> Result<()> {
     let identity = match target {
         Target::Raw(raw) => raw.storage.identity(),
         Target::Disk(disk) => disk.raw_layer(0).and_then(|image| image.identity()),
+        Target::Qcow2(_) => None,
     };
     let layers = source.info()?.layers;
     let same = (0..layers)

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::descriptor::Descriptor;
 use crate::disk::{Disk, OpenOptions, WriteFlags};
 use crate::error::{Error, ErrorCode, Result};
+use crate::format::qcow2::Fresh;
 use crate::state::{Lock, Sharing};
 use crate::storage::{Access, Folder as _, HostFolder, Role, Storage, SyncMode, Zeroing, write_slice};
 use crate::units::ByteRange;
@@ -16,6 +17,15 @@ pub(super) enum Target {
     Raw(RawTarget),
     /// A disk, whose dirty bitmaps record it.
     Disk(Box<Disk>),
+    /// A new qcow2.
+    Qcow2(NewQcow2),
+}
+
+/// A qcow2 that is being made.
+pub(super) struct NewQcow2 {
+    pub(super) image: Fresh,
+    /// Zeros take no space.
+    pub(super) holes: bool,
 }
 
 /// A raw file or a block device.
@@ -74,12 +84,17 @@ impl Target {
         match self {
             Self::Raw(raw) => raw.length(),
             Self::Disk(disk) => Ok(disk.length()),
+            Self::Qcow2(new) => Ok(new.image.size()),
         }
     }
 
     /// Whether zeros need not be written.
     pub(super) fn is_new(&self) -> bool {
-        matches!(self, Self::Raw(raw) if raw.new)
+        match self {
+            Self::Raw(raw) => raw.new,
+            Self::Disk(_) => false,
+            Self::Qcow2(new) => new.holes,
+        }
     }
 
     pub(super) fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
@@ -87,6 +102,7 @@ impl Target {
             Self::Raw(raw) => write_slice(&*raw.storage, bytes, offset)
                 .map_err(|e| raw.failed(&format!("write {} bytes at offset {offset} to", bytes.len()), &e)),
             Self::Disk(disk) => disk.write(bytes, offset, WriteFlags::empty()),
+            Self::Qcow2(new) => new.image.write(bytes, offset),
         }
     }
 
@@ -107,6 +123,7 @@ impl Target {
                 .write_zeroes(range, how)
                 .map_err(|e| raw.failed(&format!("zero {range} of"), &e)),
             Self::Disk(disk) => disk.write_zeroes(range.start(), range.len(), flags),
+            Self::Qcow2(new) => new.image.take(range),
         }
     }
 
@@ -114,11 +131,11 @@ impl Target {
     pub(super) fn plain(&self) -> Option<&dyn Storage> {
         match self {
             Self::Raw(raw) => Some(&*raw.storage),
-            Self::Disk(_) => None,
+            Self::Disk(_) | Self::Qcow2(_) => None,
         }
     }
 
-    /// Makes what was written to what existed durable.
+    /// Ends what was written: makes it durable, where it existed before; and what is new has a name to get yet.
     pub(super) fn finish(self) -> Result<()> {
         match self {
             Self::Raw(raw) => raw
@@ -126,6 +143,7 @@ impl Target {
                 .sync(SyncMode::All)
                 .map_err(|e| raw.failed("sync", &e)),
             Self::Disk(disk) => disk.close(),
+            Self::Qcow2(new) => new.image.finish(),
         }
     }
 }

@@ -85,11 +85,24 @@ fn mistakes_are_told_in_words() {
         ),
         (
             &["convert", "-O", "vmdk", "-f", "raw", "in.img", "out.vmdk"],
-            "cannot convert in.img to out.vmdk: vmdk images cannot be written by this version; raw and qbm can",
+            "cannot convert in.img to out.vmdk: vmdk images cannot be written by this version; raw, qbm and qcow2 \
+             can",
+        ),
+        (
+            &["convert", "-O", "qcow2", "-f", "raw", "in.img", "out.qcow2"],
+            "cannot convert in.img to out.qcow2: a qcow2 cannot be 1000 bytes long: it must be a multiple of 512",
+        ),
+        (
+            &["convert", "-O", "qcow2", "-f", "raw", "in.img", "short.img"],
+            "cannot convert in.img to short.img: it exists already, and is not overwritten (-n overwrites what exists)",
+        ),
+        (
+            &["convert", "-n", "-O", "qcow2", "-f", "raw", "in.img", "short.img"],
+            "cannot convert in.img to short.img: a qcow2 image that exists cannot be written to; raw and qbm images can",
         ),
         (
             &["convert", "-c", "-f", "raw", "in.img", "out.img"],
-            "-c: raw and qbm images are not compressed",
+            "-c: what is written is not compressed",
         ),
         (
             &["convert", "-l", "snap", "-f", "raw", "in.img", "out.img"],
@@ -162,6 +175,8 @@ fn a_full_file_system_is_told_and_nothing_stays() {
         ("small/disk.qbm", &[]),
         ("small/out.img", &["-S", "0"]),
         ("small/out.img", &["-C"]),
+        ("small/out.qcow2", &["-O", "qcow2"]),
+        ("small/out.qcow2", &["-O", "qcow2", "-S", "0"]),
     ] {
         let args = [&["convert", "-f", "raw"], more, &["in.img", target]].concat();
         let (code, complaint) = room.fails(&args);

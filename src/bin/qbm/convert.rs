@@ -21,7 +21,8 @@ descriptor without being told.
 
 TARGET must not exist, unless -n is given, and gets its name when all of it is there and durable: after a failure nothing
 is left. With -n what exists is overwritten up to the length of SOURCE, and a failure leaves it half written; in a QBM
-disk the dirty bitmaps record it. A QBM disk that is made is a descriptor and a raw image beside it.
+disk the dirty bitmaps record it. A QBM disk that is made is a descriptor and a raw image beside it. A qcow2 is always a
+new one, of version 3 with clusters of 64 KiB, and its length must be a multiple of 512.
 
 Zeros become holes (-S), and what the file system can share between the two files takes neither time nor space.
 
@@ -33,6 +34,8 @@ Examples:
       A QBM disk with what old.img has. (qbm create --image takes old.img itself, without copying.)
   qbm convert -p clone.qbm flat.img
       What an overlay and all that is below it show, as one raw image.
+  qbm convert -O qcow2 disk.qbm disk.qcow2
+      The same as a qcow2, for QEMU. (qbm export makes one on the disk's own image, without copying.)
   qbm convert -n -f raw -O raw disk.img /dev/vg0/vm1
       Onto a block device.
   qbm compare -F raw clone.qbm flat.img
@@ -47,7 +50,7 @@ pub struct Args {
     #[arg(short, long = "source-format", value_name = "FORMAT", value_parser = parse_format)]
     format: Option<Format>,
 
-    /// What TARGET is to be: raw or qbm [default: qbm, of a name that ends in .qbm; otherwise raw]
+    /// What TARGET is to be: raw, qbm or qcow2 [default: qbm, of a name that ends in .qbm; otherwise raw]
     #[arg(short = 'O', long, value_name = "FORMAT", value_parser = parse_format)]
     target_format: Option<Format>,
 
@@ -125,7 +128,7 @@ struct Missing {
 impl Missing {
     fn refuse(&self) -> Outcome {
         let words = [
-            (self.compress, "-c: raw and qbm images are not compressed"),
+            (self.compress, "-c: what is written is not compressed"),
             (
                 self.snapshot.is_some(),
                 "-l: snapshots within an image cannot be read",

@@ -25,7 +25,7 @@ Examples:
       That point in time, onto a block device.
   qbm restore /backups/vm1@20261101 --to disk.qbm -O qbm
       The backup whose name begins so, as a QBM disk; if disk.qbm exists, only what differs is written.
-  qemu-img convert -f raw -O qcow2 disk.img disk.qcow2
+  qbm convert -f raw -O qcow2 disk.img disk.qcow2
       And from there to anything else.";
 
 /// Restore a backup to a raw image, a block device or a QBM disk

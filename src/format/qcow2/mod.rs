@@ -6,16 +6,19 @@
 
 mod directory;
 mod fields;
+mod fresh;
 mod header;
 mod image;
 mod opening;
 mod order;
 mod read;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod write;
 
 pub(crate) use directory::BitmapRecord;
+pub(crate) use fresh::Fresh;
 pub(crate) use header::DataFile;
 pub(crate) use opening::Unopened;
 pub(super) use order::Order;

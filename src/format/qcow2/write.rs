@@ -5,10 +5,11 @@
 
 use std::path::Path;
 
+use super::tables::{COPIED, Clusters, Head, low_32, numbers, numbers_32, refcounts, write_refcounts};
 use super::{
     ALL_ONES, AUTO, BITMAPS_EXTENSION_BYTES, BITMAPS_VALID, DIRTY, ENTRY_BYTES, EXTENSION_BITMAPS,
-    EXTENSION_DATA_FILE, EXTENSION_END, EXTERNAL_DATA, HEADER_BYTES, MAGIC, MAX_BITMAP_BYTES, MAX_BITMAPS,
-    MAX_DIRECTORY_BYTES, RAW_EXTERNAL_DATA,
+    EXTENSION_DATA_FILE, EXTENSION_END, EXTERNAL_DATA, MAX_BITMAP_BYTES, MAX_BITMAPS, MAX_DIRECTORY_BYTES,
+    RAW_EXTERNAL_DATA,
 };
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::{Storage, write_slice};
@@ -20,13 +21,6 @@ const MAX_CLUSTER_BITS: u32 = 21;
 const TABLES_WANTED: u64 = 16 << 20;
 /// What the tables may take at the most: 256 TiB of disk.
 const TABLES_ALLOWED: u64 = 1 << 30;
-
-/// In L1 and L2 entries: the refcount of what it points to is one.
-const COPIED: u64 = 1 << 63;
-
-/// 16 bits a refcount.
-const REFCOUNT_ORDER: u32 = 4;
-const REFCOUNT_BYTES: u64 = 2;
 
 /// A qcow2 that is to be.
 pub(crate) struct Thin<'a> {
@@ -51,13 +45,6 @@ pub(crate) struct NewBitmap<'a> {
     pub(crate) bytes: u64,
     /// Hands it out.
     pub(crate) serialize: Serialize<'a>,
-}
-
-/// A run of clusters.
-#[derive(Clone, Copy, Default)]
-struct Clusters {
-    first: u64,
-    count: u64,
 }
 
 /// Where everything goes. Cluster 0 is the header's.
@@ -94,7 +81,12 @@ impl Thin<'_> {
         if layout.directory.count > 0 {
             put(&self.directory(&layout), layout.at(layout.directory.first))?;
         }
-        write_refcounts(&layout, &put)?;
+        write_refcounts(
+            layout.cluster_bits,
+            layout.total,
+            (layout.refcount_table, layout.refcount_blocks),
+            &put,
+        )?;
         put(&header, 0)
     }
 
@@ -199,24 +191,17 @@ impl Thin<'_> {
     }
 
     fn header(&self, layout: &Layout) -> Result<Vec<u8>> {
-        let mut out = Vec::new();
         let has_bitmaps = !self.bitmaps.is_empty();
-        out.extend(numbers_32(&[MAGIC, 3]));
-        // No backing file.
-        out.extend(0u64.to_be_bytes());
-        out.extend(numbers_32(&[0, layout.cluster_bits]));
-        out.extend(self.size.to_be_bytes());
-        // No encryption.
-        out.extend(numbers_32(&[0, low_32(layout.l1_entries)]));
-        out.extend(numbers(&[
-            layout.at(layout.l1.first),
-            layout.at(layout.refcount_table.first),
-        ]));
-        // No snapshots.
-        out.extend(numbers_32(&[low_32(layout.refcount_table.count), 0]));
-        let autoclear = RAW_EXTERNAL_DATA | if has_bitmaps { BITMAPS_VALID } else { 0 };
-        out.extend(numbers(&[0, EXTERNAL_DATA, 0, autoclear]));
-        out.extend(numbers_32(&[REFCOUNT_ORDER, HEADER_BYTES]));
+        let mut out = Head {
+            cluster_bits: layout.cluster_bits,
+            size: self.size,
+            l1_entries: layout.l1_entries,
+            l1: layout.l1,
+            refcount_table: layout.refcount_table,
+            incompatible: EXTERNAL_DATA,
+            autoclear: RAW_EXTERNAL_DATA | if has_bitmaps { BITMAPS_VALID } else { 0 },
+        }
+        .fields();
         let name = self.data_file.as_bytes();
         out.extend(numbers_32(&[EXTENSION_DATA_FILE, low_32(name.len() as u64)]));
         out.extend(name);
@@ -309,60 +294,9 @@ fn each_cluster(
     Ok(())
 }
 
-/// The refcount table and blocks for `used` clusters, which they follow, and for themselves.
-fn refcounts(used: u64, cluster: u64) -> (Clusters, Clusters) {
-    let per_block = cluster / REFCOUNT_BYTES;
-    let (mut table, mut blocks) = (1, 1);
-    loop {
-        let needed = (used + table + blocks).div_ceil(per_block);
-        if needed <= blocks {
-            break;
-        }
-        blocks = needed;
-        table = (blocks * 8).div_ceil(cluster);
-    }
-    let table = Clusters {
-        first: used,
-        count: table,
-    };
-    let blocks = Clusters {
-        first: used + table.count,
-        count: blocks,
-    };
-    (table, blocks)
-}
-
-fn write_refcounts(layout: &Layout, put: &dyn Fn(&[u8], u64) -> Result<()>) -> Result<()> {
-    let per_block = (1u64 << layout.cluster_bits) / REFCOUNT_BYTES;
-    let mut left = layout.total;
-    let mut places = Vec::new();
-    for block in 0..layout.refcount_blocks.count {
-        let at = layout.at(layout.refcount_blocks.first + block);
-        let here = left.min(per_block);
-        left -= here;
-        let counts: Vec<u8> = (0..here).flat_map(|_| 1u16.to_be_bytes()).collect();
-        put(&counts, at)?;
-        places.push(at);
-    }
-    put(&numbers(&places), layout.at(layout.refcount_table.first))
-}
-
 /// What the directory's entry of a bitmap takes.
 fn entry_bytes(bitmap: &NewBitmap<'_>) -> u64 {
     ((ENTRY_BYTES + bitmap.name.len()) as u64).next_multiple_of(8)
-}
-
-fn numbers(values: &[u64]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_be_bytes()).collect()
-}
-
-fn numbers_32(values: &[u32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_be_bytes()).collect()
-}
-
-/// A number that the layout's limits keep within 32 bits.
-fn low_32(value: u64) -> u32 {
-    u32::try_from(value).unwrap_or(u32::MAX)
 }
 
 #[cold]
