@@ -44,7 +44,7 @@ const CLOSING_AND_RECOVERY: [(Fault, By); 5] = [
     (Fault::EvidenceFirst, By::Power(Kind::RAW, "D1")),
     (Fault::NotRewritten, By::Power(Kind::RAW, "D1")),
     (Fault::FoundNamesUnsynced, By::Power(Kind::RAW, "M1")),
-    (Fault::FoundLengthUnsynced, By::Power(Kind::RAW, "1: ")),
+    (Fault::FoundLengthUnsynced, By::Power(Kind::RAW, "A1, A2")),
 ];
 
 const SHADOW: [(Fault, By); 5] = [
@@ -58,10 +58,9 @@ const SHADOW: [(Fault, By); 5] = [
     (Fault::ShadowBeforeImage, By::Power(Kind::OVERLAY, "A1, A2")),
 ];
 
-const FAILING_CALLS: [(Fault, By); 3] = [
+const FAILING_CALLS: [(Fault, By); 2] = [
     (Fault::FailedSyncForgotten, By::Failing(Kind::RAW, "A2")),
     (Fault::BitBeforePiece, By::Failing(Kind::RAW, "D1")),
-    (Fault::FoundIsWritten, By::Failing(Kind::OVERLAY, "A2")),
 ];
 
 /// What the tests say of a disk with `fault`.

@@ -388,3 +388,25 @@ fn emptying_that_is_cut_off_has_emptied_all_or_nothing() {
     }
     assert!(old > 20 && new > 20, "{old} old, {new} new");
 }
+
+/// A sync of the bitmap's file has failed: the kernel shows bits for written that it has dropped. The next process, which
+/// finds them, does not take a sync for proof.
+fn found_bits_outlive_a_power_cut(fault: Option<Fault>) -> bool {
+    let sim = overlay(4 * G, 4 * G);
+    let disk = open(&sim);
+    write(&disk, 9, 0, G);
+    let failing = crate::storage::simulated::Fault::new(libc::EIO);
+    sim.fail(failing.on(CallKind::Sync).on_file(BITS));
+    disk.flush().unwrap_err();
+    sim.heal();
+    drop(disk);
+    with(fault, || open(&sim).flush()).unwrap();
+    let after = read_all(&open(&sim.power_cut_keeping(Keep::Nothing)));
+    after[..usize::try_from(G).unwrap()].iter().all(|byte| *byte == 9)
+}
+
+#[test]
+fn bits_that_were_found_are_written_again() {
+    assert!(found_bits_outlive_a_power_cut(None));
+    assert!(!found_bits_outlive_a_power_cut(Some(Fault::FoundIsWritten)));
+}
