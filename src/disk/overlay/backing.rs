@@ -17,7 +17,7 @@ use crate::disk::open::Files;
 use crate::disk::{Disk, Structure};
 use crate::error::{Error, ErrorCode, Result};
 use crate::mutation::{self, Fault};
-use crate::storage::{Access, Role, SyncMode};
+use crate::storage::{Access, Role};
 use crate::units::{ByteRange, GranuleRange};
 
 bitflags::bitflags! {
@@ -192,13 +192,7 @@ impl Chain {
         if mutation::on(Fault::FoundBackingUnsynced) {
             return Ok(());
         }
-        self.layers.iter().filter(is_new).try_for_each(|layer| {
-            let image = &layer.image;
-            image
-                .storage
-                .sync(SyncMode::Data)
-                .map_err(|e| image.failed("flush", &e))
-        })
+        self.layers.iter().filter(is_new).try_for_each(Layer::sync)
     }
 
     /// Whether both are made of the same files in the same formats, one by one.

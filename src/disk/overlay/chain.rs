@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use super::hold::Hold;
 use super::read::unopened;
 use super::status::status_in;
-use crate::bitmap::Bits;
+use crate::bitmap::{BitmapFile, Bits};
 use crate::descriptor::Format;
 use crate::disk::{Child, StatusFlags, StatusHints};
-use crate::error::Result;
+use crate::error::{Error, ErrorCode, Result};
 use crate::format::Place;
 use crate::units::{ByteRange, Granularity, GranuleIndex};
 
@@ -28,6 +28,10 @@ pub(in crate::disk) struct Layer {
     /// The descriptor that names the image, if one does.
     pub(in crate::disk) descriptor: Option<PathBuf>,
     pub(super) has: Has,
+    /// Where the bits are kept that say so, if it has such.
+    pub(super) bits_file: Option<BitmapFile>,
+    /// Some of the bits are only in the shadow that a killed process has left: a power cut takes them, and what they show.
+    pub(super) shadowed: bool,
 }
 
 /// Which bytes an image has itself.
@@ -42,6 +46,19 @@ pub(super) enum Has {
 }
 
 impl Layer {
+    /// Makes all that it shows durable: whoever made it may not have done so.
+    pub(super) fn sync(&self) -> Result<()> {
+        if self.shadowed {
+            let shown = self.descriptor.as_ref().unwrap_or(&self.image.path).display();
+            return Err(Error::new(
+                ErrorCode::FileInvalid,
+                format!("{shown} was not closed by its last user; \"qbm check -r all {shown}\" recovers it"),
+            ));
+        }
+        self.holds.iter().try_for_each(Hold::sync)?;
+        self.bits_file.as_ref().map_or(Ok(()), BitmapFile::sync)
+    }
+
     /// Whether the byte at `at` is in the image, and where that ends to be so, at most `end`.
     fn run(&self, at: u64, end: u64) -> Result<(bool, u64)> {
         match &self.has {

@@ -296,5 +296,7 @@ fn layer(image: Child, holds: Vec<Hold>, format: Format, has: Has) -> Result<Lay
         format,
         descriptor: None,
         has,
+        bits_file: None,
+        shadowed: false,
     })
 }

@@ -6,9 +6,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::state::{Lock, Sharing};
-use crate::storage::Storage;
+use crate::storage::{Storage, SyncMode};
 use crate::sync::{Mutex, PoisonError};
 
 /// A reader's lock on an image, which can be given up for a while.
@@ -34,6 +34,13 @@ impl Hold {
         *self.lock.lock().unwrap_or_else(PoisonError::into_inner) =
             Lock::image(&self.image, &self.path, Sharing::Read)?;
         Ok(())
+    }
+
+    /// Makes what the file has durable, whoever wrote it.
+    pub(super) fn sync(&self) -> Result<()> {
+        self.image
+            .sync(SyncMode::Data)
+            .map_err(|e| Error::io("flush", &self.path, &e))
     }
 
     /// Gives the lock up until what this returns is dropped: its own process is to write to the image.

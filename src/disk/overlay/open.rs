@@ -133,6 +133,8 @@ fn raw(files: &mut Files<'_>, base: &Path, backing: &Backing) -> Result<Layer> {
         format: Format::Raw,
         descriptor: None,
         has: Has::All,
+        bits_file: None,
+        shadowed: false,
     })
 }
 
@@ -166,6 +168,7 @@ fn described(
         None => Has::All,
         Some(_) => Has::Tables,
     };
+    let mut bits_file = None;
     if let Some((name, entry)) = descriptor.allocation() {
         if below.is_some() {
             return Err(formats::two_backings(name));
@@ -180,10 +183,12 @@ fn described(
                 .reserved(granules, || file.load(granules))
                 .map_err(|e| e.context(&key))?,
         }));
+        bits_file = Some(file);
     }
+    let mut shadowed = false;
     // A qcow2 that was killed has lost its own table's entries: no bit says that a granule is there.
     if let (Has::Bits(allocated), Some(entry), None) = (&has, descriptor.state(), &image.mapped) {
-        add_shadow(files, base, &entry.file, &image, allocated)?;
+        shadowed = add_shadow(files, base, &entry.file, &image, allocated)?;
     }
     let layer = Layer {
         image,
@@ -192,37 +197,40 @@ fn described(
         length,
         descriptor: Some(shown.to_owned()),
         has,
+        bits_file,
+        shadowed,
     };
     Ok((layer, below))
 }
 
 /// Whoever had this disk open for writing may have been killed: what he had not flushed shows here, too, where it is sure to
-/// be there (A3). In memory alone.
+/// be there (A3). In memory alone. Tells whether there was any.
 fn add_shadow(
     files: &mut Files<'_>,
     base: &Path,
     state: &str,
     image: &Child,
     allocated: &Allocated,
-) -> Result<()> {
+) -> Result<bool> {
     let opened = files.open(Role::Backing, "QBM.state.file", base, state, Access::default());
     let (state, path) = match opened {
-        Err(error) if error.code() == ErrorCode::FileNotFound => return Ok(()),
+        Err(error) if error.code() == ErrorCode::FileNotFound => return Ok(false),
         opened => opened?,
     };
     // Without a valid state nothing vouches for a shadow.
     let Ok(found) = StateFile::inspect(&*state, &path)? else {
-        return Ok(());
+        return Ok(false);
     };
     let now = match files.cache_epoch() {
         Some(epoch) => Ok(Evidence::of_epoch(epoch)?),
         None => Evidence::gather(&*state, [&*image.storage]),
     };
     let shadow = found.shadow(&state, &path, &now, allocated.granularity, allocated.bits.len())?;
+    let before = allocated.bits.count();
     if let Some(shadow) = shadow {
         allocated.bits.merge_from(&shadow);
     }
-    Ok(())
+    Ok(allocated.bits.count() > before)
 }
 
 /// The length of an image, which must be one that a disk can have.

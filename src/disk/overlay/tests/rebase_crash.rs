@@ -10,7 +10,7 @@ use super::*;
 use crate::descriptor::BackingEntry;
 use crate::disk::BackingFlags;
 use crate::storage::simulated::{Fault as Failing, Keep};
-use crate::storage::{Role, write_slice};
+use crate::storage::{Access, Role, write_slice};
 
 fn targets() -> [Option<BackingEntry>; 2] {
     [on("other.img", Format::Raw), None]
@@ -77,23 +77,86 @@ fn what_was_not_flushed_shows_nothing_of_the_new_image() {
     }
 }
 
-/// What whoever made the new image has left in the page cache is relied on from now on.
-fn outlives_a_power_cut_on_a_new_image(fault: Option<Fault>) -> bool {
-    let (sim, disk, content) = start(true);
-    let file = sim.folder().create(Role::Backing, "new.img".as_ref()).unwrap();
+/// A file that has its name, and its content in the page cache alone.
+fn unsynced(sim: &SimDisk, name: &str, content: &[u8]) {
+    let file = sim.folder().create(Role::Backing, name.as_ref()).unwrap();
     sim.folder().sync().unwrap();
-    write_slice(&*file, &base(14 * G), 0).unwrap();
-    with(fault, || rebase(&disk, on("new.img", Format::Raw))).unwrap();
-    let disk = open(&sim.power_cut_keeping(Keep::Nothing));
-    read_all(&disk) == content
+    write_slice(&*file, content, 0).unwrap();
+}
+
+/// What whoever made the new image has left in the page cache is relied on from now on.
+fn outlives_a_power_cut_on_a_new_image(format: Format, fault: Option<Fault>) -> bool {
+    let (sim, disk, content) = start(true);
+    let new = base(14 * G);
+    match format {
+        Format::Raw => unsynced(&sim, "new", &new),
+        Format::Vmdk => {
+            let text = format!(
+                "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n\
+                 RW {} FLAT \"new-flat.vmdk\" 0\n",
+                new.len() / 512
+            );
+            sim.put("new", text.as_bytes());
+            unsynced(&sim, "new-flat.vmdk", &new);
+        }
+        _ => {
+            let text =
+                br#"{"QBM": {"version": 1, "image": {"file": "new.img", "format": "raw"}, "bitmaps": {"a":
+                {"file": "new.bits", "type": "allocation", "granularity-bytes": 4096}}}}"#;
+            sim.put("new", text);
+            sim.put("new.img", &new);
+            // As a process has left it that was killed between writing the bits and syncing them.
+            sim.put("new.bits", &[0; 8]);
+            let access = Access {
+                write: true,
+                direct: false,
+            };
+            let bits = sim
+                .folder()
+                .open(Role::Bitmap, "new.bits".as_ref(), access)
+                .unwrap();
+            write_slice(&*bits, &[0xff, 0x3f], 0).unwrap();
+        }
+    }
+    with(fault, || rebase(&disk, on("new", format))).unwrap();
+    let cut = sim.power_cut_keeping(Keep::Nothing);
+    // Where the new image has lost its length too, it may be none any more.
+    let disk = OpenOptions::new().no_state(true).folder(cut.folder()).open(TOP);
+    disk.is_ok_and(|disk| read_all(&disk) == content)
 }
 
 #[test]
 fn a_new_image_is_durable_first() {
-    assert!(outlives_a_power_cut_on_a_new_image(None));
-    assert!(!outlives_a_power_cut_on_a_new_image(Some(
-        Fault::FoundBackingUnsynced
-    )));
+    for format in [Format::Raw, Format::Vmdk, Format::Qbm] {
+        assert!(outlives_a_power_cut_on_a_new_image(format, None), "{format}");
+        let fault = Some(Fault::FoundBackingUnsynced);
+        assert!(!outlives_a_power_cut_on_a_new_image(format, fault), "{format}");
+    }
+}
+
+/// What is in the new image by the word of a killed process alone would go with a power cut.
+#[test]
+fn an_image_that_is_to_be_recovered_is_refused() {
+    let (sim, disk, content) = start(true);
+    CreateOptions::new()
+        .size(14 * G)
+        .backing("other.img", Format::Raw)
+        .folder(sim.folder())
+        .create("killed.qbm")
+        .unwrap();
+    let options = |sim: &SimDisk| OpenOptions::new().folder(sim.folder()).cache_epoch("e");
+    let killed = options(&sim).open("killed.qbm").unwrap();
+    write(&killed, 1, 0, G);
+    drop(killed);
+    disk.close().unwrap();
+    let disk = options(&sim).open(TOP).unwrap();
+    let words = "cannot rebase top.qbm: killed.qbm was not closed by its last user; \"qbm check -r all killed.qbm\" recovers it";
+    let killed = || on("killed.qbm", Format::Qbm);
+    assert_fails(rebase(&disk, killed()), ErrorCode::FileInvalid, words);
+    assert_same(&read_all(&disk), &content);
+    options(&sim).open("killed.qbm").unwrap().close().unwrap();
+    rebase(&disk, killed()).unwrap();
+    assert_same(&read_all(&disk), &content);
 }
 
 #[test]
