@@ -101,6 +101,8 @@ pub(crate) enum Fault {
     TablesUnordered,
     /// A commit into a deeper layer leaves there what a shorter layer in between hid.
     HiddenByLength,
+    /// A write goes on past a bitmap that cannot be written, and no mark says so.
+    ExcusedUnmarked,
     /// A first touch leaves no bit in the shadow.
     ShadowLeftOut,
     /// A granule's bit is in the shadow before the granule is in the image.

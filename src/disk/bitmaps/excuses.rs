@@ -10,6 +10,7 @@ use super::Bitmap;
 use crate::disk::NoticeCode;
 use crate::disk::open::Notify;
 use crate::error::{Error, Result};
+use crate::mutation::{self, Fault};
 use crate::state::{MarkId, StateFile};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
@@ -81,6 +82,9 @@ impl Excuses {
         }
         self.file
             .update(|header| {
+                if mutation::on(Fault::ExcusedUnmarked) {
+                    return Ok(());
+                }
                 // Bitmaps come and go; their marks would fill the room there is.
                 let known = self.known();
                 header.marks.retain(|id| known.contains(&id));

@@ -56,6 +56,10 @@ impl Moments<'_> {
         }
         let mut extra = opening.extra;
         for (name, seen) in &view.bitmaps {
+            self.check_marks(name, seen)?;
+            if seen.inconsistent {
+                continue;
+            }
             self.check_changes(name, seen, &content, view.length)?;
             let (least, most) = self.bounds(name, seen);
             let whole = granules(view.length, seen.granularity);
@@ -103,6 +107,30 @@ impl Moments<'_> {
         ))
     }
 
+    /// D1, D2: a bitmap is inconsistent where it was so before or behind the step in which the crash came, and not where it
+    /// was sound in both.
+    fn check_marks(&self, name: &str, found: &Seen) -> Result<(), String> {
+        let same: Vec<_> = self.of_one_epoch(name, found).collect();
+        if same.is_empty()
+            || self.anything_failed()
+            || same.iter().any(|it| it.inconsistent == found.inconsistent)
+        {
+            return Ok(());
+        }
+        Err(if found.inconsistent {
+            format!("D2: bitmap {name:?} is inconsistent for no reason")
+        } else {
+            format!("D1: bitmap {name:?} was inconsistent and is not any more")
+        })
+    }
+
+    /// What was reported of a bitmap that had the starting point of this one.
+    fn of_one_epoch<'v>(&'v self, name: &'v str, found: &'v Seen) -> impl Iterator<Item = &'v Seen> {
+        let views = [self.before, self.after];
+        let same = views.into_iter().filter_map(move |view| view.bitmaps.get(name));
+        same.filter(|it| it.epoch == found.epoch)
+    }
+
     /// D1: every granule that differs from what it was at the starting point is dirty.
     fn check_changes(&self, name: &str, seen: &Seen, content: &[u8], length: u64) -> Result<(), String> {
         // One that does not record misses what comes; what it had is in the bounds.
@@ -131,12 +159,8 @@ impl Moments<'_> {
     /// The bits that a bitmap must have, and those that it may: by what was reported before and behind the step in which
     /// the crash came.
     fn bounds(&self, name: &str, found: &Seen) -> (u64, u64) {
-        let views = [self.before, self.after];
-        let same = views.into_iter().filter_map(|view| view.bitmaps.get(name));
-        let same: Vec<_> = same
-            .filter(|it| it.epoch == found.epoch)
-            .map(|it| it.bits)
-            .collect();
+        let same = self.of_one_epoch(name, found).filter(|it| !it.inconsistent);
+        let same: Vec<_> = same.map(|it| it.bits).collect();
         if same.is_empty() {
             return (0, u64::MAX);
         }

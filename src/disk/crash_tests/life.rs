@@ -9,11 +9,11 @@ use super::steps::Step;
 use crate::bitmap::BitmapPolicy;
 use crate::descriptor::{BackingEntry, Format};
 use crate::disk::{
-    AddBitmap, BackingFlags, BitmapAction, BitmapContent, CreateOptions, Disk, MergeSource, OpenOptions,
-    StatusFlags, Thaw, TruncateFlags, WriteFlags,
+    AddBitmap, BackingFlags, BitmapAction, BitmapContent, CheckOptions, CreateOptions, Disk, FindingKind,
+    MergeSource, OnBitmapError, OpenOptions, Repair, Severity, StatusFlags, Thaw, TruncateFlags, WriteFlags,
 };
 use crate::error::{Error, Result};
-use crate::storage::simulated::SimDisk;
+use crate::storage::simulated::{CallKind, Fault, SimDisk};
 use crate::units::Granularity;
 
 pub(super) const NAME: &str = "disk.qbm";
@@ -21,24 +21,33 @@ pub(super) const STATE: &str = "disk.state";
 const BASE: &str = "base.img";
 /// What an overlay may be put on, besides nothing: of other content, and longer.
 const OTHER: &str = "other.img";
+/// An overlay itself, which takes from the first.
+const MIDDLE: &str = "middle.qbm";
 const LENGTH: u64 = 24 << 10;
 pub(super) const REGION: u64 = 4096;
 
 /// What a life is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a trait of its own")]
 pub(super) struct Kind {
     /// The disk takes from a backing image.
     pub(super) overlay: bool,
     pub(super) policy: BitmapPolicy,
+    /// That image is an overlay itself.
+    pub(super) over_qbm: bool,
     /// Regions are retired at every flush.
     pub(super) eager: bool,
+    /// A bitmap that cannot be written becomes inconsistent.
+    pub(super) excuses: bool,
 }
 
 impl Kind {
     pub(super) const RAW: Self = Self {
         overlay: false,
         policy: BitmapPolicy::WriteThrough,
+        over_qbm: false,
         eager: true,
+        excuses: false,
     };
     pub(super) const LAZY: Self = Self {
         policy: BitmapPolicy::Lazy,
@@ -48,8 +57,16 @@ impl Kind {
         overlay: true,
         ..Self::RAW
     };
+    pub(super) const OVER_QBM: Self = Self {
+        over_qbm: true,
+        ..Self::OVERLAY
+    };
     pub(super) const PATIENT: Self = Self {
         eager: false,
+        ..Self::RAW
+    };
+    pub(super) const EXCUSED: Self = Self {
+        excuses: true,
         ..Self::RAW
     };
 
@@ -59,8 +76,13 @@ impl Kind {
             .folder(sim.folder())
             .bitmap_policy(self.policy)
             .cache_epoch(cache);
-        if self.eager {
+        let options = if self.eager {
             options.retire_interval(Duration::ZERO)
+        } else {
+            options
+        };
+        if self.excuses {
+            options.on_bitmap_error(OnBitmapError::MarkInconsistent)
         } else {
             options
         }
@@ -86,11 +108,17 @@ fn base(length: usize, other: bool) -> Vec<u8> {
         .collect()
 }
 
-/// The backing number `number`; none of the last.
-fn backing(number: usize) -> Option<BackingEntry> {
-    [BASE, OTHER].get(number).map(|file| BackingEntry {
-        file: (*file).to_owned(),
-        format: Format::Raw,
+/// The backing number `number` of an overlay of this kind, the one it begins with first; none of the last.
+fn backing(kind: Kind, number: usize) -> Option<BackingEntry> {
+    let first = if kind.over_qbm {
+        (MIDDLE, Format::Qbm)
+    } else {
+        (BASE, Format::Raw)
+    };
+    let (file, format) = *[first, (OTHER, Format::Raw)].get(number)?;
+    Some(BackingEntry {
+        file: file.to_owned(),
+        format,
     })
 }
 
@@ -111,7 +139,18 @@ impl Life {
         if kind.overlay {
             sim.put(BASE, &base);
             let granularity = Granularity::new(2048).unwrap_or_default();
-            create = create.backing(BASE, Format::Raw).granularity(granularity);
+            create = if kind.over_qbm {
+                CreateOptions::new()
+                    .region_bytes(REGION)
+                    .folder(sim.folder())
+                    .backing(BASE, Format::Raw)
+                    .granularity(Granularity::new(1024).unwrap_or_default())
+                    .create(MIDDLE)?;
+                create.backing(MIDDLE, Format::Qbm)
+            } else {
+                create.backing(BASE, Format::Raw)
+            }
+            .granularity(granularity);
         }
         create.create(NAME)?;
         let view = View {
@@ -226,11 +265,75 @@ impl Life {
     fn shown_by(&self, backing: Option<&BackingEntry>, length: usize) -> Vec<u8> {
         // From a copy, in which no call fails. One that cannot be read shows nothing that an overlay on it could.
         let mut content = backing
-            .and_then(|it| content_of(&self.sim.kill(), it).ok())
+            .and_then(|it| content_of(&self.sim.kill(), &self.cache, it).ok())
             .unwrap_or_default();
         content.resize(length, 0);
         content.resize(MAX, 0);
         content
+    }
+
+    /// No file of the bitmap takes any bits.
+    fn break_bitmap(&self, name: &str) {
+        for file in self.sim.names() {
+            let shown = file.to_string_lossy();
+            if shown.starts_with(&format!("disk-{name}")) && shown.ends_with(".bitmap") {
+                let fault = Fault::new(libc::ENOSPC).on(CallKind::Write);
+                self.sim.fail(fault.on_file(&shown).from_then_on());
+            }
+        }
+    }
+
+    /// Has the disk, which nobody has open, checked and repaired: nothing but bitmaps may be found unsound.
+    fn check(&self, repair: Repair) -> Result<()> {
+        let options = CheckOptions::new()
+            .folder(self.sim.folder())
+            .cache_epoch(&self.cache)
+            .repair(repair);
+        let report = options.check(NAME, &mut |_, _| ControlFlow::Continue(()))?;
+        let unsound = report.findings.iter().find(|it| {
+            !it.fixed
+                && matches!(it.severity, Severity::Corruption | Severity::Error)
+                && it.kind != FindingKind::BitmapInconsistent
+        });
+        match unsound {
+            None => Ok(()),
+            Some(finding) => Err(Error::new(
+                crate::error::ErrorCode::FileInvalid,
+                format!("{repair:?} leaves {finding:?}"),
+            )),
+        }
+    }
+
+    /// Has the guest change `len` bytes at `at`, as far as the disk goes.
+    fn change(&mut self, step: Step, (at, len): (usize, usize), begun: u64) -> Result<()> {
+        let Some(disk) = &self.disk else { return Ok(()) };
+        let length = bytes(disk.length());
+        let len = len.min(length.saturating_sub(at));
+        let fua = matches!(step, Step::Write { fua: true, .. });
+        let content = if matches!(step, Step::Write { .. }) {
+            self.written
+        } else {
+            0
+        };
+        let content = vec![content; len];
+        let flags = if fua { WriteFlags::FUA } else { WriteFlags::empty() };
+        let result = match step {
+            Step::Write { .. } => disk.write(&content, at as u64, flags),
+            Step::Zero { unmap, .. } => {
+                let flags = if unmap {
+                    WriteFlags::MAY_UNMAP
+                } else {
+                    WriteFlags::empty()
+                };
+                disk.write_zeroes(at as u64, len as u64, flags)
+            }
+            _ => disk.discard(at as u64, len as u64, flags),
+        };
+        let ended = if result.is_ok() { self.now() } else { u64::MAX };
+        if result.is_ok() || !refused(&result) {
+            self.model.wrote(begun, ended, at.min(length), &content, fua);
+        }
+        result
     }
 
     fn act(&mut self, step: Step, begun: u64) -> Result<()> {
@@ -245,38 +348,25 @@ impl Life {
                 self.disk = None;
                 return self.open();
             }
+            Step::Check(repair) => {
+                self.disk = None;
+                self.check(repair)?;
+                return self.open();
+            }
             _ => self.open()?,
         }
         let Some(disk) = &self.disk else { return Ok(()) };
         let length = bytes(disk.length());
         match step {
-            Step::Write { at, len, .. } | Step::Zero { at, len, .. } | Step::Discard { at, len } => {
-                let len = len.min(length.saturating_sub(at));
-                let fua = matches!(step, Step::Write { fua: true, .. });
-                let content = if matches!(step, Step::Write { .. }) {
-                    self.written
-                } else {
-                    0
-                };
-                let content = vec![content; len];
-                let flags = if fua { WriteFlags::FUA } else { WriteFlags::empty() };
-                let result = match step {
-                    Step::Write { .. } => disk.write(&content, at as u64, flags),
-                    Step::Zero { unmap, .. } => {
-                        let flags = if unmap {
-                            WriteFlags::MAY_UNMAP
-                        } else {
-                            WriteFlags::empty()
-                        };
-                        disk.write_zeroes(at as u64, len as u64, flags)
-                    }
-                    _ => disk.discard(at as u64, len as u64, flags),
-                };
-                let ended = if result.is_ok() { self.now() } else { u64::MAX };
-                if result.is_ok() || !refused(&result) {
-                    self.model.wrote(begun, ended, at.min(length), &content, fua);
-                }
+            Step::Broken { name, at, len } => {
+                self.break_bitmap(name);
+                let fua = false;
+                let result = self.act(Step::Write { at, len, fua }, begun);
+                self.sim.heal();
                 result
+            }
+            Step::Write { at, len, .. } | Step::Zero { at, len, .. } | Step::Discard { at, len } => {
+                self.change(step, (at, len), begun)
             }
             Step::Unchanged { at, len } => {
                 let len = len.min(length.saturating_sub(at));
@@ -310,9 +400,11 @@ impl Life {
             }
             Step::Snapshot => disk.snapshot(&format!("{begun}.qbm"), None),
             Step::Commit => disk.commit(&mut |_, _| ControlFlow::Continue(())),
-            Step::Rebase(number) => disk.rebase(backing(number), &mut |_, _| ControlFlow::Continue(())),
+            Step::Rebase(number) => {
+                disk.rebase(backing(self.kind, number), &mut |_, _| ControlFlow::Continue(()))
+            }
             Step::ChangeBacking(number) => {
-                let backing = backing(number);
+                let backing = backing(self.kind, number);
                 let content = self.shown_by(backing.as_ref(), length);
                 let ranges = not_own(disk)?;
                 let result = disk.change_backing(backing, BackingFlags::empty());
@@ -328,12 +420,12 @@ impl Life {
     }
 }
 
-/// What an image shows.
-fn content_of(sim: &SimDisk, image: &BackingEntry) -> Result<Vec<u8>> {
+/// What an image shows to a process whose page cache is `cache`.
+fn content_of(sim: &SimDisk, cache: &str, image: &BackingEntry) -> Result<Vec<u8>> {
     if image.format == Format::Raw {
         return sim.read(&image.file).map_err(|e| Error::system(&e));
     }
-    let options = OpenOptions::new().folder(sim.folder());
+    let options = OpenOptions::new().folder(sim.folder()).cache_epoch(cache);
     let disk = options.read_only(true).no_lock(true).open(&image.file)?;
     let mut content = vec![0; bytes(disk.length())];
     disk.read(&mut content, 0).map(|()| content)
@@ -393,6 +485,7 @@ fn change_bitmaps(disk: &Disk, step: Step) -> Result<()> {
             let fits = |it: &BitmapContent| it.granularity() == blank.granularity();
             disk.bitmap_replace(name, &other.filter(fits).unwrap_or(blank))
         }
+        Step::Mend(name) => disk.bitmap_repair(name),
         Step::Freeze(name) => disk.bitmap_freeze(name),
         Step::Thaw(name, true) => disk.bitmap_thaw(name, Thaw::Commit),
         Step::Thaw(name, false) => disk.bitmap_thaw(name, Thaw::Rollback),
@@ -420,7 +513,8 @@ fn change_bitmaps(disk: &Disk, step: Step) -> Result<()> {
 /// Whether a call was refused by the rules, so that nothing was tried.
 pub(super) fn refused(result: &Result<()>) -> bool {
     use crate::error::ErrorCode::{
-        BitmapBusy, BitmapExists, BitmapNotFound, BitmapState, InvalidArgument, NotSupported, OutOfRange,
+        BitmapBusy, BitmapExists, BitmapInconsistent, BitmapNotFound, BitmapState, InvalidArgument,
+        NotSupported, OutOfRange,
     };
     let code = result.as_ref().err().map(Error::code);
     matches!(
@@ -428,6 +522,7 @@ pub(super) fn refused(result: &Result<()>) -> bool {
         Some(
             BitmapBusy
                 | BitmapExists
+                | BitmapInconsistent
                 | BitmapNotFound
                 | BitmapState
                 | InvalidArgument
@@ -448,7 +543,8 @@ pub(super) fn view_of(disk: &Disk, bits: impl Fn(&str) -> Result<u64>) -> Result
             continue;
         }
         let seen = Seen {
-            bits: bits(&info.name)?,
+            bits: if info.inconsistent { 0 } else { bits(&info.name)? },
+            inconsistent: info.inconsistent,
             granularity: info.granularity.bytes(),
             recording: info.recording,
             epoch: info.epoch.unwrap_or_default(),

@@ -1,16 +1,17 @@
 //! Crash tests of the whole engine on the simulated disk, held against what a guest and a backup
 //! were told.
 //!
-//! A [`life::Life`] is an open disk to which [`steps`] are done while a [`model::Model`] writes down what each of them
-//! promised. [`power`] stops that life after every call that changes something and looks at what is left with the rules of
-//! [`check`]; [`failing`] has every call fail in turn; [`mutations`] takes the engine's protections away one by one, and
-//! shows that the tests notice. The tests of parts stand beside the parts.
+//! A [`life::Life`] is an open disk to which [`steps`] are done, written by hand or drawn by [`dice`], while a
+//! [`model::Model`] writes down what each of them promised. [`power`] stops that life after every call that changes
+//! something and looks at what is left with the rules of [`check`]; [`failing`] has every call fail in
+//! turn; [`mutations`] takes the engine's protections away one by one, and shows that the tests notice. The tests of parts stand beside the parts.
 //!
 //! A long run: `QBM_CRASH_STATES=10000000 cargo test --release --lib crash_tests -- --nocapture`.
 
 #![cfg_attr(fuzzing, allow(dead_code, reason = "the fuzzer tells no story by hand"))]
 
 mod check;
+mod dice;
 #[cfg(test)]
 mod failing;
 #[cfg(test)]

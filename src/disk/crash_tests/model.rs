@@ -27,7 +27,9 @@ struct Version {
 /// What a bitmap is, as far as it outlives a crash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
+    /// None of one that is inconsistent.
     pub(super) bits: u64,
+    pub(super) inconsistent: bool,
     pub(super) granularity: u64,
     pub(super) recording: bool,
     pub(super) epoch: String,
@@ -278,7 +280,12 @@ impl Moments<'_> {
         }
         next.points.clone_from(&self.model.points);
         next.doubtful.clone_from(&self.model.doubtful);
-        for seen in next.view().bitmaps.values().filter(|it| !it.epoch.is_empty()) {
+        for seen in next
+            .view()
+            .bitmaps
+            .values()
+            .filter(|it| !it.epoch.is_empty() && !it.inconsistent)
+        {
             // A step that failed may have begun it all the same; the bits were held against that already.
             let then = self.model.doubtful.iter().find(|then| {
                 let changed = differing(&content, then, bytes(seen.granularity));

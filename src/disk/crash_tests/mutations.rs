@@ -8,7 +8,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::failing;
 use super::life::Kind;
 use super::power::{Depth, look_at, random};
-use super::steps::{everything, everything_of_an_overlay};
 use crate::mutation::{Fault, with};
 
 /// Which of the tests notices.
@@ -20,7 +19,8 @@ enum By {
     Failing(Kind, &'static str),
 }
 
-const WRITING: [(Fault, By); 16] = [
+const WRITING: [(Fault, By); 17] = [
+    (Fault::ExcusedUnmarked, By::Power(Kind::EXCUSED, "D1")),
     (Fault::BegunSilently, By::Power(Kind::RAW, "D1")),
     (Fault::PolicyUntold, By::Power(Kind::LAZY, "D1")),
     (Fault::IntentUnsynced, By::Power(Kind::RAW, "D1")),
@@ -73,12 +73,7 @@ fn verdict(fault: Fault, by: By) -> Result<u64, String> {
         catch_unwind(AssertUnwindSafe(|| match by {
             By::Failing(kind, _) => failing::every_call(kind),
             By::Power(kind, _) => {
-                let steps = if kind.overlay {
-                    everything_of_an_overlay()
-                } else {
-                    everything()
-                };
-                let by_hand = look_at(kind, &steps, depth)?;
+                let by_hand = look_at(kind, &kind.script(), depth)?;
                 (0..4).try_fold(by_hand, |all, seed| Ok(all + random(kind, seed, 40, depth)?))
             }
         }))

@@ -1,6 +1,7 @@
-//! What is done to a disk: lists of steps, written by hand or drawn at random.
+//! What is done to a disk: lists of steps, written by hand. [`super::dice`] draws them at random.
 
-use super::model::SECTOR;
+use super::life::Kind;
+use crate::disk::Repair;
 
 /// One step. Bitmaps have names of one letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +68,16 @@ pub(super) enum Step {
     /// The same by the name alone.
     ChangeBacking(usize),
     Snapshot,
+    /// A write while nothing can be written to the files of this bitmap.
+    Broken {
+        name: &'static str,
+        at: usize,
+        len: usize,
+    },
+    /// Every bit of an inconsistent bitmap is set.
+    Mend(&'static str),
+    /// The process dies, the disk is checked and repaired, and opened again.
+    Check(Repair),
     /// Close and open again.
     Reopen,
     /// The process dies and another one opens the disk, its page cache alive.
@@ -104,7 +115,7 @@ pub(super) const fn write(at: usize, len: usize) -> Step {
 }
 
 /// Every operation at least once, in an order in which each of them has something to do.
-pub(super) fn everything() -> Vec<Step> {
+fn everything() -> Vec<Step> {
     use Step::*;
     let recording = |name, granularity| Add {
         name,
@@ -194,7 +205,7 @@ pub(super) fn everything() -> Vec<Step> {
 }
 
 /// What an overlay adds to that.
-pub(super) fn everything_of_an_overlay() -> Vec<Step> {
+fn everything_of_an_overlay() -> Vec<Step> {
     use Step::*;
     let mut steps = everything();
     let at = steps.len() / 2;
@@ -219,7 +230,7 @@ pub(super) fn everything_of_an_overlay() -> Vec<Step> {
         write(100, 5000),
     ];
     steps.splice(at..at, more);
-    steps.extend([write(500, 2500), MakeEmpty]);
+    steps.extend([write(500, 2500), MakeEmpty, write(4000, 3000), Check(Repair::All)]);
     steps.extend([write(700, 600), Flush, write(800, 1500), Snapshot, Flush]);
     steps.extend([write(900, 100), Snapshot, write(1500, 700)]);
     steps.extend([write(100, 8000), Flush, Commit, Reopen]);
@@ -235,115 +246,47 @@ pub(super) fn everything_of_an_overlay() -> Vec<Step> {
     steps
 }
 
-/// The same numbers for the same seed.
-#[derive(Clone)]
-pub(super) struct Dice {
-    state: u64,
-    /// What the fuzzer has thrown already, the next one last.
-    thrown: Vec<u8>,
+/// What broken bitmaps add to that.
+fn everything_excused() -> Vec<Step> {
+    use Step::*;
+    let mut steps = everything();
+    let broken = |name, at, len| Broken { name, at, len };
+    let more = [
+        broken("a", 5000, 3000),
+        write(5500, 100),
+        Flush,
+        Check(Repair::All),
+        broken("b", 9000, 5000),
+        Mend("a"),
+        write(1000, 3000),
+        Die,
+        Check(Repair::Dirty),
+        write(11_000, 700),
+        Flush,
+        broken("a", 2000, 900),
+        Remove("a"),
+        Check(Repair::Leaks),
+    ];
+    steps.splice(4..4, more);
+    steps.insert(
+        4 + more.len(),
+        Add {
+            name: "a",
+            granularity: 1024,
+            persistent: true,
+            recording: true,
+        },
+    );
+    steps
 }
 
-impl Dice {
-    pub(super) fn new(seed: u64) -> Self {
-        Self {
-            state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
-            thrown: Vec::new(),
-        }
-    }
-
-    /// Dice that fall as `bytes` say, and when these are used up as they like.
-    #[cfg(fuzzing)]
-    pub(super) fn of(bytes: &[u8]) -> Self {
-        Self {
-            thrown: bytes.iter().rev().copied().collect(),
-            ..Self::new(1)
-        }
-    }
-
-    #[cfg(fuzzing)]
-    pub(super) fn is_empty(&self) -> bool {
-        self.thrown.is_empty()
-    }
-
-    pub(super) fn below(&mut self, limit: usize) -> usize {
-        if let Some(low) = self.thrown.pop() {
-            let high = if limit > 256 {
-                self.thrown.pop().unwrap_or(0)
-            } else {
-                0
-            };
-            return usize::from(u16::from_le_bytes([low, high])) % limit;
-        }
-        self.state ^= self.state << 13;
-        self.state ^= self.state >> 7;
-        self.state ^= self.state << 17;
-        usize::try_from((self.state >> 20) % limit as u64).unwrap_or(0)
-    }
-
-    fn name(&mut self) -> &'static str {
-        ["a", "b", "c", "d"][self.below(4)]
-    }
-
-    fn range(&mut self, length: usize) -> (usize, usize) {
-        let at = self.below(length);
-        let (at, len) = match self.below(4) {
-            0 => (at, 1 + self.below(600)),
-            1 => (at, 1 + self.below(5000)),
-            2 => (at / SECTOR * SECTOR, SECTOR),
-            _ => (at / 4096 * 4096, 4096),
-        };
-        (at, len.min(length - at))
-    }
-
-    /// A step that a disk of `length` bytes can be asked for. Some will be refused.
-    pub(super) fn step(&mut self, length: usize, overlay: bool) -> Step {
-        let (at, len) = self.range(length);
-        let (name, other) = (self.name(), self.name());
-        match self.below(60) {
-            0..=19 => Step::Write {
-                at,
-                len,
-                fua: self.below(6) == 0,
-            },
-            20 => Step::Zero { at, len, unmap: true },
-            21 => Step::Zero {
-                at,
-                len,
-                unmap: false,
-            },
-            22 => Step::Discard { at, len },
-            23 => Step::Unchanged { at, len },
-            29 => Step::Sync,
-            30 => Step::SyncOne(name),
-            31..=35 => Step::Add {
-                name,
-                granularity: 512 << self.below(4),
-                persistent: self.below(5) > 0,
-                recording: self.below(5) > 0,
-            },
-            36 => Step::Remove(name),
-            37..=38 => Step::Clear(name),
-            39 => Step::Enable(name),
-            40 => Step::Disable(name),
-            41 => Step::Rename(name, other),
-            42 => Step::Persist(name, self.below(3) > 0),
-            43 => Step::Set { name, at, len },
-            44 => Step::Reset { name, at, len },
-            45 => Step::Merge(name, other),
-            46 => Step::Replace(name, other),
-            47..=48 => Step::Freeze(name),
-            49..=50 => Step::Thaw(name, self.below(3) > 0),
-            51 => Step::Hand(name, other),
-            52 => Step::Swap(name, other),
-            53..=54 => Step::Truncate(8192 + self.below(24 << 10)),
-            55 if overlay => Step::Commit,
-            56 if overlay => Step::MakeEmpty,
-            26 => Step::Snapshot,
-            27 if overlay => Step::Rebase(at % 3),
-            28 if overlay => Step::ChangeBacking(at % 3),
-            57 => Step::Reopen,
-            58 => Step::Die,
-            _ => Step::Flush,
+impl Kind {
+    /// All that can be done to a disk of this kind, in an order in which it has something to do.
+    pub(super) fn script(self) -> Vec<Step> {
+        match self {
+            Self { overlay: true, .. } => everything_of_an_overlay(),
+            Self { excuses: true, .. } => everything_excused(),
+            _ => everything(),
         }
     }
 }
