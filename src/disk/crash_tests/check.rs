@@ -1,7 +1,8 @@
 //! What must hold of a disk that is opened after a crash: D1, D2, A1, A2, A3 and M1 (docs/durability.md), held against the model.
 
+use super::backup;
 use super::life::{Kind, NAME, REGION, STATE, bytes, view_of};
-use super::model::{Moments, Seen, View};
+use super::model::{Moments, Seen, View, differing};
 use crate::bitmap::BitmapPolicy;
 use crate::disk::Disk;
 use crate::state::StateFile;
@@ -61,6 +62,7 @@ impl Moments<'_> {
                 continue;
             }
             self.check_changes(name, seen, &content, view.length)?;
+            self.check_backup(name, seen, &content, state)?;
             let (least, most) = self.bounds(name, seen);
             let whole = granules(view.length, seen.granularity);
             if least & whole & !seen.bits != 0 {
@@ -137,15 +139,11 @@ impl Moments<'_> {
         if !seen.recording {
             return Ok(());
         }
-        // A simulated file's length, and what is behind it, are lost and kept apart from each other. No file system does
-        // that, so a cut that is cut off is judged by what it was to leave.
-        let judged = self.after.length.min(length);
-        let judged = if self.anything_failed() {
-            self.before.length.min(judged)
-        } else {
-            judged
-        };
-        let changed = self.changed(&content[..bytes(judged)], &seen.epoch, seen.granularity)?;
+        let changed = self.changed(
+            &content[..bytes(self.judged(length))],
+            &seen.epoch,
+            seen.granularity,
+        )?;
         let missing = changed.iter().map(|bits| bits & !seen.bits);
         match missing.min_by_key(|bits| bits.count_ones()) {
             None | Some(0) => Ok(()),
@@ -153,6 +151,31 @@ impl Moments<'_> {
                 "D1: bitmap {name:?} lacks granules {missing:b} of {} bytes",
                 seen.granularity
             )),
+        }
+    }
+
+    /// D1: with every granule that is dirty copied over it, the backup at the starting point is the disk.
+    fn check_backup(&self, name: &str, seen: &Seen, content: &[u8], state: &SimDisk) -> Result<(), String> {
+        let Some(backup) = backup::taken_at(state, &seen.epoch).filter(|_| seen.recording) else {
+            return Ok(());
+        };
+        let judged = bytes(self.judged(content.len() as u64)).min(backup.len());
+        match differing(&content[..judged], &backup, bytes(seen.granularity)) & !seen.bits {
+            0 => Ok(()),
+            missing => Err(format!(
+                "D1: bitmap {name:?} lacks granules {missing:b} that its backup has not"
+            )),
+        }
+    }
+
+    /// How much of a disk of `length` bytes is judged. A simulated file's length, and what is behind it, are lost and kept
+    /// apart from each other. No file system does that, so a cut that is cut off is judged by what it was to leave.
+    fn judged(&self, length: u64) -> u64 {
+        let judged = self.after.length.min(length);
+        if self.anything_failed() {
+            self.before.length.min(judged)
+        } else {
+            judged
         }
     }
 

@@ -61,6 +61,16 @@ fn script(kind: Kind) -> Vec<Step> {
         Reopen,
         write(12_000, 300),
         Flush,
+        Backup {
+            name: "a",
+            at: 12_000,
+            len: 3000,
+        },
+        Backup {
+            name: "a",
+            at: 100,
+            len: 900,
+        },
     ];
     if kind.overlay {
         steps.splice(8..8, [MakeEmpty, write(100, 5000)]);

@@ -2,6 +2,7 @@
 
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::model::{MAX, Model, Seen, View};
@@ -93,7 +94,7 @@ pub(super) struct Life {
     pub(super) sim: SimDisk,
     pub(super) kind: Kind,
     pub(super) model: Model,
-    disk: Option<Disk>,
+    disk: Option<Arc<Disk>>,
     cache: String,
     written: u8,
 }
@@ -176,7 +177,7 @@ impl Life {
             sim: sim.clone(),
             kind,
             model,
-            disk: Some(disk),
+            disk: Some(Arc::new(disk)),
             cache: cache.to_owned(),
             written: 100,
         }
@@ -204,10 +205,16 @@ impl Life {
             .is_none_or(|disk| disk.info().is_ok_and(|info| info.failed))
     }
 
+    /// The disk, open.
+    pub(super) fn disk(&mut self) -> Result<Option<Arc<Disk>>> {
+        self.open()?;
+        Ok(self.disk.clone())
+    }
+
     fn open(&mut self) -> Result<()> {
         if self.disk.is_none() {
             let disk = self.kind.options(&self.sim, &self.cache).open(NAME)?;
-            self.disk = Some(disk);
+            self.disk = Some(Arc::new(disk));
         }
         Ok(())
     }
@@ -216,6 +223,9 @@ impl Life {
     pub(super) fn step(&mut self, step: Step) -> Result<()> {
         let begun = self.now();
         self.written = self.written.wrapping_add(1).max(1);
+        if let Step::Backup { name, at, len } = step {
+            return self.back_up(name, (at, len));
+        }
         let result = self.act(step, begun);
         let ended = self.now();
         if result.is_ok() && step.flushes() {
@@ -248,7 +258,7 @@ impl Life {
     }
 
     /// Looks at what the disk says of itself.
-    fn observe(&mut self, begun: u64, ended: u64) {
+    pub(super) fn observe(&mut self, begun: u64, ended: u64) {
         let Some(disk) = &self.disk else { return };
         let Ok(view) = view_of(disk, |info| disk.bits_kept(info)) else {
             return;
@@ -339,7 +349,7 @@ impl Life {
     fn act(&mut self, step: Step, begun: u64) -> Result<()> {
         match step {
             Step::Reopen => {
-                if let Some(disk) = self.disk.take() {
+                if let Some(disk) = self.disk.take().and_then(Arc::into_inner) {
                     disk.close()?;
                 }
                 return self.open();

@@ -10,6 +10,7 @@
 
 #![cfg_attr(fuzzing, allow(dead_code, reason = "the fuzzer tells no story by hand"))]
 
+mod backup;
 mod check;
 mod dice;
 #[cfg(test)]

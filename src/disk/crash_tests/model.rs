@@ -316,7 +316,7 @@ impl Moments<'_> {
 }
 
 /// The granules of `size` bytes of `now` that are not what they were.
-fn differing(now: &[u8], then: &[u8], size: usize) -> u64 {
+pub(super) fn differing(now: &[u8], then: &[u8], size: usize) -> u64 {
     let granules = now.chunks(size).zip(then.chunks(size)).enumerate();
     granules
         .filter(|(_, (now, then))| *now != &then[..now.len()])

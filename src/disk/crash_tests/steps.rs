@@ -68,6 +68,13 @@ pub(super) enum Step {
     /// The same by the name alone.
     ChangeBacking(usize),
     Snapshot,
+    /// Copies what is dirty to where the backup of the bitmap's starting point is, or all where there is none, while the
+    /// guest writes; then the bitmap forgets.
+    Backup {
+        name: &'static str,
+        at: usize,
+        len: usize,
+    },
     /// A write while nothing can be written to the files of this bitmap.
     Broken {
         name: &'static str,
@@ -123,6 +130,7 @@ fn everything() -> Vec<Step> {
         persistent: true,
         recording: true,
     };
+    let backup = |at, len| Backup { name: "a", at, len };
     vec![
         recording("a", 1024),
         recording("b", 4096),
@@ -201,6 +209,13 @@ fn everything() -> Vec<Step> {
         Flush,
         write(6000, 100),
         Reopen,
+        backup(100, 5000),
+        write(9000, 700),
+        Die,
+        backup(9100, 700),
+        Flush,
+        write(3000, 300),
+        backup(20_000, 2000),
     ]
 }
 
