@@ -6,8 +6,10 @@
 //!
 //! The disk has two recording bitmaps, all of whose bits are set: this is the steady state, where no region is active
 //! and nothing is to be retired. The last part is the opposite, writes of 4 KiB at random to 100 GiB where nothing was
-//! written before: each first write to a region waits until the state file has noted the region durably. Folders
-//! default to a tmpfs and the build's.
+//! written before: each first write to a region waits until the state file has noted the region durably. Between them
+//! stands what QEMU does of the same: `qemu-img bench`, which is QEMU's block layer in one process, on a raw file, on a
+//! qcow2 and on a qcow2 with two persistent bitmaps, all of which have every byte allocated. Folders default to a tmpfs and
+//! the build's.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -167,6 +169,137 @@ fn first_pass(library: &Library, folder: &Path) {
     }
 }
 
+/// So many writes of 4 KiB, each with a flush, so far apart.
+const COUNT: u32 = 800;
+const STEP: u64 = (1 << 20) + BLOCK;
+/// So many rounds of each in turn.
+const ROUNDS: usize = 9;
+
+/// What writes and flushes, in a column of its own.
+#[derive(Clone, Copy)]
+enum Engine<'e> {
+    Bare(&'e File),
+    Ours(&'e OpenDisk<'e>),
+    Qemu(&'e Path, &'static str),
+}
+
+impl Engine<'_> {
+    /// Microseconds for a write and its flush, with `depth` of them at once.
+    fn run(self, depth: u64) -> f64 {
+        if let Self::Qemu(image, format) = self {
+            return qemu_bench(image, format, depth) * 1e6 / f64::from(COUNT);
+        }
+        let begun = std::time::Instant::now();
+        std::thread::scope(|scope| {
+            for thread in 0..depth {
+                scope.spawn(move || {
+                    for number in (thread..u64::from(COUNT)).step_by(usize::try_from(depth).expect("a count"))
+                    {
+                        let at = number * STEP % LENGTH;
+                        match self {
+                            Self::Bare(file) => {
+                                bare_write(file.as_raw_fd(), &BYTES, at);
+                                bare_flush(file.as_raw_fd());
+                            }
+                            Self::Ours(disk) => {
+                                disk.write(&BYTES, at);
+                                disk.flush();
+                            }
+                            Self::Qemu(..) => {}
+                        }
+                    }
+                });
+            }
+        });
+        begun.elapsed().as_secs_f64() * 1e6 / f64::from(COUNT)
+    }
+}
+
+fn qemu_img(args: &[&str]) -> Option<String> {
+    let done = std::process::Command::new("qemu-img").args(args).output().ok()?;
+    done.status
+        .success()
+        .then(|| String::from_utf8_lossy(&done.stdout).into_owned())
+}
+
+/// The seconds that it says it took, without opening and closing the image.
+fn qemu_bench(image: &Path, format: &str, depth: u64) -> f64 {
+    let image = image.to_str().expect("a name");
+    let (count, depth, step) = (COUNT.to_string(), depth.to_string(), STEP.to_string());
+    let said = qemu_img(&[
+        "bench",
+        "-w",
+        "--flush-interval=1",
+        "-s",
+        "4096",
+        "-f",
+        format,
+        "-c",
+        &count,
+        "-d",
+        &depth,
+        "-S",
+        &step,
+        image,
+    ]);
+    let said = said.expect("qemu-img bench");
+    let seconds = said
+        .split("completed in ")
+        .nth(1)
+        .and_then(|it| it.split(' ').next());
+    seconds.and_then(|it| it.parse().ok()).expect("what it took")
+}
+
+fn beside_qemu(library: &Library, folder: &Path) {
+    let dir = tempfile::tempdir_in(folder).expect("a folder to work in");
+    let bytes = vec![1; usize::try_from(LENGTH).expect("a length")];
+    let at = |name: &str| dir.path().join(name);
+    for name in ["disk.raw", "bare.raw", "qemu.raw"] {
+        std::fs::write(at(name), &bytes).expect("an image");
+    }
+    let path = create(dir.path(), &CreateOptions::new().image("disk.raw"));
+    let name = |it: &Path| it.to_str().expect("a name").to_owned();
+    for image in ["plain.qcow2", "bitmaps.qcow2"] {
+        let (from, to) = (name(&at("bare.raw")), name(&at(image)));
+        qemu_img(&["convert", "-f", "raw", "-O", "qcow2", &from, &to]).expect("qemu-img convert");
+    }
+    for bitmap in ["b0", "b1"] {
+        let image = name(&at("bitmaps.qcow2"));
+        qemu_img(&["bitmap", "--add", &image, bitmap]).expect("qemu-img bitmap");
+    }
+    let bare = File::options()
+        .write(true)
+        .open(at("bare.raw"))
+        .expect("the image");
+    let (disk, raw) = (library.open(&path), at("qemu.raw"));
+    let (plain, bitmaps) = (at("plain.qcow2"), at("bitmaps.qcow2"));
+    let engines = [
+        Engine::Bare(&bare),
+        Engine::Ours(&disk),
+        Engine::Qemu(&raw, "raw"),
+        Engine::Qemu(&plain, "qcow2"),
+        Engine::Qemu(&bitmaps, "qcow2"),
+    ];
+    for depth in [1, 8] {
+        // The first round sets bits and fills caches.
+        for engine in engines {
+            engine.run(depth);
+        }
+        let mut took = [const { Vec::new() }; 5];
+        for round in 0..ROUNDS {
+            for turn in 0..engines.len() {
+                let number = (turn + round) % engines.len();
+                took[number].push(engines[number].run(depth));
+            }
+        }
+        let medians = took.map(|mut it: Vec<f64>| {
+            it.sort_by(f64::total_cmp);
+            format!("{:>9.1}", it[it.len() / 2])
+        });
+        println!("{:<24} {depth}  {}", folder.display(), medians.join(" "));
+    }
+}
+
 fn main() {
     let library = Library::load();
     println!(
@@ -178,6 +311,20 @@ fn main() {
         for work in WORKS {
             steady(&library, folder, work);
         }
+    }
+    if qemu_img(&["--version"]).is_some() {
+        println!("\n4 KiB and flush beside QEMU, two bitmaps; medians of {ROUNDS} rounds in turn, µs");
+        let engines = ["bare", "qbm", "qemu raw", "qcow2", "+ bitmaps"].map(|it| format!("{it:>9}"));
+        println!(
+            "{:<24} at once {}",
+            "folder",
+            engines.join(" ").trim_start_matches(' ')
+        );
+        for folder in &common::folders() {
+            beside_qemu(&library, folder);
+        }
+    } else {
+        println!("\nno qemu-img: nothing to compare with");
     }
     println!(
         "\n4 KiB to each of {} regions of a new sparse disk, two recording bitmaps; µs a write",

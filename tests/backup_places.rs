@@ -8,8 +8,12 @@
     reason = "a test ends where its ground is missing; helpers count as no tests for clippy"
 )]
 
+#[path = "common/loops.rs"]
+mod loops;
 #[path = "common/mounted.rs"]
 mod mounted;
+#[path = "common/run.rs"]
+mod run;
 #[path = "common/skip.rs"]
 mod skip;
 
@@ -17,12 +21,14 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use mounted::{Mounted, run};
+use loops::Loop;
+use mounted::Mounted;
 use qbm::backup::{Backup, BackupFolder, Restore, Restored};
 use qbm::{CreateOptions, Disk, WriteFlags};
+use run::run;
 use skip::skipped;
 
 const MIB: u64 = 1 << 20;
@@ -31,25 +37,6 @@ const SIZE: u64 = 16 * MIB;
 #[allow(clippy::unnecessary_wraps, reason = "what a progress callback returns")]
 fn go_on(_: u64, _: u64) -> ControlFlow<()> {
     ControlFlow::Continue(())
-}
-
-/// A loop device; detached when dropped, so also when a test fails.
-struct Loop(PathBuf);
-
-impl Loop {
-    fn new(backing: &Path, block: u32) -> Result<Self, String> {
-        let mut command = Command::new("losetup");
-        command.args(["--find", "--show", "--sector-size", &block.to_string()]);
-        run(command.arg(backing)).map(|device| Self(device.into()))
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        if let Err(why) = run(Command::new("losetup").arg("--detach").arg(&self.0)) {
-            println!("{why}");
-        }
-    }
 }
 
 /// A disk in `folder` with some data, and one backup of it.
@@ -99,11 +86,11 @@ fn a_block_device_gets_a_backup_and_then_only_what_differs() {
         };
         let on_device = || {
             let mut bytes = vec![0; usize::try_from(SIZE + MIB).expect("in memory")];
-            let file = File::open(&device.0).expect("it opens");
+            let file = File::open(device.device()).expect("it opens");
             file.read_exact_at(&mut bytes, 0).expect("read");
             bytes
         };
-        let whole = restore(&backups, &device.0).expect("restored");
+        let whole = restore(&backups, device.device()).expect("restored");
         assert_eq!((whole.length, whole.written), (SIZE, SIZE), "blocks of {block}");
         let expected = content(&disk);
         let found = on_device();
@@ -118,7 +105,7 @@ fn a_block_device_gets_a_backup_and_then_only_what_differs() {
         Backup::new("b")
             .run(&disk, &mut backups, &mut go_on)
             .expect("a backup");
-        let again = restore(&backups, &device.0).expect("restored");
+        let again = restore(&backups, device.device()).expect("restored");
         assert_eq!(again.written, 4096, "blocks of {block}");
         assert!(
             on_device()[..expected.len()] == content(&disk),
@@ -137,7 +124,7 @@ fn a_block_device_that_is_too_small_is_left_alone() {
         Ok(device) => device,
         Err(why) => return skipped(why),
     };
-    let error = restore(&backups, &device.0).expect_err("it does not fit");
+    let error = restore(&backups, device.device()).expect_err("it does not fit");
     assert!(
         error
             .message()

@@ -7,6 +7,10 @@
     reason = "a test ends where its ground is missing; helpers count as no tests for clippy"
 )]
 
+#[path = "common/loops.rs"]
+mod loops;
+#[path = "common/run.rs"]
+mod run;
 #[path = "common/skip.rs"]
 mod skip;
 
@@ -15,21 +19,24 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use qbm::ByteRange;
+use loops::Loop;
 use qbm::storage::{Access, FileStorage, Storage, SyncMode, Zeroing, read_slice, write_slice};
+use qbm::{ByteRange, CreateOptions, Disk, Format, OpenOptions, WriteFlags};
 use skip::skipped;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 16 * MIB;
 
-/// A loop device over a file of its own; detached when dropped, so also when a test fails.
-struct Loop {
-    device: PathBuf,
+/// A loop device over a file of its own.
+struct Device {
+    node: PathBuf,
     backing: PathBuf,
+    // In the order in which they have to go.
+    attached: Option<Loop>,
     _dir: tempfile::TempDir,
 }
 
-impl Loop {
+impl Device {
     /// `None`, with a word, where the machine cannot.
     fn new(block: u32) -> Option<Self> {
         let dir = tempfile::tempdir().expect("a temporary folder");
@@ -38,44 +45,35 @@ impl Loop {
             .expect("a file")
             .set_len(SIZE)
             .expect("a length");
-        let attach = Command::new("losetup")
-            .args(["--find", "--show", "--sector-size", &block.to_string()])
-            .arg(&backing)
-            .output();
-        match attach {
-            Ok(output) if output.status.success() => Some(Self {
-                device: String::from_utf8_lossy(&output.stdout).trim().into(),
-                backing,
-                _dir: dir,
-            }),
-            Ok(output) => {
-                skipped(String::from_utf8_lossy(&output.stderr).trim());
-                None
-            }
-            Err(error) => {
-                skipped(format_args!("losetup: {error}"));
-                None
-            }
-        }
+        let device = Loop::new(&backing, block).map_err(skipped).ok()?;
+        Some(Self {
+            node: device.device().to_owned(),
+            backing,
+            attached: Some(device),
+            _dir: dir,
+        })
     }
-}
 
-impl Drop for Loop {
-    fn drop(&mut self) {
-        match Command::new("losetup").arg("--detach").arg(&self.device).status() {
-            Ok(status) if status.success() => {}
-            other => println!("cannot detach {}: {other:?}", self.device.display()),
+    /// The same file on the same device; false, with a word, where somebody else has taken it meanwhile.
+    fn attach_again(&mut self) -> bool {
+        self.attached = None;
+        let device = Loop::new(&self.backing, 512).expect("it was attached before");
+        let same = device.device() == self.node;
+        if !same {
+            skipped("a device that is attached again: somebody else has taken it");
         }
+        self.attached = Some(device);
+        same
     }
 }
 
 /// Runs `test` for both block sizes, through the page cache and around it.
-fn on_devices(test: impl Fn(&Loop, u32, &FileStorage)) {
+fn on_devices(test: impl Fn(&Device, u32, &FileStorage)) {
     for block in [512, 4096] {
         for direct in [false, true] {
-            let Some(device) = Loop::new(block) else { return };
+            let Some(device) = Device::new(block) else { return };
             let access = Access { write: true, direct };
-            let file = FileStorage::open(&device.device, access).expect("the device opens");
+            let file = FileStorage::open(&device.node, access).expect("the device opens");
             test(&device, block, &file);
         }
     }
@@ -109,7 +107,7 @@ fn limits_length_and_identity() {
         assert_eq!(file.allocated_bytes().expect("the space taken"), SIZE);
         let identity = file.identity().expect("an identity");
         assert_eq!(identity.inode, 0);
-        let again = FileStorage::open(&device.device, Access::default()).expect("an open");
+        let again = FileStorage::open(&device.node, Access::default()).expect("an open");
         assert_eq!(again.identity(), Some(identity));
         file.set_length(SIZE).expect("the length it has");
         let error = file.set_length(SIZE / 2).expect_err("no other length");
@@ -121,8 +119,8 @@ fn limits_length_and_identity() {
 
 #[test]
 fn a_resized_device_has_its_new_length() {
-    let Some(device) = Loop::new(512) else { return };
-    let file = FileStorage::open(&device.device, Access::default()).expect("an open");
+    let Some(device) = Device::new(512) else { return };
+    let file = FileStorage::open(&device.node, Access::default()).expect("an open");
     File::options()
         .write(true)
         .open(&device.backing)
@@ -131,7 +129,7 @@ fn a_resized_device_has_its_new_length() {
         .expect("a length");
     let status = Command::new("losetup")
         .arg("--set-capacity")
-        .arg(&device.device)
+        .arg(&device.node)
         .status();
     assert!(status.expect("losetup").success());
     assert_eq!(file.length().expect("a length"), 2 * SIZE);
@@ -162,7 +160,7 @@ fn bytes_at_any_place_are_written_and_read() {
             let back = read(file, from as u64, (bytes.len() + 150).min(model.len() - from));
             assert!(back == model[from..from + back.len()], "round {round}");
         }
-        assert!(contents(&device.device) == model);
+        assert!(contents(&device.node) == model);
         read_slice(file, &mut [0; 2], SIZE - 1).expect_err("a read over the end");
         write_slice(file, &[0; 2], SIZE - 1).expect_err("a write over the end");
     });
@@ -198,7 +196,7 @@ fn zeros_and_discards_read_back_as_zeros() {
             ] {
                 write_slice(file, &vec![9; usize::try_from(4 * MIB).expect("small")], 0).expect("a write");
                 // The page cache holds the old bytes when the device gets its zeros.
-                contents(&device.device);
+                contents(&device.node);
                 let outcome = match how {
                     Some(how) => file.write_zeroes(range(start, len), how),
                     None => file.discard(range(start, len)),
@@ -207,7 +205,7 @@ fn zeros_and_discards_read_back_as_zeros() {
                     assert!(how.is_some_and(|how| how.no_fallback), "{how:?}: {error}");
                     continue;
                 }
-                let bytes = contents(&device.device);
+                let bytes = contents(&device.node);
                 let own = read(file, 0, usize::try_from(4 * MIB).expect("small"));
                 assert!(own == bytes[..own.len()], "the device and its cache agree");
                 for (at, &byte) in (0u64..).zip(&own) {
@@ -289,12 +287,46 @@ fn writers_in_one_block_lose_nothing() {
 
 #[test]
 fn another_device_node_is_the_same_device() {
-    let Some(device) = Loop::new(512) else { return };
+    let Some(device) = Device::new(512) else { return };
     let link = device.backing.with_file_name("link");
-    std::os::unix::fs::symlink(&device.device, &link).expect("a link");
+    std::os::unix::fs::symlink(&device.node, &link).expect("a link");
     let by_link = FileStorage::open(&link, Access::default()).expect("an open");
-    let by_name = FileStorage::open(&device.device, Access::default()).expect("an open");
+    let by_name = FileStorage::open(&device.node, Access::default()).expect("an open");
     assert_eq!(by_link.identity(), by_name.identity());
     let file = FileStorage::open(&device.backing, Access::default()).expect("an open");
     assert_ne!(file.identity(), by_name.identity());
+}
+
+/// What an overlay was given and nobody has flushed is there after a kill. When the device has been attached again, nothing
+/// vouches for what was in its page cache.
+#[test]
+fn a_device_that_is_attached_again_vouches_for_nothing() {
+    let Some(mut device) = Device::new(512) else {
+        return;
+    };
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("disk.qbm");
+    std::fs::write(dir.path().join("base.img"), vec![0xbb; 1 << 20]).expect("a backing");
+    CreateOptions::new()
+        .size(SIZE)
+        .backing("base.img", Format::Raw)
+        .create(&path)
+        .expect("a disk");
+    let descriptor = std::fs::read_to_string(&path).expect("a descriptor");
+    let name = device.node.to_str().expect("a name");
+    std::fs::write(&path, descriptor.replace("disk-data.img", name)).expect("a descriptor");
+    let first = || {
+        let disk = OpenOptions::new().read_only(true).open(&path).expect("it opens");
+        let mut byte = [0];
+        disk.read(&mut byte, 0).expect("a read");
+        byte[0]
+    };
+    let disk = Disk::open(&path).expect("it opens");
+    disk.write(&[0x77; 512], 0, WriteFlags::empty()).expect("a write");
+    // As a kill does.
+    drop(disk);
+    assert_eq!(first(), 0x77);
+    if device.attach_again() {
+        assert_eq!(first(), 0xbb);
+    }
 }

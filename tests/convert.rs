@@ -12,6 +12,8 @@ mod agree;
 mod content;
 #[path = "convert/failures.rs"]
 mod failures;
+#[path = "common/loops.rs"]
+mod loops;
 #[path = "common/mounted.rs"]
 mod mounted;
 #[path = "convert/places.rs"]
@@ -23,6 +25,8 @@ mod random;
 #[path = "tool/room.rs"]
 #[allow(dead_code, reason = "the tests of the tool use all of it")]
 mod room;
+#[path = "common/run.rs"]
+mod run;
 #[path = "common/skip.rs"]
 mod skip;
 

@@ -18,6 +18,8 @@
 
 #[path = "power_cut/history.rs"]
 mod history;
+#[path = "common/loops.rs"]
+mod loops;
 #[path = "common/mounted.rs"]
 mod mounted;
 #[path = "common/random.rs"]
@@ -26,6 +28,8 @@ mod random;
 mod record;
 #[path = "power_cut/replay.rs"]
 mod replay;
+#[path = "common/run.rs"]
+mod run;
 #[path = "common/skip.rs"]
 mod skip;
 #[path = "common/units.rs"]
@@ -36,11 +40,12 @@ use std::path::Path;
 use std::process::Command;
 
 use history::History;
-use mounted::{Mounted, run};
+use mounted::Mounted;
 use qbm::Disk;
 use random::Random;
 use record::{EXT4, Kind, Recorder, XFS};
 use replay::{Device, Log};
+use run::run;
 
 const STEPS: usize = 120;
 /// In an ordinary run.

@@ -15,6 +15,8 @@
 mod disk;
 #[path = "sigkill/log.rs"]
 mod log;
+#[path = "common/loops.rs"]
+mod loops;
 #[path = "common/mounted.rs"]
 mod mounted;
 #[path = "common/nbd.rs"]
@@ -23,6 +25,8 @@ mod nbd;
 mod qemu;
 #[path = "common/random.rs"]
 mod random;
+#[path = "common/run.rs"]
+mod run;
 #[path = "common/skip.rs"]
 mod skip;
 #[path = "common/units.rs"]
@@ -35,7 +39,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use disk::{Found, Precision, Shape, check, path};
+use disk::{Found, LENGTH, Precision, Shape, check, path};
+use loops::Loop;
 use mounted::Mounted;
 use qbm::{Disk, NoticeCode, OpenOptions, Recovery};
 use random::Random;
@@ -168,7 +173,7 @@ fn an_overlay_is_killed_at_random_moments() {
     kill_on_every_file_system(Shape::Overlay);
 }
 
-fn kill_on_every_file_system(shape: Shape) {
+fn kill_on_every_file_system(shape: Shape<'_>) {
     let seed = Random::seed();
     let folders = folders();
     std::thread::scope(|scope| {
@@ -179,7 +184,7 @@ fn kill_on_every_file_system(shape: Shape) {
 }
 
 /// One disk all the way: what a kill leaves is what the next process works on.
-fn kill_again_and_again(folder: &Path, shape: Shape, seed: u64) {
+fn kill_again_and_again(folder: &Path, shape: Shape<'_>, seed: u64) {
     let mut random = Random::new(seed);
     shape.create(folder);
     let mut before = Found::new(shape);
@@ -232,7 +237,7 @@ fn is_exact(recovery: &Recovery) -> bool {
 /// Kills a process on a new disk, and opens it with `options`. Returns the disk and the notices.
 fn once(
     folder: &Path,
-    shape: Shape,
+    shape: Shape<'_>,
     start: Start<'_>,
     options: OpenOptions,
     precision: Precision,
@@ -275,6 +280,21 @@ fn the_next_process_may_be_in_another_mount_namespace() {
             assert!(is_exact(&recovery(&disk)), "{:?}", recovery(&disk));
             assert!(notices.is_empty());
         }
+    }
+}
+
+/// A block device has a page cache of its own.
+#[test]
+fn the_image_may_be_a_block_device() {
+    for folder in folders() {
+        let file = folder.path().join("device");
+        let made = std::fs::File::create(&file).and_then(|it| it.set_len(LENGTH));
+        made.expect("a file");
+        let device = match Loop::new(&file, 512) {
+            Ok(device) => device,
+            Err(why) => return skipped(format_args!("kills on a block device: {why}")),
+        };
+        kill_again_and_again(folder.path(), Shape::Device(device.device()), Random::seed());
     }
 }
 

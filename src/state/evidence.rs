@@ -10,7 +10,8 @@
 //!   sysfs mounts show the same one. (A mount id is reused, and the unique mount id differs between namespaces.)
 //! - tmpfs: the id that `statfs` gives, which is drawn at random for each superblock.
 //! - A block device, which has a page cache of its own: the inode number of the device's folder in sysfs, which comes
-//!   and goes with the device.
+//!   and goes with the device, and its sequence number, which is another one when it gets another medium: a loop device
+//!   stays when its file is detached. (Kernels before 5.15 have none.)
 //!
 //! Any other file system has none: NFS and FUSE servers can lose their cache under a living mount.
 
@@ -42,7 +43,7 @@ struct Witness {
     magic: u32,
     /// What tells this mount from the next; see the head of the module.
     superblock: u64,
-    /// The id that `statfs` gives: it tells a subvolume from its snapshot.
+    /// The id that `statfs` gives: it tells a subvolume from its snapshot. Of a block device the sequence number.
     id: u64,
 }
 
@@ -307,11 +308,11 @@ fn witness(sources: &Sources, fd: BorrowedFd<'_>) -> Result<Witness, NoEvidence>
     let metadata = metadata.and_then(|file| file.metadata());
     let metadata = metadata.map_err(|e| not_told(Path::new("the kind of a file"), &e))?;
     if metadata.file_type().is_block_device() {
-        let device = metadata.rdev();
+        let link = link_of_device(sources, metadata.rdev());
         return Ok(Witness {
             magic: SYSFS,
-            superblock: folder(&link_of_device(sources, device))?,
-            id: device,
+            superblock: folder(&link)?,
+            id: sequence_of_device(&link),
         });
     }
     let found = sys::file_system(fd).map_err(|e| not_told(Path::new("the kind of the file system"), &e))?;
@@ -357,6 +358,14 @@ fn folder_of_device(sources: &Sources, kind: &str, fd: BorrowedFd<'_>) -> Result
 fn link_of_device(sources: &Sources, device: u64) -> PathBuf {
     let (major, minor) = (libc::major(device), libc::minor(device));
     sources.sys.join(format!("dev/block/{major}:{minor}"))
+}
+
+/// 0 where the kernel gives none.
+fn sequence_of_device(link: &Path) -> u64 {
+    // A partition's folder is in its device's.
+    let files = [link.join("diskseq"), link.join("../diskseq")];
+    let said = files.iter().find_map(|it| std::fs::read_to_string(it).ok());
+    said.and_then(|it| it.trim().parse().ok()).unwrap_or(0)
 }
 
 fn folder_of_btrfs(sources: &Sources, fd: BorrowedFd<'_>) -> Result<u64, NoEvidence> {

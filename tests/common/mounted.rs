@@ -1,24 +1,11 @@
-//! File systems that a test mounts, and the commands that this takes.
+//! File systems that a test mounts.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// Runs a command; the reason in words where it fails.
-pub fn run(command: &mut Command) -> Result<String, String> {
-    let output = command
-        .output()
-        .map_err(|error| format!("{command:?}: {error}"))?;
-    if output.status.success() {
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    } else {
-        Err(format!(
-            "{command:?}: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        ))
-    }
-}
+use super::run::run;
 
 /// A mounted file system. Unmounted when dropped, so also when a test fails.
 pub struct Mounted(PathBuf);

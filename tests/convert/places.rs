@@ -1,52 +1,34 @@
 //! Targets that are no ordinary files, and file systems that share space. Need root, loop devices and `mkfs`.
 
 use std::fs::File;
-use std::path::PathBuf;
 use std::process::Command;
 
-use super::mounted::{Mounted, run};
+use super::loops::Loop;
+use super::mounted::Mounted;
 use super::random::Random;
 use super::room::Room;
+use super::run::run;
 use super::{scatter, skip};
 
-/// A loop device; detached when dropped, so also when a test fails.
-struct Loop(PathBuf);
-
-impl Loop {
-    fn new(room: &Room, name: &str, length: u64) -> Option<Self> {
-        File::create(room.path(name))
-            .expect("a file")
-            .set_len(length)
-            .expect("a length");
-        match run(Command::new("losetup")
-            .args(["--find", "--show"])
-            .arg(room.path(name)))
-        {
-            Ok(device) => Some(Self(device.into())),
-            Err(why) => {
-                skip::skipped(format_args!("there is no loop device: {why}"));
-                None
-            }
-        }
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        if let Err(why) = run(Command::new("losetup").arg("--detach").arg(&self.0)) {
-            println!("{why}");
-        }
-    }
+/// A file of zeros as a block device. `None`, with a word, where the machine cannot.
+fn loop_device(room: &Room, name: &str, length: u64) -> Option<Loop> {
+    File::create(room.path(name))
+        .expect("a file")
+        .set_len(length)
+        .expect("a length");
+    Loop::new(&room.path(name), 512)
+        .map_err(|why| skip::skipped(format_args!("there is no loop device: {why}")))
+        .ok()
 }
 
 #[test]
 fn a_block_device_is_written_as_far_as_the_source_goes() {
     let room = Room::new();
-    let Some(device) = Loop::new(&room, "device", 8 << 20) else {
+    let Some(device) = loop_device(&room, "device", 8 << 20) else {
         return;
     };
-    let path = device.0.to_str().expect("its name");
-    std::fs::write(&device.0, vec![0xaa; 8 << 20]).expect("written");
+    let path = device.device().to_str().expect("its name");
+    std::fs::write(device.device(), vec![0xaa; 8 << 20]).expect("written");
     scatter(&room, "in.img", 5_000_001, &mut Random::new(Random::seed()));
     let (_, complaint) = room.fails(&["convert", "-f", "raw", "in.img", path]);
     assert!(
@@ -54,7 +36,7 @@ fn a_block_device_is_written_as_far_as_the_source_goes() {
         "{complaint}"
     );
     room.done(&["convert", "-q", "-n", "-f", "raw", "in.img", path]);
-    let found = std::fs::read(&device.0).expect("read");
+    let found = std::fs::read(device.device()).expect("read");
     assert!(found[..5_000_001] == room.read("in.img")[..]);
     assert!(found[5_000_001..].iter().all(|byte| *byte == 0xaa));
     // And from it.
@@ -71,14 +53,14 @@ fn a_block_device_is_written_as_far_as_the_source_goes() {
 #[test]
 fn what_can_be_shared_is_not_copied() {
     let room = Room::new();
-    let Some(device) = Loop::new(&room, "xfs", 400 << 20) else {
+    let Some(device) = loop_device(&room, "xfs", 400 << 20) else {
         return;
     };
     room.folder("at");
     let made = run(Command::new("mkfs.xfs")
         .args(["-q", "-m", "reflink=1"])
-        .arg(&device.0));
-    let mounted = made.and_then(|_| Mounted::new(&[device.0.as_os_str()], &room.path("at")));
+        .arg(device.device()));
+    let mounted = made.and_then(|_| Mounted::new(&[device.device().as_os_str()], &room.path("at")));
     if let Err(why) = mounted.as_ref().map(Mounted::folder) {
         return skip::skipped(format_args!("there is no file system that shares space: {why}"));
     }

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::mounted::{Mounted, run};
+use super::loops::Loop;
+use super::mounted::Mounted;
+use super::run::run;
 use super::skip::skipped;
 
 /// A file system to make.
@@ -47,16 +49,6 @@ impl Drop for Daemon {
         unsafe { libc::kill(self.0.id().cast_signed(), libc::SIGTERM) };
         if let Err(why) = self.0.wait() {
             println!("qemu-storage-daemon: {why}");
-        }
-    }
-}
-
-struct Loop(PathBuf);
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        if let Err(why) = run(Command::new("losetup").arg("--detach").arg(&self.0)) {
-            println!("{why}");
         }
     }
 }
@@ -114,10 +106,14 @@ impl Recorder {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        let device = run(Command::new("losetup").args(["--find", "--show"]).arg(&export))?;
-        let device = Loop(device.into());
-        run(Command::new(kind.mkfs[0]).args(&kind.mkfs[1..]).arg(&device.0))?;
-        let mounted = Mounted::new(&["-o".as_ref(), "noatime".as_ref(), device.0.as_os_str()], &mount)?;
+        let device = Loop::new(&export, 512)?;
+        run(Command::new(kind.mkfs[0])
+            .args(&kind.mkfs[1..])
+            .arg(device.device()))?;
+        let mounted = Mounted::new(
+            &["-o".as_ref(), "noatime".as_ref(), device.device().as_os_str()],
+            &mount,
+        )?;
         Ok(Self {
             mounted,
             _device: device,

@@ -14,17 +14,28 @@ use super::units::{REGION, add_bitmaps, bits_of, units_of};
 
 /// What the disk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
+pub enum Shape<'d> {
     Raw,
+    /// With this block device, which is as long and empty, as its image.
+    Device(&'d Path),
     /// Over a backing that is full of numbers, with an image that is full of others' bytes.
     Overlay,
 }
 
-impl Shape {
+impl Shape<'_> {
     /// A new disk of this shape.
     pub fn create(self, folder: &Path) {
-        if self == Self::Raw {
-            return super::units::create(folder);
+        match self {
+            Self::Raw => return super::units::create(folder),
+            Self::Device(device) => {
+                CreateOptions::new()
+                    .image(device.to_str().expect("a name"))
+                    .region_bytes(REGION)
+                    .create(path(folder))
+                    .expect("a disk");
+                return add_bitmaps(folder);
+            }
+            Self::Overlay => {}
         }
         std::fs::write(folder.join("base.img"), self.content()).expect("a backing");
         CreateOptions::new()
@@ -41,7 +52,7 @@ impl Shape {
     /// The number that a unit of a new disk is full of.
     fn unit(self, number: u64) -> u64 {
         match self {
-            Self::Raw => 0,
+            Self::Raw | Self::Device(_) => 0,
             Self::Overlay => number | 0xba5e << 48,
         }
     }
@@ -62,7 +73,7 @@ pub struct Found {
 
 impl Found {
     /// What a new disk has.
-    pub fn new(shape: Shape) -> Self {
+    pub fn new(shape: Shape<'_>) -> Self {
         Self {
             units: (0..UNITS).map(|number| shape.unit(number)).collect(),
             bits: BITMAPS.map(|it| {
