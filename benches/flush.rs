@@ -7,9 +7,9 @@
 //! The disk has two recording bitmaps, all of whose bits are set: this is the steady state, where no region is active
 //! and nothing is to be retired. The last part is the opposite, writes of 4 KiB at random to 100 GiB where nothing was
 //! written before: each first write to a region waits until the state file has noted the region durably. Between them
-//! stands what QEMU does of the same: `qemu-img bench`, which is QEMU's block layer in one process, on a raw file, on a
-//! qcow2 and on a qcow2 with two persistent bitmaps, all of which have every byte allocated. Folders default to a tmpfs and
-//! the build's.
+//! stands what QEMU does of the same, on a raw file and on a qcow2 with two persistent bitmaps: in one process
+//! (`qemu-img bench`, one write at a time), and behind NBD, where there can be several. Folders default to a tmpfs and the
+//! build's.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -17,12 +17,19 @@
 )]
 
 mod common;
+#[path = "common/peers.rs"]
+mod peers;
 
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 use common::{Library, OpenDisk, Random, Side, bare_flush, bare_write, batch, on_threads};
+use peers::{QemuBench, ROUNDS, figures, in_turn, said};
 use qbm::{AddBitmap, CreateOptions, Disk};
 
 const BLOCK: u64 = 4096;
@@ -172,132 +179,187 @@ fn first_pass(library: &Library, folder: &Path) {
 /// So many writes of 4 KiB, each with a flush, so far apart.
 const COUNT: u32 = 800;
 const STEP: u64 = (1 << 20) + BLOCK;
-/// So many rounds of each in turn.
-const ROUNDS: usize = 9;
-
 /// What writes and flushes, in a column of its own.
 #[derive(Clone, Copy)]
 enum Engine<'e> {
     Bare(&'e File),
     Ours(&'e OpenDisk<'e>),
-    Qemu(&'e Path, &'static str),
+    /// QEMU's block layer in one process, one write at a time.
+    Bench(QemuBench<'e>),
+    /// The same behind NBD, where fio's threads have a connection each.
+    Nbd(&'e Served),
 }
 
 impl Engine<'_> {
-    /// Microseconds for a write and its flush, with `depth` of them at once.
-    fn run(self, depth: u64) -> f64 {
-        if let Self::Qemu(image, format) = self {
-            return qemu_bench(image, format, depth) * 1e6 / f64::from(COUNT);
+    /// Microseconds for a write and its flush, on so many threads.
+    fn run(self, threads: u32) -> f64 {
+        match self {
+            Self::Bench(bench) => return bench.run(),
+            Self::Nbd(served) => return 1e6 / served.writes_a_second(threads),
+            Self::Bare(_) | Self::Ours(_) => {}
         }
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         std::thread::scope(|scope| {
-            for thread in 0..depth {
+            for thread in 0..threads {
                 scope.spawn(move || {
-                    for number in (thread..u64::from(COUNT)).step_by(usize::try_from(depth).expect("a count"))
-                    {
-                        let at = number * STEP % LENGTH;
-                        match self {
-                            Self::Bare(file) => {
-                                bare_write(file.as_raw_fd(), &BYTES, at);
-                                bare_flush(file.as_raw_fd());
-                            }
-                            Self::Ours(disk) => {
-                                disk.write(&BYTES, at);
-                                disk.flush();
-                            }
-                            Self::Qemu(..) => {}
-                        }
+                    for number in (thread..COUNT).step_by(threads as usize) {
+                        self.one(u64::from(number) * STEP % LENGTH);
                     }
                 });
             }
         });
         begun.elapsed().as_secs_f64() * 1e6 / f64::from(COUNT)
     }
+
+    fn one(self, at: u64) {
+        match self {
+            Self::Bare(file) => {
+                bare_write(file.as_raw_fd(), &BYTES, at);
+                bare_flush(file.as_raw_fd());
+            }
+            Self::Ours(disk) => {
+                disk.write(&BYTES, at);
+                disk.flush();
+            }
+            Self::Bench(_) | Self::Nbd(_) => {}
+        }
+    }
 }
 
-fn qemu_img(args: &[&str]) -> Option<String> {
-    let done = std::process::Command::new("qemu-img").args(args).output().ok()?;
-    done.status
-        .success()
-        .then(|| String::from_utf8_lossy(&done.stdout).into_owned())
+/// An image that qemu-nbd serves.
+struct Served {
+    server: Child,
+    socket: PathBuf,
 }
 
-/// The seconds that it says it took, without opening and closing the image.
-fn qemu_bench(image: &Path, format: &str, depth: u64) -> f64 {
-    let image = image.to_str().expect("a name");
-    let (count, depth, step) = (COUNT.to_string(), depth.to_string(), STEP.to_string());
-    let said = qemu_img(&[
-        "bench",
-        "-w",
-        "--flush-interval=1",
-        "-s",
-        "4096",
-        "-f",
-        format,
-        "-c",
-        &count,
-        "-d",
-        &depth,
-        "-S",
-        &step,
-        image,
-    ]);
-    let said = said.expect("qemu-img bench");
-    let seconds = said
-        .split("completed in ")
-        .nth(1)
-        .and_then(|it| it.split(' ').next());
-    seconds.and_then(|it| it.parse().ok()).expect("what it took")
+impl Served {
+    fn new(image: &Path, format: &str) -> Self {
+        let socket = image.with_extension("socket");
+        let server = Command::new("qemu-nbd")
+            .args(["-t", "-e", "8", "--cache=writeback", "-f", format, "-k"])
+            .args([&socket, image])
+            .spawn()
+            .expect("qemu-nbd");
+        let nbd = Self { server, socket };
+        let patience = Instant::now() + Duration::from_secs(10);
+        while !nbd.greets() {
+            assert!(
+                Instant::now() < patience,
+                "qemu-nbd does not serve {}",
+                image.display()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        nbd
+    }
+
+    /// It is ready when it does.
+    fn greets(&self) -> bool {
+        let greeting = UnixStream::connect(&self.socket).and_then(|mut it| it.read_exact(&mut [0; 8]));
+        greeting.is_ok()
+    }
+
+    /// By fio, each write with its flush.
+    fn writes_a_second(&self, threads: u32) -> f64 {
+        let options = [
+            format!("--uri=nbd+unix:///?socket={}", self.socket.display()),
+            format!("--numjobs={threads}"),
+            format!("--number_ios={}", 4 * COUNT / threads),
+            format!("--size={LENGTH}"),
+        ];
+        let mut args = vec![
+            "--name=x",
+            "--ioengine=nbd",
+            "--rw=randwrite",
+            "--bs=4k",
+            "--fsync=1",
+            "--thread",
+            "--group_reporting",
+            "--output-format=json",
+        ];
+        args.extend(options.iter().map(String::as_str));
+        let said = said("fio", &args).expect("fio");
+        let said: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+        said["jobs"][0]["write"]["iops"]
+            .as_f64()
+            .expect("writes a second")
+    }
 }
 
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+/// All images have every byte allocated, and two bitmaps if any.
 fn beside_qemu(library: &Library, folder: &Path) {
     let dir = tempfile::tempdir_in(folder).expect("a folder to work in");
     let bytes = vec![1; usize::try_from(LENGTH).expect("a length")];
     let at = |name: &str| dir.path().join(name);
-    for name in ["disk.raw", "bare.raw", "qemu.raw"] {
-        std::fs::write(at(name), &bytes).expect("an image");
+    let name = |it: &str| at(it).to_str().expect("a name").to_owned();
+    for image in ["disk.raw", "bare.raw", "qemu.raw", "nbd.raw"] {
+        std::fs::write(at(image), &bytes).expect("an image");
+    }
+    for image in ["bench.qcow2", "nbd.qcow2"] {
+        let (from, to) = (name("bare.raw"), name(image));
+        said("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &from, &to]).expect("qemu-img convert");
+        for bitmap in ["b0", "b1"] {
+            said("qemu-img", &["bitmap", "--add", &to, bitmap]).expect("qemu-img bitmap");
+        }
     }
     let path = create(dir.path(), &CreateOptions::new().image("disk.raw"));
-    let name = |it: &Path| it.to_str().expect("a name").to_owned();
-    for image in ["plain.qcow2", "bitmaps.qcow2"] {
-        let (from, to) = (name(&at("bare.raw")), name(&at(image)));
-        qemu_img(&["convert", "-f", "raw", "-O", "qcow2", &from, &to]).expect("qemu-img convert");
-    }
-    for bitmap in ["b0", "b1"] {
-        let image = name(&at("bitmaps.qcow2"));
-        qemu_img(&["bitmap", "--add", &image, bitmap]).expect("qemu-img bitmap");
-    }
     let bare = File::options()
         .write(true)
         .open(at("bare.raw"))
         .expect("the image");
-    let (disk, raw) = (library.open(&path), at("qemu.raw"));
-    let (plain, bitmaps) = (at("plain.qcow2"), at("bitmaps.qcow2"));
-    let engines = [
+    let disk = library.open(&path);
+    let (raw, qcow2) = (at("qemu.raw"), at("bench.qcow2"));
+    let alone = [
         Engine::Bare(&bare),
         Engine::Ours(&disk),
-        Engine::Qemu(&raw, "raw"),
-        Engine::Qemu(&plain, "qcow2"),
-        Engine::Qemu(&bitmaps, "qcow2"),
+        Engine::Bench(bench(&raw, "raw")),
+        Engine::Bench(bench(&qcow2, "qcow2")),
     ];
-    for depth in [1, 8] {
-        // The first round sets bits and fills caches.
-        for engine in engines {
-            engine.run(depth);
-        }
-        let mut took = [const { Vec::new() }; 5];
-        for round in 0..ROUNDS {
-            for turn in 0..engines.len() {
-                let number = (turn + round) % engines.len();
-                took[number].push(engines[number].run(depth));
-            }
-        }
-        let medians = took.map(|mut it: Vec<f64>| {
-            it.sort_by(f64::total_cmp);
-            format!("{:>9.1}", it[it.len() / 2])
-        });
-        println!("{:<24} {depth}  {}", folder.display(), medians.join(" "));
+    race(folder, "qemu-img bench", 1, alone);
+    if said("fio", &["--enghelp=nbd"]).is_none() {
+        return println!("no fio with NBD: nothing to compare threads with");
     }
+    let (raw, qcow2) = (
+        Served::new(&at("nbd.raw"), "raw"),
+        Served::new(&at("nbd.qcow2"), "qcow2"),
+    );
+    let served = [
+        Engine::Bare(&bare),
+        Engine::Ours(&disk),
+        Engine::Nbd(&raw),
+        Engine::Nbd(&qcow2),
+    ];
+    for threads in [1, 8] {
+        race(folder, "qemu-nbd, fio", threads, served);
+    }
+}
+
+fn bench<'a>(image: &'a Path, format: &'a str) -> QemuBench<'a> {
+    QemuBench {
+        image,
+        format,
+        write: true,
+        flush: true,
+        size: BYTES.len(),
+        step: STEP,
+        count: COUNT,
+    }
+}
+
+fn race(folder: &Path, qemu: &str, threads: u32, engines: [Engine<'_>; 4]) {
+    let medians: [f64; 4] = in_turn(|number| engines[number].run(threads));
+    println!(
+        "{:<24} {qemu:<16} {threads} {}",
+        folder.display(),
+        figures(&medians)
+    );
 }
 
 fn main() {
@@ -312,14 +374,10 @@ fn main() {
             steady(&library, folder, work);
         }
     }
-    if qemu_img(&["--version"]).is_some() {
+    if said("qemu-img", &["--version"]).is_some() {
         println!("\n4 KiB and flush beside QEMU, two bitmaps; medians of {ROUNDS} rounds in turn, µs");
-        let engines = ["bare", "qbm", "qemu raw", "qcow2", "+ bitmaps"].map(|it| format!("{it:>9}"));
-        println!(
-            "{:<24} at once {}",
-            "folder",
-            engines.join(" ").trim_start_matches(' ')
-        );
+        let engines = ["bare", "qbm", "raw", "qcow2"].map(|it| format!("{it:>9}"));
+        println!("{:<24} {:<16} t {}", "folder", "QEMU by", engines.join(" "));
         for folder in &common::folders() {
             beside_qemu(&library, folder);
         }
