@@ -33,6 +33,8 @@ mod picture;
 mod qemu;
 #[path = "tool/rebase.rs"]
 mod rebase;
+#[path = "tool/restore.rs"]
+mod restore;
 #[path = "tool/snapshot.rs"]
 mod snapshot;
 

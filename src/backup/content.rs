@@ -15,6 +15,10 @@ use crate::units::ByteRange;
 /// The unit of work, and of checksums. A multiple of a block.
 pub(super) const CHUNK: u64 = 1 << 20;
 
+/// What is read in one go: small enough to be in the processor's cache still when it is summed up and written.
+const STEP: u64 = 256 << 10;
+const STEP_BYTES: usize = 256 << 10;
+
 /// Bytes that can be read, and that know where there are none.
 pub(super) trait Content: Sync {
     fn length(&self) -> u64;
@@ -120,6 +124,14 @@ impl Chunk {
     /// Where the chunk begins, a multiple of [`CHUNK`].
     pub(super) fn start(&self) -> u64 {
         self.pieces.first().map_or(0, |piece| chunk_of(piece.start()))
+    }
+
+    /// Its pieces, cut into what is read in one go.
+    pub(super) fn steps(&self) -> impl Iterator<Item = ByteRange> + '_ {
+        self.pieces.iter().flat_map(|piece| {
+            let starts = (piece.start()..piece.end()).step_by(STEP_BYTES);
+            starts.map(|at| ByteRange::between(at, piece.end().min(at + STEP)))
+        })
     }
 }
 

@@ -14,10 +14,6 @@ use crate::parallel;
 use crate::storage::{Storage, start_writeback, write_slice};
 use crate::units::ByteRange;
 
-/// What is read in one go: small enough to be in the processor's cache still when it is summed up and written.
-const STEP: u64 = 256 << 10;
-const STEP_BYTES: usize = 256 << 10;
-
 /// What was written to a data file.
 pub(super) struct Copied {
     /// In bytes; zeros are not.
@@ -101,11 +97,7 @@ fn one(
 ) -> Result<Option<(ChunkSum, u64)>> {
     let mut digest = BlockDigest::default();
     let mut bytes = 0;
-    let steps = chunk.pieces.iter().flat_map(|piece| {
-        let starts = (piece.start()..piece.end()).step_by(STEP_BYTES);
-        starts.map(|at| ByteRange::between(at, piece.end().min(at + STEP)))
-    });
-    for step in steps {
+    for step in chunk.steps() {
         buffer.resize(usize::try_from(step.len()).unwrap_or(0), 0);
         source.read(buffer, step.start())?;
         for run in digest::runs(buffer) {

@@ -152,18 +152,8 @@ impl BackupFolder {
             .read_only(true)
             .no_backing(no_backing)
             .open(self.path.join(point.descriptor()))?;
-        if disk.length() == point.length {
-            return Ok(disk);
-        }
-        Err(Error::new(
-            ErrorCode::FileInvalid,
-            format!(
-                "the backup {} is of a disk of {} bytes, but its data file has {}",
-                point.name,
-                point.length,
-                disk.length()
-            ),
-        ))
+        check_length(point, disk.length())?;
+        Ok(disk)
     }
 
     pub(super) fn named(&self, name: &str) -> Option<&BackupPoint> {
@@ -343,6 +333,20 @@ impl Drop for FolderLock {
             lock.release();
         }
     }
+}
+
+/// Fails where the data of `point` has another length than its record says.
+pub(super) fn check_length(point: &BackupPoint, found: u64) -> Result<()> {
+    if found == point.length {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::FileInvalid,
+        format!(
+            "the backup {} is of a disk of {} bytes, but its data file has {found}",
+            point.name, point.length
+        ),
+    ))
 }
 
 /// The backup that a file with this name would belong to; `None` where it is no name of ours.

@@ -4,7 +4,7 @@
 //! was dirty and whose backing is the backup before it. The record of a backup stands in its descriptor, under the key
 //! `backup`, so that one rename makes it visible, whole.
 //!
-//! May call `disk`, `bitmap`, `descriptor`, `state` (for its locks) and `storage`. Invariant: at every moment, crashes
+//! May call `disk`, `bitmap`, `descriptor`, `format` (to restore as a qcow2), `state` (for its locks) and `storage`. Invariant: at every moment, crashes
 //! included, each backup that the folder shows reads as the disk did at its point in time.
 
 mod content;

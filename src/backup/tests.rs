@@ -105,12 +105,19 @@ fn small() -> Backup {
     Backup::new("nightly").granularity(crate::Granularity::new(1024).unwrap())
 }
 
+/// As a new file, and then onto what was restored to it before.
 fn restored(folder: &BackupFolder, name: &str, to: &Path) -> Vec<u8> {
     let point = folder.find(name).unwrap();
-    Restore::new()
-        .run(folder, point, to, &mut |_, _| ControlFlow::Continue(()))
-        .unwrap();
-    fs::read(to).unwrap()
+    let restore = |to: &Path| {
+        let told = Restore::new().run(folder, point, to, &mut |_, _| ControlFlow::Continue(()));
+        assert_eq!(told.unwrap().length, point.length);
+        fs::read(to).unwrap()
+    };
+    let new = to.with_extension("new");
+    let content = restore(&new);
+    fs::remove_file(&new).unwrap();
+    assert!(restore(to) == content, "{name}");
+    content
 }
 
 /// With the times: the stamp of the image is one.

@@ -6,7 +6,7 @@ use super::folder::BackupFolder;
 use super::pace::Pace;
 use super::point::BackupPoint;
 use super::run::bitmap_checksum;
-use crate::disk::Progress;
+use crate::disk::{Layer, Progress};
 use crate::error::{Error, ErrorCode, Result};
 
 /// What was found out about one backup, from [`BackupFolder::verify`].
@@ -63,24 +63,38 @@ impl BackupFolder {
     fn verify_alone(&self, point: &BackupPoint, pace: &mut Pace<'_, '_>) -> Result<()> {
         // Opened as a restore would, so that the descriptor is known to lead to these very files.
         let disk = self.open_point(point)?;
-        let data = disk.layer(0)?.path;
+        let file = self.data_of(point, &disk.layer(0)?)?;
         drop(disk);
+        check_data(point, &checksum(&file, pace)?)?;
+        self.verify_bitmap(point)
+    }
+
+    /// The data file of `point`, which must be what its descriptor has led to: `layer`.
+    pub(super) fn data_of(&self, point: &BackupPoint, layer: &Layer) -> Result<RawFile> {
         let expected = self.shown(&point.data_file);
-        if data != expected {
+        if layer.path != expected {
             return Err(damaged(format!(
                 "its descriptor names {} as its data, and its record {}",
-                data.display(),
+                layer.path.display(),
                 expected.display()
             )));
         }
-        let file = RawFile::new(self.file(&point.data_file)?, expected)?;
-        compare(&point.data_file, &checksum(&file, pace)?, &point.data_checksum)?;
+        RawFile::new(self.file(&point.data_file)?, expected)
+    }
+
+    /// Compares the file of its allocation bitmap with its checksum.
+    pub(super) fn verify_bitmap(&self, point: &BackupPoint) -> Result<()> {
         match (&point.bitmap_file, &point.bitmap_checksum) {
             (Some(file), Some(sum)) => compare(file, &bitmap_checksum(self, file)?, sum),
             (None, None) => Ok(()),
             _ => Err(damaged("its record tells half of its bitmap".to_owned())),
         }
     }
+}
+
+/// Fails where the data of `point` has another checksum than `found`.
+pub(super) fn check_data(point: &BackupPoint, found: &str) -> Result<()> {
+    compare(&point.data_file, found, &point.data_checksum)
 }
 
 fn unsound(parent: &str, verified: &[Verified]) -> Option<Error> {
@@ -101,6 +115,6 @@ fn compare(file: &str, found: &str, expected: &str) -> Result<()> {
     )))
 }
 
-fn damaged(words: String) -> Error {
+pub(super) fn damaged(words: String) -> Error {
     Error::new(ErrorCode::FileInvalid, words)
 }

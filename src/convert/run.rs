@@ -113,7 +113,9 @@ impl Convert {
             fill(&file, source, target, how, progress)?
         };
         if format == Format::Qbm {
-            let image = publish_image(&mut file, name).map_err(|e| io_failed(&e))?;
+            let image = FileName::data(name)
+                .give_to(&mut file)
+                .map_err(|e| io_failed(&e))?;
             let made = CreateOptions::new().image(&*image).create(target);
             if made.is_err() {
                 file.take_back(Path::new(&image));
@@ -235,19 +237,6 @@ fn fill_qcow2(
     let copied = copy::copy(source, &target, how, progress)?;
     target.finish()?;
     Ok(copied)
-}
-
-/// Gives the data image of the disk `descriptor` a name that is free, and says which.
-fn publish_image(file: &mut NewFile, descriptor: &Path) -> io::Result<String> {
-    let mut refused = io::ErrorKind::AlreadyExists.into();
-    for name in FileName::data(descriptor).candidates() {
-        match file.publish(Path::new(&name)) {
-            Ok(()) => return Ok(name),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => refused = e,
-            Err(e) => return Err(e),
-        }
-    }
-    Err(refused)
 }
 
 /// Fails where the target is a file of the source: without locks, nothing else would keep them apart.

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorCode, Result};
-use crate::storage::{Folder, Role, Storage};
+use crate::storage::{Folder, NewFile, Role, Storage};
 
 /// The longest file name on the file systems of Linux, in bytes.
 const MAX_FILE_NAME: usize = 255;
@@ -129,6 +129,19 @@ impl FileName {
     /// The name, and then with every number that it may have.
     pub fn candidates(&self) -> impl Iterator<Item = String> + '_ {
         (0..=MAX_NUMBER).map(|number| self.numbered(number))
+    }
+
+    /// Gives a new file the first of these names that is free, and says which.
+    pub(crate) fn give_to(&self, file: &mut NewFile) -> io::Result<String> {
+        let mut refused = io::ErrorKind::AlreadyExists.into();
+        for name in self.candidates() {
+            match file.publish(Path::new(&name)) {
+                Ok(()) => return Ok(name),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => refused = e,
+                Err(e) => return Err(e),
+            }
+        }
+        Err(refused)
     }
 
     fn numbered(&self, number: u32) -> String {

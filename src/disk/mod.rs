@@ -261,6 +261,8 @@ impl Disk {
         self.bitmap_sync(None)?;
         match &self.session {
             Some(session) => session.end(self.image()),
+            // The mark of a qcow2 that is being written to is taken away, or the caller hears why not.
+            None if self.writable && self.image().mapped.is_some() => self.sync_image(SyncMode::All),
             None => Ok(()),
         }
     }

@@ -49,7 +49,7 @@ impl OpenOptions {
     }
 
     fn open_parts(&self, path: &Path) -> Result<Disk> {
-        if self.image_format.is_some() && !self.read_only {
+        if self.image_format.is_some() && !self.read_only && !self.image_writable {
             return Err(Error::new(
                 ErrorCode::InvalidArgument,
                 format!(

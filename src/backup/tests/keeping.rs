@@ -305,22 +305,51 @@ fn verify_finds_every_kind_of_damage_and_restores_refuse_it() {
             .map(|it| it.error.as_ref().unwrap().message().to_owned())
             .collect();
         assert!(wrong[0].contains(words), "{index}: {wrong:?}");
-        let to = room.path("restored.img");
-        let error = Restore::new()
-            .run(&folder, folder.find("latest").unwrap(), &to, &mut proceed())
-            .unwrap_err();
-        assert!(
-            error
-                .message()
-                .starts_with(&format!("cannot restore {} to ", points[2].0))
-        );
-        assert!(!to.exists(), "{index}");
+        assert_refused(&room, &points[2].0, words);
         assert!(
             room.folder().prune(&Keep::new().last(1), &mut proceed()).is_err(),
             "{index}"
         );
         assert_eq!(room.folder().points().len(), folder.points().len());
     }
+}
+
+/// Neither a new file nor one that exists gets a byte.
+fn assert_refused(room: &Room, last: &str, words: &str) {
+    let folder = room.folder();
+    let there = room.path("there.img");
+    fs::write(&there, b"mine").unwrap();
+    let before = names(room.dir.path());
+    for (format, to) in [
+        (RestoreFormat::Raw, room.path("restored.img")),
+        (RestoreFormat::Qbm, room.path("restored.qbm")),
+        (RestoreFormat::Raw, there.clone()),
+    ] {
+        let error = Restore::new()
+            .format(format)
+            .run(&folder, folder.find(last).unwrap(), &to, &mut proceed())
+            .unwrap_err();
+        let said = error.message();
+        let begins = format!("cannot restore {last} to {}: ", to.display());
+        assert!(said.starts_with(&begins) && said.contains(words), "{said}");
+    }
+    assert_eq!(names(room.dir.path()), before);
+    assert_eq!(fs::read(there).unwrap(), b"mine");
+}
+
+/// What a later backup hides is read and compared all the same: one that stands on damage is not trusted.
+#[test]
+fn damage_to_what_is_hidden_is_damage() {
+    let room = Room::new();
+    room.write(1, 0, 500_000);
+    let first = room.back_up().name;
+    room.write(2, 0, 500_000);
+    let second = room.back_up().name;
+    let path = room.path("backups").join(format!("{first}-data.img"));
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[100_000] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert_refused(&room, &second, "-data.img has the checksum sha256-tree:");
 }
 
 #[test]

@@ -13,10 +13,10 @@ use crate::output::{Output, long_size, short_size};
 use crate::size::parse_size;
 
 const AFTER_HELP: &str = "\
-All that the backup stands on is compared with its checksums first; where something is damaged, nothing is written. A
-new file gets its name when all of it is there. An image, disk or block device that exists is compared, and written only
-where it differs; whoever is killed there runs the same command again. A QBM disk that exists keeps its bitmaps, and
-they record what the restore changes.
+All that the backup stands on is compared with its checksums. A new file gets its name when all of it is there and was
+found to be what was stored; until then it has none. An image, disk or block device that exists is written to only if
+nothing is damaged, and only where it differs; whoever is killed there runs the same command again. A QBM disk that exists
+keeps its bitmaps, and they record what the restore changes; a qcow2 that exists keeps its clusters and its backing.
 
 Examples:
   qbm restore /backups/vm1 --to disk.img
@@ -25,10 +25,10 @@ Examples:
       That point in time, onto a block device.
   qbm restore /backups/vm1@20261101 --to disk.qbm -O qbm
       The backup whose name begins so, as a QBM disk; if disk.qbm exists, only what differs is written.
-  qbm convert -f raw -O qcow2 disk.img disk.qcow2
-      And from there to anything else.";
+  qbm restore /backups/vm1 --to disk.qcow2 -O qcow2
+      The newest backup as a qcow2.";
 
-/// Restore a backup to a raw image, a block device or a QBM disk
+/// Restore a backup to a raw image, a block device, a qcow2 or a QBM disk
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
@@ -63,6 +63,8 @@ enum Format {
     Raw,
     /// A QBM disk: a descriptor, and a raw image beside it
     Qbm,
+    /// A qcow2 by itself
+    Qcow2,
 }
 
 pub fn run(args: &Args) -> Outcome {
@@ -77,6 +79,7 @@ pub fn run(args: &Args) -> Outcome {
     let mut how = Restore::new().format(match args.format {
         Format::Raw => RestoreFormat::Raw,
         Format::Qbm => RestoreFormat::Qbm,
+        Format::Qcow2 => RestoreFormat::Qcow2,
     });
     if let Some(limit) = args.rate_limit {
         how = how.limit(limit);

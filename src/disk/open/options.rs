@@ -61,6 +61,8 @@ pub struct OpenOptions {
     pub(super) confined: bool,
     /// What is opened is an image by itself, and no descriptor.
     pub(super) image_format: Option<Format>,
+    /// Such an image is to be written to.
+    pub(super) image_writable: bool,
     pub(super) folder: Option<Arc<dyn Folder>>,
     pub(super) backing_format: Option<Format>,
     pub(in crate::disk) notify: Notify,
@@ -132,6 +134,15 @@ impl OpenOptions {
     #[must_use]
     pub fn image_format(mut self, format: Format) -> Self {
         self.image_format = (format != Format::Qbm).then_some(format);
+        self
+    }
+
+    /// An image without a descriptor is opened for writing all the same: for one who replaces what is in it, as nothing but
+    /// the image records what is written.
+    #[must_use]
+    pub(crate) fn image_writable(mut self) -> Self {
+        self.image_writable = true;
+        self.no_state = true;
         self
     }
 
