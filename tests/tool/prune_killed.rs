@@ -187,7 +187,7 @@ impl Story {
         let _ = fs::remove_file(&to);
         Restore::new()
             .run(&folder, newest, &to, &mut |_, _| ControlFlow::Continue(()))
-            .unwrap_or_else(|why| panic!("{when}: {why}"));
+            .expect(when);
         assert!(
             fs::read(&to).expect("read") == self.contents[&newest.name],
             "{when}"
