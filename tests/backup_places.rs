@@ -80,7 +80,7 @@ fn a_block_device_gets_a_backup_and_then_only_what_differs() {
             vec![0xab; usize::try_from(SIZE + MIB).expect("in memory")],
         )
         .expect("a file");
-        let device = match Loop::new(&backing, block) {
+        let device = match Loop::new(&backing, &["--sector-size", &block.to_string()]) {
             Ok(device) => device,
             Err(why) => return skipped(why),
         };
@@ -120,7 +120,7 @@ fn a_block_device_that_is_too_small_is_left_alone() {
     let (_disk, backups) = backed_up(dir.path());
     let backing = dir.path().join("backing");
     fs::write(&backing, vec![0xab; usize::try_from(MIB).expect("in memory")]).expect("a file");
-    let device = match Loop::new(&backing, 512) {
+    let device = match Loop::new(&backing, &[]) {
         Ok(device) => device,
         Err(why) => return skipped(why),
     };

@@ -45,7 +45,9 @@ impl Device {
             .expect("a file")
             .set_len(SIZE)
             .expect("a length");
-        let device = Loop::new(&backing, block).map_err(skipped).ok()?;
+        let device = Loop::new(&backing, &["--sector-size", &block.to_string()])
+            .map_err(skipped)
+            .ok()?;
         Some(Self {
             node: device.device().to_owned(),
             backing,
@@ -57,7 +59,7 @@ impl Device {
     /// The same file on the same device; false, with a word, where somebody else has taken it meanwhile.
     fn attach_again(&mut self) -> bool {
         self.attached = None;
-        let device = Loop::new(&self.backing, 512).expect("it was attached before");
+        let device = Loop::new(&self.backing, &[]).expect("it was attached before");
         let same = device.device() == self.node;
         if !same {
             skipped("a device that is attached again: somebody else has taken it");

@@ -6,6 +6,8 @@
 //! the disk is opened and recovers, and must hold what the work up to there was promised: D1 by content, A2, M1, and
 //! D2 after a close.
 //!
+//! The same under backups, in [`backups`].
+//!
 //! An ordinary run cuts 100 times on each file system; `QBM_LONG=1` cuts at every flush and as often between two.
 //! `QBM_SEED` repeats the choices of a run. Needs root, FUSE, loop devices and qemu-storage-daemon; says so and passes
 //! where the machine has not got them.
@@ -16,6 +18,8 @@
     reason = "helpers beside the tests may fail as loudly as the tests"
 )]
 
+#[path = "power_cut/backups.rs"]
+mod backups;
 #[path = "power_cut/history.rs"]
 mod history;
 #[path = "common/loops.rs"]
@@ -62,16 +66,10 @@ fn on_xfs() {
 }
 
 fn on(kind: Kind) {
-    let seed = Random::seed();
-    let mut random = Random::new(seed);
-    // The images are sparse, and no media are needed: where there is a tmpfs, it is fast.
-    let place = [Path::new("/dev/shm"), &std::env::temp_dir()]
-        .into_iter()
-        .find(|it| it.is_dir())
-        .map(Path::to_owned);
-    let folder = tempfile::tempdir_in(place.expect("a temporary folder")).expect("a folder");
-    let folder = folder.path();
-    let Some(recorder) = Recorder::start(folder, kind) else {
+    let mut random = Random::new(Random::seed());
+    let place = place();
+    let folder = place.path();
+    let Some(recorder) = Recorder::start(folder, kind, 1) else {
         return;
     };
     units::create(recorder.folder());
@@ -79,28 +77,25 @@ fn on(kind: Kind) {
     drop(recorder);
 
     let log = Log::read(&folder.join("log"));
-    let cuts = cuts(&log, log.entries_before(history.start), &mut random);
-    let (image, copy, mount) = (folder.join("flushed"), folder.join("cut"), folder.join("mount"));
-    let mut device = Device::new(&log, &image, kind.size);
+    let cuts = cuts(&log, log.entries_before(history.start), CUTS, &mut random);
     let (mut recovered, mut widened) = (0, 0);
-    for cut in &cuts {
-        device.flush_until(*cut);
-        run(Command::new("cp").arg("--sparse=auto").arg(&image).arg(&copy)).expect("a copy");
-        device.unflushed(&copy, *cut, &mut random);
-        let mounted = Mounted::new(
-            &["-o".as_ref(), "loop,noatime".as_ref(), copy.as_os_str()],
-            &mount,
-        );
-        let mounted = mounted.unwrap_or_else(|why| panic!("cut {cut}: the file system is lost: {why}"));
-        let disk = Disk::open(units::path(mounted.folder()));
-        let disk = disk.unwrap_or_else(|why| panic!("cut {cut}: {why}"));
-        let recovery = disk.info().expect("facts").recovery;
-        recovered += usize::from(recovery.is_some());
-        widened += usize::from(recovery.is_some_and(|it| !it.added.is_empty()));
-        if let Err(wrong) = history.check(&disk, log.position(*cut)) {
-            panic!("{}, cut at entry {cut} of {}: {wrong}", kind.name, log.len());
-        }
-        disk.close().expect("it closes");
+    let checked = at_each(
+        &log,
+        &cuts,
+        folder,
+        (kind, 1),
+        &mut random,
+        |systems, position| {
+            let disk = Disk::open(units::path(systems[0].folder())).map_err(|why| why.to_string())?;
+            let recovery = disk.info().expect("facts").recovery;
+            recovered += usize::from(recovery.is_some());
+            widened += usize::from(recovery.is_some_and(|it| !it.added.is_empty()));
+            history.check(&disk, position)?;
+            disk.close().map_err(|why| why.to_string())
+        },
+    );
+    if let Err(wrong) = checked {
+        panic!("{}: {wrong}", kind.name);
     }
     println!(
         "{}: {} entries, {} cuts, {recovered} of an unclean disk, {widened} with bits added",
@@ -110,8 +105,50 @@ fn on(kind: Kind) {
     );
 }
 
+/// A folder for images. They are sparse, and no media are needed: where there is a tmpfs, it is fast.
+fn place() -> tempfile::TempDir {
+    let place = [Path::new("/dev/shm"), &std::env::temp_dir()]
+        .into_iter()
+        .find(|it| it.is_dir())
+        .map(Path::to_owned);
+    tempfile::tempdir_in(place.expect("a temporary folder")).expect("a folder")
+}
+
+/// Replays the log to each of `cuts`, mounts the file systems, so many of that kind, and has `check` look at them. Ends
+/// with the first thing that is wrong.
+fn at_each(
+    log: &Log,
+    cuts: &BTreeSet<usize>,
+    folder: &Path,
+    (kind, systems): (Kind, u64),
+    random: &mut Random,
+    mut check: impl FnMut(&[Mounted], u64) -> Result<(), String>,
+) -> Result<(), String> {
+    let (image, copy) = (folder.join("flushed"), folder.join("cut"));
+    let mut device = Device::new(log, &image, kind.size * systems);
+    for cut in cuts {
+        device.flush_until(*cut);
+        run(Command::new("cp").arg("--sparse=auto").arg(&image).arg(&copy)).expect("a copy");
+        device.unflushed(&copy, *cut, random);
+        let at = |why| format!("cut at entry {cut} of {}: {why}", log.len());
+        let mut mounted = Vec::new();
+        for system in 0..systems {
+            let part = format!(
+                "loop,noatime,offset={},sizelimit={}",
+                system * kind.size,
+                kind.size
+            );
+            let options = ["-o".as_ref(), part.as_ref(), copy.as_os_str()];
+            let system = Mounted::new(&options, &folder.join(format!("mount-{system}")));
+            mounted.push(system.map_err(|why| at(format!("the file system is lost: {why}")))?);
+        }
+        check(&mounted, log.position(*cut)).map_err(at)?;
+    }
+    Ok(())
+}
+
 /// After how many entries the power is cut: at flushes, and between.
-fn cuts(log: &Log, start: usize, random: &mut Random) -> BTreeSet<usize> {
+fn cuts(log: &Log, start: usize, most: usize, random: &mut Random) -> BTreeSet<usize> {
     let flushes: Vec<_> = (start..log.len())
         .filter(|entry| log.is_flush(*entry))
         .map(|it| it + 1)
@@ -122,7 +159,7 @@ fn cuts(log: &Log, start: usize, random: &mut Random) -> BTreeSet<usize> {
         return flushes.into_iter().flat_map(|flush| [flush, any()]).collect();
     }
     let mut cuts = BTreeSet::new();
-    while cuts.len() < CUTS.min(log.len() - start) {
+    while cuts.len() < most.min(log.len() - start) {
         // At the next flush from anywhere, or there.
         let place = any();
         let flush = flushes[flushes

@@ -290,7 +290,7 @@ fn the_image_may_be_a_block_device() {
         let file = folder.path().join("device");
         let made = std::fs::File::create(&file).and_then(|it| it.set_len(LENGTH));
         made.expect("a file");
-        let device = match Loop::new(&file, 512) {
+        let device = match Loop::new(&file, &[]) {
             Ok(device) => device,
             Err(why) => return skipped(format_args!("kills on a block device: {why}")),
         };

@@ -29,6 +29,8 @@ mod generated;
 mod map;
 #[path = "tool/picture.rs"]
 mod picture;
+#[path = "tool/prune_killed.rs"]
+mod prune_killed;
 #[path = "tool/qemu.rs"]
 mod qemu;
 #[path = "tool/rebase.rs"]

@@ -9,11 +9,11 @@ use super::run::run;
 pub struct Loop(PathBuf);
 
 impl Loop {
-    /// Of `file`, in logical blocks of `block` bytes; the reason in words where the machine cannot.
-    pub fn new(file: &Path, block: u32) -> Result<Self, String> {
+    /// Of `file`, with these options of losetup; the reason in words where the machine cannot.
+    pub fn new(file: &Path, options: &[&str]) -> Result<Self, String> {
         let mut command = Command::new("losetup");
-        command.args(["--find", "--show", "--sector-size", &block.to_string()]);
-        run(command.arg(file)).map(|device| Self(device.into()))
+        command.args(["--find", "--show"]).args(options).arg(file);
+        run(&mut command).map(|device| Self(device.into()))
     }
 
     pub fn device(&self) -> &Path {

@@ -16,7 +16,7 @@ fn loop_device(room: &Room, name: &str, length: u64) -> Option<Loop> {
         .expect("a file")
         .set_len(length)
         .expect("a length");
-    Loop::new(&room.path(name), 512)
+    Loop::new(&room.path(name), &[])
         .map_err(|why| skip::skipped(format_args!("there is no loop device: {why}")))
         .ok()
 }

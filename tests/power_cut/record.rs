@@ -53,34 +53,34 @@ impl Drop for Daemon {
     }
 }
 
-/// A file system whose device is recorded.
+/// File systems on one device, which is recorded.
 pub struct Recorder {
     // In the order in which they have to go.
-    mounted: Mounted,
-    _device: Loop,
+    mounted: Vec<Mounted>,
+    _devices: Vec<Loop>,
     _daemon: Daemon,
     log: PathBuf,
 }
 
 impl Recorder {
-    /// In an empty folder. `None`, with a word, where the machine cannot.
-    pub fn start(folder: &Path, kind: Kind) -> Option<Self> {
+    /// So many, one behind the other, in an empty folder. `None`, with a word, where the machine cannot.
+    pub fn start(folder: &Path, kind: Kind, systems: u64) -> Option<Self> {
         if let Some(why) = missing(kind) {
             skipped(format_args!("power cuts on {}: {why}", kind.name));
             return None;
         }
-        Some(Self::try_start(folder, kind).expect("a recorded block device"))
+        Some(Self::try_start(folder, kind, systems).expect("a recorded block device"))
     }
 
-    fn try_start(folder: &Path, kind: Kind) -> Result<Self, String> {
+    fn try_start(folder: &Path, kind: Kind, systems: u64) -> Result<Self, String> {
         let (data, log) = (folder.join("data"), folder.join("log"));
-        let (export, mount) = (folder.join("export"), folder.join("mount"));
+        let export = folder.join("export");
+        let size = kind.size * systems;
         let file = |path: &Path| File::create(path).map_err(|error| error.to_string());
-        let length = |file: File| file.set_len(kind.size).map_err(|error| error.to_string());
+        let length = |file: File| file.set_len(size).map_err(|error| error.to_string());
         length(file(&data)?)?;
         file(&log)?;
         file(&export)?;
-        std::fs::create_dir(&mount).map_err(|error| error.to_string())?;
         let daemon = Command::new("qemu-storage-daemon")
             .arg("--blockdev")
             .arg(format!("file,node-name=data,filename={}", data.display()))
@@ -100,30 +100,40 @@ impl Recorder {
             .map_err(|error| error.to_string())?;
         let daemon = Daemon(daemon);
         let patience = Instant::now() + Duration::from_secs(20);
-        while std::fs::metadata(&export).map_or(0, |it| it.len()) != kind.size {
+        while std::fs::metadata(&export).map_or(0, |it| it.len()) != size {
             if Instant::now() > patience {
                 return Err("qemu-storage-daemon exports nothing".to_owned());
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        let device = Loop::new(&export, 512)?;
-        run(Command::new(kind.mkfs[0])
-            .args(&kind.mkfs[1..])
-            .arg(device.device()))?;
-        let mounted = Mounted::new(
-            &["-o".as_ref(), "noatime".as_ref(), device.device().as_os_str()],
-            &mount,
-        )?;
+        let (mut devices, mut mounted) = (Vec::new(), Vec::new());
+        for system in 0..systems {
+            let (start, length) = ((system * kind.size).to_string(), kind.size.to_string());
+            let device = Loop::new(&export, &["--offset", &start, "--sizelimit", &length])?;
+            run(Command::new(kind.mkfs[0])
+                .args(&kind.mkfs[1..])
+                .arg(device.device()))?;
+            let mount = folder.join(format!("mount-{system}"));
+            std::fs::create_dir(&mount).map_err(|error| error.to_string())?;
+            let options = ["-o".as_ref(), "noatime".as_ref(), device.device().as_os_str()];
+            mounted.push(Mounted::new(&options, &mount)?);
+            devices.push(device);
+        }
         Ok(Self {
             mounted,
-            _device: device,
+            _devices: devices,
             _daemon: daemon,
             log,
         })
     }
 
+    /// The first file system.
     pub fn folder(&self) -> &Path {
-        self.mounted.folder()
+        self.system(0)
+    }
+
+    pub fn system(&self, index: usize) -> &Path {
+        self.mounted[index].folder()
     }
 
     /// How far the log has got: whatever was finished is before it, and whatever has not begun is behind.

@@ -9,17 +9,17 @@ use super::room::Room;
 
 const KILLS: u32 = 60;
 
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (self.0 >> 33) % limit
     }
 }
 
 /// Starts the tool and kills it after a while. Whether it was still at work.
-fn killed(room: &Room, args: &[&str], after: Duration) -> bool {
+pub fn killed(room: &Room, args: &[&str], after: Duration) -> bool {
     let mut child = room
         .command(super::room::TOOL, args)
         .stdout(Stdio::null())
@@ -57,7 +57,7 @@ fn a_backup_that_is_killed_at_any_moment_shows_nothing_or_all() {
     for round in 0..KILLS {
         for _ in 0..random.below(4) {
             let len = usize::try_from(1 + random.below(200_000)).expect("small");
-            guest_writes(&room, random.below(256), random.below(3_900_000), len);
+            guest_writes(&room, "disk.qbm", random.below(256), random.below(3_900_000), len);
         }
         let content = room.read("disk-data.img");
         let limit = u64::try_from(usual.as_micros()).expect("small");
@@ -111,8 +111,8 @@ fn a_backup_that_is_killed_at_any_moment_shows_nothing_or_all() {
     assert!(full <= 2, "{full} full ones: the chain was lost");
 }
 
-fn guest_writes(room: &Room, byte: u64, offset: u64, len: usize) {
-    let disk = qbm::Disk::open(room.path("disk.qbm")).expect("it opens");
+pub fn guest_writes(room: &Room, disk: &str, byte: u64, offset: u64, len: usize) {
+    let disk = qbm::Disk::open(room.path(disk)).expect("it opens");
     let byte = u8::try_from(byte).expect("a byte");
     disk.write(&vec![byte; len], offset, qbm::WriteFlags::empty())
         .expect("written");
