@@ -42,7 +42,7 @@ use std::time::{Duration, Instant};
 use disk::{Found, LENGTH, Precision, Shape, check, path};
 use loops::Loop;
 use mounted::Mounted;
-use qbm::{Disk, NoticeCode, OpenOptions, Recovery};
+use qbm::{CreateOptions, Disk, Format, NoticeCode, OpenOptions, Recovery, WriteFlags};
 use random::Random;
 use skip::skipped;
 use tempfile::TempDir;
@@ -295,6 +295,41 @@ fn the_image_may_be_a_block_device() {
             Err(why) => return skipped(format_args!("kills on a block device: {why}")),
         };
         kill_again_and_again(folder.path(), Shape::Device(device.device()), Random::seed());
+        forget_what_was_attached(folder.path(), &file, device);
+    }
+}
+
+/// What an overlay was given and nobody has flushed is there after a kill. When the device has been attached again, nothing
+/// vouches for what was in its page cache.
+fn forget_what_was_attached(folder: &Path, file: &Path, device: Loop) {
+    let name = device.device().to_owned();
+    let path = folder.join("overlay.qbm");
+    std::fs::write(folder.join("base.img"), vec![0xbb; 1 << 20]).expect("a backing");
+    CreateOptions::new()
+        .size(LENGTH)
+        .backing("base.img", Format::Raw)
+        .create(&path)
+        .expect("a disk");
+    let descriptor = std::fs::read_to_string(&path).expect("a descriptor");
+    let image = name.to_str().expect("a name");
+    std::fs::write(&path, descriptor.replace("overlay-data.img", image)).expect("a descriptor");
+    let first = || {
+        let disk = OpenOptions::new().read_only(true).open(&path);
+        let mut byte = [0];
+        disk.and_then(|it| it.read(&mut byte, 0)).expect("a read");
+        byte[0]
+    };
+    let disk = Disk::open(&path).expect("it opens");
+    disk.write(&[0x77; 512], 0, WriteFlags::empty()).expect("a write");
+    // As a kill does.
+    drop(disk);
+    assert_eq!(first(), 0x77);
+    drop(device);
+    let device = Loop::new(file, &[]).expect("it was attached before");
+    if device.device() == name {
+        assert_eq!(first(), 0xbb);
+    } else {
+        skipped("a device that is attached again: somebody else has taken it");
     }
 }
 
