@@ -98,7 +98,7 @@ impl Disk {
         self.check_folder()?;
         // Our own hold on it would keep us from writing to it.
         let _suspended: Vec<_> = layer.holds.iter().map(Hold::suspended).collect();
-        let target = Target::open(self, &backing, layer)?;
+        let target = Target::open(self, &backing, &overlay.chain, (above, layer))?;
         target.grow(layer.length, self.length())?;
         self.sync_written()?;
         let mut watch = Watch::begin(self, &overlay)?;
@@ -280,7 +280,8 @@ impl Copy<'_, '_> {
     fn data(&mut self, image: &Child, range: ByteRange, buffer: &mut Vec<u8>) -> Result<()> {
         let mut at = range.start();
         while at < range.end() {
-            let part = ByteRange::between(at, range.end().min(at.saturating_add(STEP)));
+            // Cut where clusters of other formats begin, too.
+            let part = ByteRange::between(at, range.end().min((at / STEP + 1).saturating_mul(STEP)));
             buffer.resize(in_memory(part.len()), 0);
             read_slice(&*image.storage, buffer, at)
                 .map_err(|e| image.failed(&format!("read {part} from"), &e))?;
