@@ -52,6 +52,9 @@ impl Disk {
     /// Holes stay holes, and a layer that is shorter than the disk is grown. `progress` is called from time to time, and
     /// ends it with [`ErrorCode::Canceled`]. After an error the layer may have some of the bytes, which the disk still
     /// hides.
+    ///
+    /// The layer may be raw, qbm or qcow2. A qcow2 is marked as one that is written to; where the process dies, `qemu-img
+    /// check -r all` takes the mark away, and until then the disk is refused.
     pub fn commit_into(&self, layer: u32, progress: &mut Progress<'_>) -> Result<()> {
         self.commit_parts(layer, progress)
             .map_err(|e| e.context(format_args!("cannot commit {}", self.path.display())))

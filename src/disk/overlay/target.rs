@@ -23,10 +23,35 @@ use crate::storage::{Access, FileIdentity, Role, Storage, SyncMode, Zeroing, sta
 use crate::units::ByteRange;
 
 /// It, open for writing.
-pub(super) enum Target {
+pub(super) struct Target {
+    kind: Kind,
+    _locks: Locks,
+}
+
+enum Kind {
     Raw(Child),
     Qcow2(Child),
     Qbm(Box<Disk>),
+}
+
+/// What keeps others away. Given up when dropped, and not only when the files are closed: a child that another thread is
+/// just starting has a copy of each for a moment, and would keep the disk itself from reading the image again.
+#[derive(Default)]
+struct Locks(Vec<Lock>);
+
+impl Locks {
+    fn take(&mut self, place: &Place, file: &Arc<dyn Storage>, shown: &Path) -> Result<()> {
+        if place.locking {
+            self.0.extend(Lock::image(file, shown, Sharing::Write)?);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Locks {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(Lock::release);
+    }
 }
 
 /// For writing through the page cache.
@@ -44,11 +69,12 @@ impl Target {
         (index, layer): (usize, &Layer),
     ) -> Result<Self> {
         let path = child_path(&backing.file).map_err(|e| e.context(format_args!("{:?}", backing.file)))?;
-        let target = match backing.format {
-            Format::Raw => Self::Raw(Self::open_raw(&disk.place, path, layer)?),
+        let mut locks = Locks::default();
+        let kind = match backing.format {
+            Format::Raw => Kind::Raw(Self::open_raw(&disk.place, path, layer, &mut locks)?),
             Format::Qcow2 => {
                 let below = matches!(layer.has, Has::Tables).then(|| Below::from(chain, index + 1));
-                Self::Qcow2(Self::open_qcow2(disk, backing, layer, below)?)
+                Kind::Qcow2(Self::open_qcow2(disk, backing, (layer, below), &mut locks)?)
             }
             Format::Qbm => Self::open_disk(&disk.place, path)?,
             Format::Vmdk => {
@@ -62,6 +88,7 @@ impl Target {
                 ));
             }
         };
+        let target = Self { kind, _locks: locks };
         check_identity(target.image(), layer.image.storage.identity())?;
         if let (Some(writer), Some(reader)) = (&target.image().mapped, &layer.image.mapped) {
             writer
@@ -71,7 +98,7 @@ impl Target {
         Ok(target)
     }
 
-    fn open_disk(place: &Place, path: &Path) -> Result<Self> {
+    fn open_disk(place: &Place, path: &Path) -> Result<Kind> {
         let mut options = OpenOptions::new()
             .confined(place.confined)
             .no_lock(!place.locking);
@@ -91,25 +118,30 @@ impl Target {
                 ),
             ));
         };
-        Ok(Self::Qbm(Box::new(disk)))
+        Ok(Kind::Qbm(Box::new(disk)))
     }
 
-    fn open_raw(place: &Place, path: &Path, layer: &Layer) -> Result<Child> {
+    fn open_raw(place: &Place, path: &Path, layer: &Layer, locks: &mut Locks) -> Result<Child> {
         let shown = place.shown.join(path);
         let storage = place
             .folder
             .open(Role::Backing, path, WRITING)
             .map_err(|e| Error::io("open for writing", &shown, &e))?;
-        lock(place, &storage, &shown)?;
+        locks.take(place, &storage, &shown)?;
         let image = Child::new(storage, shown);
         check_identity(&image, layer.image.storage.identity())?;
         Ok(image)
     }
 
     /// A qcow2 is changed as soon as it is open: all that can be refused is refused before.
-    fn open_qcow2(disk: &Disk, backing: &BackingEntry, layer: &Layer, below: Option<Below>) -> Result<Child> {
+    fn open_qcow2(
+        disk: &Disk,
+        backing: &BackingEntry,
+        (layer, below): (&Layer, Option<Below>),
+        locks: &mut Locks,
+    ) -> Result<Child> {
         let place = &disk.place;
-        let file = Self::open_raw(place, child_path(&backing.file)?, layer)?;
+        let file = Self::open_raw(place, child_path(&backing.file)?, layer, locks)?;
         let mut files = Files::new(place);
         files.note("the image itself", &*file.storage, true);
         let entry = ImageEntry {
@@ -121,7 +153,7 @@ impl Target {
         let image = OwnImage::look(&mut files, Path::new(""), &entry, file, Role::Backing, WRITING)?;
         let known = layer.holds.iter().skip(1).map(Hold::identity);
         for ((part, path), known) in image.parts().zip(known) {
-            lock(place, part, path)?;
+            locks.take(place, part, path)?;
             check_identity(&Child::new(Arc::clone(part), path.to_owned()), known)?;
         }
         if let Some(length) = qcow2::shown_length(disk.length()) {
@@ -131,9 +163,9 @@ impl Target {
     }
 
     fn image(&self) -> &Child {
-        match self {
-            Self::Raw(image) | Self::Qcow2(image) => image,
-            Self::Qbm(disk) => disk.image(),
+        match &self.kind {
+            Kind::Raw(image) | Kind::Qcow2(image) => image,
+            Kind::Qbm(disk) => disk.image(),
         }
     }
 
@@ -147,20 +179,20 @@ impl Target {
         if to <= from {
             return Ok(());
         }
-        match self {
-            Self::Raw(image) | Self::Qcow2(image) => image
+        match &self.kind {
+            Kind::Raw(image) | Kind::Qcow2(image) => image
                 .storage
                 .set_length(to)
                 .map_err(|e| image.failed("resize", &e)),
-            Self::Qbm(disk) => disk.truncate(to, TruncateFlags::empty()),
+            Kind::Qbm(disk) => disk.truncate(to, TruncateFlags::empty()),
         }
     }
 
     pub(super) fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        match self {
-            Self::Raw(image) | Self::Qcow2(image) => write_slice(&*image.storage, bytes, offset)
+        match &self.kind {
+            Kind::Raw(image) | Kind::Qcow2(image) => write_slice(&*image.storage, bytes, offset)
                 .map_err(|e| image.failed(&format!("write {} bytes at offset {offset} to", bytes.len()), &e)),
-            Self::Qbm(disk) => disk.write(bytes, offset, WriteFlags::empty()),
+            Kind::Qbm(disk) => disk.write(bytes, offset, WriteFlags::empty()),
         }
     }
 
@@ -174,33 +206,25 @@ impl Target {
             may_unmap: true,
             no_fallback: false,
         };
-        match self {
-            Self::Raw(image) | Self::Qcow2(image) => image
+        match &self.kind {
+            Kind::Raw(image) | Kind::Qcow2(image) => image
                 .storage
                 .write_zeroes(range, how)
                 .map_err(|e| image.failed(&format!("zero {range} of"), &e)),
-            Self::Qbm(disk) => disk.write_zeroes(range.start(), range.len(), WriteFlags::MAY_UNMAP),
+            Kind::Qbm(disk) => disk.write_zeroes(range.start(), range.len(), WriteFlags::MAY_UNMAP),
         }
     }
 
     /// Makes all of it durable; a qcow2 then says that it was closed.
     pub(super) fn finish(self) -> Result<()> {
-        let (image, mode) = match self {
-            Self::Raw(_) if mutation::on(Fault::BackingUnsynced) => return Ok(()),
-            Self::Raw(image) => (image, SyncMode::Data),
-            Self::Qcow2(image) => (image, SyncMode::All),
-            Self::Qbm(disk) => return disk.close(),
+        let (image, mode) = match self.kind {
+            Kind::Raw(_) if mutation::on(Fault::BackingUnsynced) => return Ok(()),
+            Kind::Raw(image) => (image, SyncMode::Data),
+            Kind::Qcow2(image) => (image, SyncMode::All),
+            Kind::Qbm(disk) => return disk.close(),
         };
         image.storage.sync(mode).map_err(|e| image.failed("flush", &e))
     }
-}
-
-/// Keeps others away from a file for as long as it is open.
-fn lock(place: &Place, file: &Arc<dyn Storage>, shown: &Path) -> Result<()> {
-    if place.locking {
-        let _: Option<Lock> = Lock::image(file, shown, Sharing::Write)?;
-    }
-    Ok(())
 }
 
 fn check_identity(image: &Child, known: Option<FileIdentity>) -> Result<()> {

@@ -32,7 +32,7 @@ fn image(backing: bool) -> Vec<u8> {
         (56, 1, 4),
         (96, 4, 4),
         (100, 104, 4),
-        (G, 1 << 63 | 4 * G, 8),
+        (G, (1 << 63) | (4 * G), 8),
         (2 * G, 3 * G, 8),
     ] {
         put(&mut bytes, at, value, len);
@@ -50,14 +50,14 @@ fn image(backing: bool) -> Vec<u8> {
         let entry = match kind(cluster) {
             0 => {
                 bytes.extend(content);
-                1 << 63 | at
+                (1 << 63) | at
             }
             1 => {
                 // A stream of one block that is stored as it is; it ends in the second cluster.
                 bytes.extend([1, 0x00, 0x10, 0xff, 0xef]);
                 bytes.extend(content);
                 bytes.resize(bytes.len().next_multiple_of(4096), 0);
-                1 << 62 | 8 << 58 | at
+                (1 << 62) | (8 << 58) | at
             }
             2 => 1,
             _ => 0,
