@@ -60,12 +60,50 @@ static void refusals(void)
     CHECK(!exists("no.qbm"));
 }
 
+/* A qcow2 that is the backing of an overlay takes what that has, and grows. */
+static void commit(void)
+{
+    unsigned char bytes[5000], back[5000];
+    put_qcow2("base.qcow2", 0);
+    struct qbm_create_options options = create_options(2 * SIZE);
+    options.backing_file = "base.qcow2";
+    options.backing_format = "qcow2";
+    CHECK_OK(qbm_create("top.qbm", &options));
+    qbm_disk *disk = open_disk("top.qbm", 0);
+    memset(bytes, 7, sizeof bytes);
+    CHECK_OK(qbm_pwrite(disk, bytes, sizeof bytes, SIZE - 2000, 0));
+    CHECK_OK(qbm_commit(disk, NULL));
+    CHECK_OK(qbm_pread(disk, back, sizeof back, SIZE - 2000));
+    CHECK(memcmp(bytes, back, sizeof back) == 0);
+    CHECK_OK(qbm_close(disk));
+    options = image_options("base.qcow2", "qcow2");
+    CHECK_OK(qbm_create("base.qbm", &options));
+    disk = open_disk("base.qbm", 0);
+    CHECK(qbm_length(disk) == 2 * SIZE);
+    CHECK_OK(qbm_pread(disk, back, sizeof back, SIZE - 2000));
+    CHECK(memcmp(bytes, back, sizeof back) == 0);
+    CHECK_OK(qbm_close(disk));
+
+    /* One of version 2 has no mark for an image that is written to. */
+    put_qcow2("old.qcow2", 0);
+    FILE *file = fopen("old.qcow2", "r+b");
+    CHECK(file && fseek(file, 7, SEEK_SET) == 0 && fputc(2, file) == 2 && fclose(file) == 0);
+    options = create_options(SIZE);
+    options.backing_file = "old.qcow2";
+    options.backing_format = "qcow2";
+    CHECK_OK(qbm_create("on-old.qbm", &options));
+    disk = open_disk("on-old.qbm", 0);
+    CHECK_FAILS(ENOTSUP, QBM_ERROR_NOT_SUPPORTED, "qcow2 version 2", qbm_commit(disk, NULL));
+    CHECK_OK(qbm_close(disk));
+}
+
 int main(void)
 {
     unsigned char bytes[5000], back[5000];
     enter_folder();
     put_qcow2("a.qcow2", 0);
     refusals();
+    commit();
 
     struct qbm_create_options options = image_options("a.qcow2", "qcow2");
     CHECK_OK(qbm_create("disk.qbm", &options));

@@ -99,6 +99,8 @@ pub(crate) enum Fault {
     ImageUnmarked,
     /// The tables of a qcow2 go out before what they lead to is durable.
     TablesUnordered,
+    /// Clusters that were given free are used again while a table leads there.
+    FreedAtOnce,
     /// A commit into a deeper layer leaves there what a shorter layer in between hid.
     HiddenByLength,
     /// A write goes on past a bitmap that cannot be written, and no mark says so.

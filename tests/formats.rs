@@ -8,6 +8,8 @@
 
 #[path = "formats/backing.rs"]
 mod backing;
+#[path = "formats/commit.rs"]
+mod commit;
 #[path = "formats/image.rs"]
 mod image;
 #[path = "formats/memory.rs"]

@@ -53,7 +53,8 @@ unsafe impl Extensible for qbm_commit_options {}
 /// it may have some of the bytes. Of a deeper layer, those between give what
 /// they have and leave the chain: the descriptor names the layer from then on.
 /// Their files stay as they are, and what they show as disks of their own
-/// changes where they take from the layer.
+/// changes where they take from the layer. It may be raw, qbm or qcow2; a qcow2
+/// whose commit was killed wants "qemu-img check -r all" before it opens again.
 ///
 /// Returns 0; all is durable then. -ENOTSUP: there is no backing, or it was not
 /// opened, or it is of a format that cannot be written to. -EINVAL

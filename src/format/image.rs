@@ -3,6 +3,7 @@
 //! Invariant: offsets and lengths of a [`FormatImage`] are the disk's, never those of the file behind it.
 
 use std::io;
+use std::sync::Arc;
 
 use crate::storage::{Scatter, Storage};
 use crate::units::ByteRange;
@@ -11,6 +12,17 @@ use crate::units::ByteRange;
 pub(crate) trait FormatImage: Storage {
     /// Where the first bytes of `range`, which is not empty and lies within the image, are.
     fn mapping(&self, range: ByteRange) -> io::Result<Mapping>;
+
+    /// Has `reader`, which reads the same file by tables of its own, know of what is written here, from now on and before it
+    /// could go by what is not so any more: what nobody writes to keeps its bytes, but not always its place.
+    fn read_by(&self, _reader: Arc<dyn FormatImage>) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Reads the tables anew: another has written to the file.
+    fn reread(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What an image says of some of its bytes.

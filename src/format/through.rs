@@ -27,6 +27,8 @@ pub(super) struct Through {
     order: Option<Arc<Order>>,
     /// It has the tables.
     tables: bool,
+    /// The library is shown another byte than the file has: where, and which.
+    shown: Option<(u64, u8)>,
 }
 
 impl Through {
@@ -37,7 +39,14 @@ impl Through {
             dead: Arc::clone(dead),
             order: None,
             tables: false,
+            shown: None,
         }
+    }
+
+    /// The same, with another byte in one place.
+    pub(super) fn showing(mut self, byte: (u64, u8)) -> Self {
+        self.shown = Some(byte);
+        self
     }
 
     /// The same, of a file that is written to in `order`; with or without the tables in it.
@@ -82,7 +91,15 @@ impl imago::Storage for Through {
         // SAFETY: the pieces are exclusively borrowed slices, and outlive the call.
         let into = unsafe { Scatter::new(bufv.as_iovec()) };
         let into = into.ok_or(io::ErrorKind::InvalidInput)?;
-        read_or_zeros(&*self.file, into, offset)
+        read_or_zeros(&*self.file, into, offset)?;
+        match self.shown {
+            Some((at, byte)) if (offset..offset + into.len() as u64).contains(&at) => {
+                // Within the buffer, so it fits.
+                into.copy_from(usize::try_from(at - offset).unwrap_or(0), &[byte]);
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     unsafe fn pure_writev(&self, bufv: IoVector<'_>, offset: u64) -> io::Result<()> {
@@ -122,6 +139,14 @@ impl imago::Storage for Through {
 
     fn sync(&self) -> io::Result<()> {
         self.file.sync(SyncMode::Data)
+    }
+
+    /// The library asks for this, and nothing else does, before it gives clusters free.
+    fn settle_writes(&self) -> io::Result<()> {
+        if let Some(order) = &self.order {
+            order.gives_free();
+        }
+        Ok(())
     }
 
     unsafe fn invalidate_cache(&self) -> io::Result<()> {

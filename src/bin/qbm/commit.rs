@@ -15,7 +15,8 @@ use crate::output::{Output, short_size};
 const AFTER_HELP: &str = "\
 The overlay is empty afterwards and shows the same as before, since its backing has it all now. A backing that is
 shorter is grown; holes stay holes. Nothing else may use that backing: it would see the change. Whatever goes wrong in
-the middle, the overlay shows what it showed; the same command does the rest.
+the middle, the overlay shows what it showed; the same command does the rest. It goes into raw, qbm and qcow2 images; a qcow2
+whose commit was killed wants \"qemu-img check -r all\" first.
 
 With -b, the images between the overlay and BASE give what they have, too, and are no part of its chain afterwards: the overlay
 is on BASE. They are not changed, and nobody should use them any more: what they take from BASE has changed. (qemu-img

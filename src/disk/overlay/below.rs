@@ -8,9 +8,22 @@ use super::read::part_of;
 use crate::storage::{Extent, FileIdentity, Gather, Limits, Scatter, Storage, SyncMode, Zeroing};
 use crate::units::{ByteRange, MAX_LENGTH};
 
-/// What a chain shows.
+/// What a chain shows from one of its images on.
 #[derive(Debug)]
-pub(super) struct Below(pub(super) Arc<Chain>);
+pub(super) struct Below {
+    chain: Arc<Chain>,
+    first: usize,
+}
+
+impl Below {
+    /// From the image on that has the index `first` in `chain`.
+    pub(super) fn from(chain: &Arc<Chain>, first: usize) -> Self {
+        Self {
+            chain: Arc::clone(chain),
+            first,
+        }
+    }
+}
 
 impl Storage for Below {
     fn read(&self, into: Scatter<'_>, offset: u64) -> io::Result<()> {
@@ -18,9 +31,11 @@ impl Storage for Below {
         let mut room = Vec::new();
         let mut at = offset;
         while at < range.end() {
-            let run = self.0.find(ByteRange::between(at, range.end()))?;
+            let run = self
+                .chain
+                .find_from(ByteRange::between(at, range.end()), self.first)?;
             let part = part_of(range, run.range, into, &mut room);
-            self.0.read(run.source, run.range, part)?;
+            self.chain.read(run.source, run.range, part)?;
             at = run.range.end();
         }
         Ok(())
@@ -43,7 +58,7 @@ impl Storage for Below {
     }
 
     fn length(&self) -> io::Result<u64> {
-        Ok(self.0.length().min(MAX_LENGTH))
+        Ok(self.chain.length_from(self.first).min(MAX_LENGTH))
     }
 
     fn set_length(&self, _length: u64) -> io::Result<()> {

@@ -168,8 +168,17 @@ impl Chain {
 
     /// The same, with no look at more than so many layers.
     pub(super) fn find_to(&self, range: ByteRange, limit: usize) -> Result<Run> {
+        self.find_in(range, 0, limit)
+    }
+
+    /// The same, from the layer with the index `first` on.
+    pub(super) fn find_from(&self, range: ByteRange, first: usize) -> Result<Run> {
+        self.find_in(range, first, usize::MAX)
+    }
+
+    fn find_in(&self, range: ByteRange, first: usize, limit: usize) -> Result<Run> {
         let (at, mut end) = (range.start(), range.end());
-        for (index, layer) in self.layers.iter().enumerate() {
+        for (index, layer) in self.layers.iter().enumerate().skip(first) {
             if index == limit {
                 return Ok(run(Source::Unopened, at, end));
             }
@@ -212,7 +221,12 @@ impl Chain {
 
     /// Where the bytes that a granule without a bit could show end: behind that it reads as zeros.
     pub(super) fn length(&self) -> u64 {
-        match self.layers.first() {
+        self.length_from(0)
+    }
+
+    /// The same of what lies above the layer with the index `first`.
+    pub(super) fn length_from(&self, first: usize) -> u64 {
+        match self.layers.get(first) {
             Some(layer) => layer.length,
             None if self.unopened => u64::MAX,
             None => 0,

@@ -52,6 +52,9 @@ impl Disk {
     /// Holes stay holes, and a layer that is shorter than the disk is grown. `progress` is called from time to time, and
     /// ends it with [`ErrorCode::Canceled`]. After an error the layer may have some of the bytes, which the disk still
     /// hides.
+    ///
+    /// The layer may be raw, qbm or qcow2. A qcow2 is marked as one that is written to; where the process dies, `qemu-img
+    /// check -r all` takes the mark away, and until then the disk is refused.
     pub fn commit_into(&self, layer: u32, progress: &mut Progress<'_>) -> Result<()> {
         self.commit_parts(layer, progress)
             .map_err(|e| e.context(format_args!("cannot commit {}", self.path.display())))
@@ -98,7 +101,7 @@ impl Disk {
         self.check_folder()?;
         // Our own hold on it would keep us from writing to it.
         let _suspended: Vec<_> = layer.holds.iter().map(Hold::suspended).collect();
-        let target = Target::open(self, &backing, layer)?;
+        let target = Target::open(self, &backing, &overlay.chain, (above, layer))?;
         target.grow(layer.length, self.length())?;
         self.sync_written()?;
         let mut watch = Watch::begin(self, &overlay)?;
@@ -280,7 +283,8 @@ impl Copy<'_, '_> {
     fn data(&mut self, image: &Child, range: ByteRange, buffer: &mut Vec<u8>) -> Result<()> {
         let mut at = range.start();
         while at < range.end() {
-            let part = ByteRange::between(at, range.end().min(at.saturating_add(STEP)));
+            // Cut where clusters of other formats begin, too.
+            let part = ByteRange::between(at, range.end().min((at / STEP + 1).saturating_mul(STEP)));
             buffer.resize(in_memory(part.len()), 0);
             read_slice(&*image.storage, buffer, at)
                 .map_err(|e| image.failed(&format!("read {part} from"), &e))?;

@@ -214,10 +214,23 @@ impl OwnImage {
 
     /// The image; with a chain, what it does not have is read from there.
     pub(in crate::disk) fn open(self, below: Option<&Arc<Chain>>) -> Result<Child> {
+        self.open_over(below.map(|chain| Below::from(chain, 0)))
+    }
+
+    /// Fails where the format cannot have an image of `length` bytes that is like this one.
+    pub(super) fn check_length(&self, length: u64) -> Result<()> {
+        match &self.kind {
+            Kind::Qcow2(unopened) => unopened.check_length(length),
+            Kind::Vmdk(_) => Ok(()),
+        }
+    }
+
+    /// The image; what it does not have is read from `below`.
+    pub(super) fn open_over(self, below: Option<Below>) -> Result<Child> {
         let image: Arc<dyn FormatImage> = match self.kind {
             Kind::Qcow2(unopened) => {
                 let data = self.parts.into_iter().next().map(|(data, _)| data);
-                let below = below.map(|chain| Arc::new(Below(Arc::clone(chain))) as Arc<dyn Storage>);
+                let below = below.map(|below| Arc::new(below) as Arc<dyn Storage>);
                 Arc::new(unopened.open(data, below.as_ref(), self.writable)?)
             }
             Kind::Vmdk(unopened) => Arc::new(unopened.open(self.parts)?),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::state::{Lock, Sharing};
-use crate::storage::{Storage, SyncMode};
+use crate::storage::{FileIdentity, Storage, SyncMode};
 use crate::sync::{Mutex, PoisonError};
 
 /// A reader's lock on an image, which can be given up for a while.
@@ -34,6 +34,11 @@ impl Hold {
         *self.lock.lock().unwrap_or_else(PoisonError::into_inner) =
             Lock::image(&self.image, &self.path, Sharing::Read)?;
         Ok(())
+    }
+
+    /// Which file it is.
+    pub(super) fn identity(&self) -> Option<FileIdentity> {
+        self.image.identity()
     }
 
     /// Makes what the file has durable, whoever wrote it.

@@ -1,57 +1,104 @@
 //! The image that a commit writes to.
 //!
-//! Invariant: it is the very file that the disk has open as a layer, whatever has happened to its name since.
+//! Invariant: it is the very file that the disk has open as a layer, whatever has happened to its name since; and nothing of
+//! it is changed before that is known.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use super::chain::Layer;
+use super::Chain;
+use super::below::Below;
+use super::chain::{Has, Layer};
+use super::formats::OwnImage;
+use super::hold::Hold;
 use crate::descriptor::names::child_path;
-use crate::descriptor::{BackingEntry, Format};
-use crate::disk::open::{OpenOptions, Place};
+use crate::descriptor::{BackingEntry, Format, ImageEntry};
+use crate::disk::open::{Files, OpenOptions, Place};
 use crate::disk::{Child, Disk, TruncateFlags, WriteFlags};
 use crate::error::{Error, ErrorCode, Result};
+use crate::format::qcow2;
 use crate::mutation::{self, Fault};
 use crate::state::{Lock, Sharing};
-use crate::storage::{Access, Role, SyncMode, Zeroing, start_writeback, write_slice};
+use crate::storage::{Access, FileIdentity, Role, Storage, SyncMode, Zeroing, start_writeback, write_slice};
 use crate::units::ByteRange;
 
 /// It, open for writing.
-pub(super) enum Target {
+pub(super) struct Target {
+    kind: Kind,
+    _locks: Locks,
+}
+
+enum Kind {
     Raw(Child),
+    Qcow2(Child),
     Qbm(Box<Disk>),
 }
 
+/// What keeps others away. Given up when dropped, and not only when the files are closed: a child that another thread is
+/// just starting has a copy of each for a moment, and would keep the disk itself from reading the image again.
+#[derive(Default)]
+struct Locks(Vec<Lock>);
+
+impl Locks {
+    fn take(&mut self, place: &Place, file: &Arc<dyn Storage>, shown: &Path) -> Result<()> {
+        if place.locking {
+            self.0.extend(Lock::image(file, shown, Sharing::Write)?);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Locks {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(Lock::release);
+    }
+}
+
+/// For writing through the page cache.
+const WRITING: Access = Access {
+    write: true,
+    direct: false,
+};
+
 impl Target {
-    /// Opens the backing of `disk`, which is open as `layer` already.
-    pub(super) fn open(disk: &Disk, backing: &BackingEntry, layer: &Layer) -> Result<Self> {
+    /// Opens the layer of `chain` with the index `index`, which `backing` names, for a commit of `disk`.
+    pub(super) fn open(
+        disk: &Disk,
+        backing: &BackingEntry,
+        chain: &Arc<Chain>,
+        (index, layer): (usize, &Layer),
+    ) -> Result<Self> {
         let path = child_path(&backing.file).map_err(|e| e.context(format_args!("{:?}", backing.file)))?;
-        let target = match backing.format {
-            Format::Raw => Self::open_raw(&disk.place, path)?,
+        let mut locks = Locks::default();
+        let kind = match backing.format {
+            Format::Raw => Kind::Raw(Self::open_raw(&disk.place, path, layer, &mut locks)?),
+            Format::Qcow2 => {
+                let below = matches!(layer.has, Has::Tables).then(|| Below::from(chain, index + 1));
+                Kind::Qcow2(Self::open_qcow2(disk, backing, (layer, below), &mut locks)?)
+            }
             Format::Qbm => Self::open_disk(&disk.place, path)?,
-            other => {
+            Format::Vmdk => {
                 return Err(Error::new(
                     ErrorCode::NotSupported,
                     format!(
-                        "{} is a {other} image, and this version writes to raw and qbm images only",
+                        "{} is a vmdk, which can only be read; \"qbm rebase\" puts the overlay on another image, and \"qbm \
+                         convert\" makes one of all that it shows",
                         layer.image.path.display()
                     ),
                 ));
             }
         };
-        if target.image().storage.identity() == layer.image.storage.identity() {
-            return Ok(target);
+        let target = Self { kind, _locks: locks };
+        check_identity(target.image(), layer.image.storage.identity())?;
+        if let (Some(writer), Some(reader)) = (&target.image().mapped, &layer.image.mapped) {
+            writer
+                .read_by(Arc::clone(reader))
+                .map_err(|e| layer.image.failed("read the tables of", &e))?;
         }
-        Err(Error::new(
-            ErrorCode::FileInvalid,
-            format!(
-                "{} is not the file any more that the disk was opened with",
-                target.image().path.display()
-            ),
-        ))
+        Ok(target)
     }
 
-    fn open_disk(place: &Place, path: &Path) -> Result<Self> {
+    fn open_disk(place: &Place, path: &Path) -> Result<Kind> {
         let mut options = OpenOptions::new()
             .confined(place.confined)
             .no_lock(!place.locking);
@@ -71,52 +118,81 @@ impl Target {
                 ),
             ));
         };
-        Ok(Self::Qbm(Box::new(disk)))
+        Ok(Kind::Qbm(Box::new(disk)))
     }
 
-    fn open_raw(place: &Place, path: &Path) -> Result<Self> {
-        let access = Access {
-            write: true,
-            direct: false,
-        };
+    fn open_raw(place: &Place, path: &Path, layer: &Layer, locks: &mut Locks) -> Result<Child> {
         let shown = place.shown.join(path);
         let storage = place
             .folder
-            .open(Role::Backing, path, access)
+            .open(Role::Backing, path, WRITING)
             .map_err(|e| Error::io("open for writing", &shown, &e))?;
-        if place.locking {
-            // Held for as long as the file is open.
-            let _: Option<Lock> = Lock::image(&storage, &shown, Sharing::Write)?;
+        locks.take(place, &storage, &shown)?;
+        let image = Child::new(storage, shown);
+        check_identity(&image, layer.image.storage.identity())?;
+        Ok(image)
+    }
+
+    /// A qcow2 is changed as soon as it is open: all that can be refused is refused before.
+    fn open_qcow2(
+        disk: &Disk,
+        backing: &BackingEntry,
+        (layer, below): (&Layer, Option<Below>),
+        locks: &mut Locks,
+    ) -> Result<Child> {
+        let place = &disk.place;
+        let file = Self::open_raw(place, child_path(&backing.file)?, layer, locks)?;
+        let mut files = Files::new(place);
+        files.note("the image itself", &*file.storage, true);
+        let entry = ImageEntry {
+            file: backing.file.clone(),
+            format: backing.format,
+            checksum: None,
+        };
+        let file = (Arc::clone(file.storage.shared()), file.path);
+        let image = OwnImage::look(&mut files, Path::new(""), &entry, file, Role::Backing, WRITING)?;
+        let known = layer.holds.iter().skip(1).map(Hold::identity);
+        for ((part, path), known) in image.parts().zip(known) {
+            locks.take(place, part, path)?;
+            check_identity(&Child::new(Arc::clone(part), path.to_owned()), known)?;
         }
-        Ok(Self::Raw(Child::new(storage, shown)))
+        if let Some(length) = qcow2::shown_length(disk.length()) {
+            image.check_length(length)?;
+        }
+        image.open_over(below)
     }
 
     fn image(&self) -> &Child {
-        match self {
-            Self::Raw(image) => image,
-            Self::Qbm(disk) => disk.image(),
+        match &self.kind {
+            Kind::Raw(image) | Kind::Qcow2(image) => image,
+            Kind::Qbm(disk) => disk.image(),
         }
     }
 
     /// Makes it as long as the disk, where it is shorter; what it gains reads as zeros.
     pub(super) fn grow(&self, from: u64, to: u64) -> Result<()> {
+        // A qcow2 has whole sectors.
+        let to = match &self.image().mapped {
+            Some(_) => qcow2::shown_length(to).unwrap_or(to),
+            None => to,
+        };
         if to <= from {
             return Ok(());
         }
-        match self {
-            Self::Raw(image) => image
+        match &self.kind {
+            Kind::Raw(image) | Kind::Qcow2(image) => image
                 .storage
                 .set_length(to)
                 .map_err(|e| image.failed("resize", &e)),
-            Self::Qbm(disk) => disk.truncate(to, TruncateFlags::empty()),
+            Kind::Qbm(disk) => disk.truncate(to, TruncateFlags::empty()),
         }
     }
 
     pub(super) fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        match self {
-            Self::Raw(image) => write_slice(&*image.storage, bytes, offset)
+        match &self.kind {
+            Kind::Raw(image) | Kind::Qcow2(image) => write_slice(&*image.storage, bytes, offset)
                 .map_err(|e| image.failed(&format!("write {} bytes at offset {offset} to", bytes.len()), &e)),
-            Self::Qbm(disk) => disk.write(bytes, offset, WriteFlags::empty()),
+            Kind::Qbm(disk) => disk.write(bytes, offset, WriteFlags::empty()),
         }
     }
 
@@ -130,24 +206,36 @@ impl Target {
             may_unmap: true,
             no_fallback: false,
         };
-        match self {
-            Self::Raw(image) => image
+        match &self.kind {
+            Kind::Raw(image) | Kind::Qcow2(image) => image
                 .storage
                 .write_zeroes(range, how)
                 .map_err(|e| image.failed(&format!("zero {range} of"), &e)),
-            Self::Qbm(disk) => disk.write_zeroes(range.start(), range.len(), WriteFlags::MAY_UNMAP),
+            Kind::Qbm(disk) => disk.write_zeroes(range.start(), range.len(), WriteFlags::MAY_UNMAP),
         }
     }
 
-    /// Makes all of it durable.
+    /// Makes all of it durable; a qcow2 then says that it was closed.
     pub(super) fn finish(self) -> Result<()> {
-        match self {
-            Self::Raw(_) if mutation::on(Fault::BackingUnsynced) => Ok(()),
-            Self::Raw(image) => image
-                .storage
-                .sync(SyncMode::Data)
-                .map_err(|e| image.failed("flush", &e)),
-            Self::Qbm(disk) => disk.close(),
-        }
+        let (image, mode) = match self.kind {
+            Kind::Raw(_) if mutation::on(Fault::BackingUnsynced) => return Ok(()),
+            Kind::Raw(image) => (image, SyncMode::Data),
+            Kind::Qcow2(image) => (image, SyncMode::All),
+            Kind::Qbm(disk) => return disk.close(),
+        };
+        image.storage.sync(mode).map_err(|e| image.failed("flush", &e))
     }
+}
+
+fn check_identity(image: &Child, known: Option<FileIdentity>) -> Result<()> {
+    if image.storage.identity() == known {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::FileInvalid,
+        format!(
+            "{} is not the file any more that the disk was opened with",
+            image.path.display()
+        ),
+    ))
 }

@@ -9,7 +9,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use imago::format::PreallocateMode;
 use imago::{FormatAccess, ShallowMapping};
@@ -26,18 +26,27 @@ use crate::units::ByteRange;
 
 type Access = FormatAccess<Through>;
 
+/// What an image consists of, and what its header says of it.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) file: Arc<dyn Storage>,
+    pub(super) data_file: Option<Arc<dyn Storage>>,
+    /// What it does not have is read from here.
+    pub(super) below: Option<Arc<dyn Storage>>,
+    /// In bytes.
+    pub(super) cluster: u64,
+    /// The last byte of the incompatible features.
+    pub(super) features: u8,
+    /// It has a backing; without [`Self::below`], others read there what it does not have.
+    pub(super) has_backing: bool,
+}
+
 /// An open qcow2.
 #[derive(Debug)]
 pub(crate) struct Qcow2Image {
     /// Shared by all who read and write; alone by those who give clusters free.
     access: ManuallyDrop<RwLock<Access>>,
-    file: Arc<dyn Storage>,
-    data_file: Option<Arc<dyn Storage>>,
-    below: Option<Arc<dyn Storage>>,
-    /// What it does not have is read by others from below.
-    has_backing: bool,
-    /// The last byte of the incompatible features.
-    features: u8,
+    parts: Parts,
     /// Whether the header says that the image was not closed. Changed with the image alone, or on the way from false to
     /// true under `marking`.
     marked: AtomicBool,
@@ -45,52 +54,32 @@ pub(crate) struct Qcow2Image {
     dead: Arc<AtomicBool>,
     /// Of an image that is written to.
     order: Option<Arc<Order>>,
+    /// Who reads the same file by tables of its own.
+    reader: Mutex<Option<Arc<dyn FormatImage>>>,
     /// The process that opened it: a forked child has a copy of what the library has not written yet, and must not
     /// write it.
     process: u32,
 }
 
 impl Qcow2Image {
-    /// Opens the image whose header, which was checked, is in `file`.
-    pub(super) fn open(
-        file: Arc<dyn Storage>,
-        data_file: Option<Arc<dyn Storage>>,
-        below: Option<&Arc<dyn Storage>>,
-        features: u8,
-        has_backing: bool,
-        writable: bool,
-    ) -> io::Result<Self> {
+    /// Opens the image whose header was checked.
+    pub(super) fn open(parts: Parts, writable: bool) -> io::Result<Self> {
         let dead = Arc::new(AtomicBool::new(false));
-        let through = |file: &Arc<dyn Storage>| Through::new(Arc::clone(file), &dead);
         let order = if writable {
-            let order = Order::new(&file, data_file.as_ref(), &dead)?;
+            let order = Order::new(&parts.file, parts.data_file.as_ref(), &dead)?;
             Some(Arc::new(order))
         } else {
             None
         };
-        let access = contained(&dead, || {
-            let tables = through(&file).ordered(order.as_ref(), true);
-            let mut qcow2 = imago::qcow2::Qcow2::<Through>::open_image(tables, writable)?;
-            let data = data_file.as_ref().map(through);
-            qcow2.set_data_file(data.map(|data| data.ordered(order.as_ref(), false)));
-            let backing = below.map(|below| {
-                let raw = imago::raw::Raw::open_image(through(below), false)?;
-                Ok::<_, io::Error>(FormatAccess::new(raw))
-            });
-            qcow2.set_backing(backing.transpose()?);
-            Ok(FormatAccess::new(qcow2))
-        })?;
+        let access = parts.open(&dead, order.as_ref())?;
         Ok(Self {
             access: ManuallyDrop::new(RwLock::new(access)),
-            file,
-            data_file,
-            below: below.cloned(),
-            has_backing,
-            features,
+            parts,
             marked: AtomicBool::new(false),
             marking: Mutex::new(()),
             dead,
             order,
+            reader: Mutex::new(None),
             process: std::process::id(),
         })
     }
@@ -113,7 +102,7 @@ impl Qcow2Image {
         }
         let _one = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.marked.load(Ordering::Acquire) && !mutation::on(Fault::ImageUnmarked) {
-            write_slice(&*self.file, &[self.features | DIRTY], FEATURES_AT)?;
+            write_slice(&*self.parts.file, &[self.parts.features | DIRTY], FEATURES_AT)?;
             self.sync_files(SyncMode::Data)?;
             self.marked.store(true, Ordering::Release);
         }
@@ -128,13 +117,127 @@ impl Qcow2Image {
         }
     }
 
+    /// Makes sure that nobody goes by a table any more that leads to clusters that were given free, after a power cut or in
+    /// memory: they may be used again from now on.
+    fn settle_freed(&self, access: &Access) -> io::Result<()> {
+        let Some(order) = &self.order else { return Ok(()) };
+        if !order.set_freed(false) || mutation::on(Fault::FreedAtOnce) {
+            return Ok(());
+        }
+        let settled = contained(&self.dead, || access.flush())
+            .and_then(|()| self.sync_files(SyncMode::Data))
+            .and_then(|()| match &*self.reader() {
+                Some(reader) => reader.reread(),
+                None => Ok(()),
+            });
+        settled.inspect_err(|_| order.gives_free())
+    }
+
+    fn reader(&self) -> MutexGuard<'_, Option<Arc<dyn FormatImage>>> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first bytes of `range`, to which the library may give clusters now.
+    fn writable(&self, access: &Access, range: ByteRange) -> io::Result<ByteRange> {
+        if !self.order.as_ref().is_some_and(|order| order.has_freed()) {
+            return Ok(range);
+        }
+        let (mapping, len) = contained(&self.dead, || {
+            access.get_shallow_mapping(range.start(), range.len())
+        })?;
+        if let ShallowMapping::Raw { writable: true, .. } = mapping {
+            let len = len.clamp(1, range.len());
+            return Ok(ByteRange::between(range.start(), range.start() + len));
+        }
+        self.settle_freed(access)?;
+        Ok(range)
+    }
+
+    /// Whether nothing has to be done for such bytes to be zeros.
+    fn is_zeros(&self, place: Place) -> bool {
+        match place {
+            Place::Data { .. } => false,
+            Place::Zeros => true,
+            Place::Below => !self.parts.has_backing,
+        }
+    }
+
+    /// Splits `range` into the whole clusters, and what comes before and behind them. The image's last one is whole where its
+    /// end is the image's.
+    fn split(&self, access: &Access, range: ByteRange) -> (ByteRange, [ByteRange; 2]) {
+        let cluster = self.parts.cluster;
+        let start = range.start().next_multiple_of(cluster).min(range.end());
+        let end = match range.end() {
+            end if end == access.size() => end,
+            end => end - end % cluster,
+        };
+        let end = end.max(start);
+        let edges = [(range.start(), start), (end, range.end())];
+        let edges = edges.map(|(start, end)| ByteRange::between(start, end));
+        (ByteRange::between(start, end), edges)
+    }
+
+    /// Writes zeros where there are none yet. For parts of clusters.
+    fn write_zeros(&self, access: &Access, range: ByteRange) -> io::Result<()> {
+        let mut at = range.start();
+        while at < range.end() {
+            let rest = ByteRange::between(at, range.end().min(at + BOUNCE as u64));
+            let mapping = self.look(access, rest)?;
+            let part = ByteRange::between(at, rest.end().min(at + mapping.len));
+            if !self.is_zeros(mapping.place) {
+                let zeros = vec![0; in_memory(part.len())?];
+                let from = [io::IoSlice::new(&zeros)];
+                let from = Gather::from_slices(&from).ok_or(io::ErrorKind::InvalidInput)?;
+                self.write_all(access, part, from)?;
+            }
+            at = part.end();
+        }
+        Ok(())
+    }
+
+    fn write_all(&self, access: &Access, range: ByteRange, from: Gather<'_>) -> io::Result<()> {
+        let mut done = 0;
+        while done < from.len() {
+            let rest = ByteRange::between(range.start() + done as u64, range.end());
+            done += self.write_some(access, self.writable(access, rest)?, from, done)?;
+        }
+        Ok(())
+    }
+
+    /// Makes what lies behind the end zeros, as far as the last cluster goes: whatever was there comes to light when the image
+    /// grows.
+    fn clear_tail(&self, access: &mut Access, length: u64) -> io::Result<()> {
+        let old = access.size();
+        let tail = ByteRange::between(old, old.next_multiple_of(self.parts.cluster).min(length));
+        if tail.is_empty() {
+            return Ok(());
+        }
+        let last = self.look(access, ByteRange::between(old - 1, old))?;
+        if self.is_zeros(last.place) {
+            return Ok(());
+        }
+        if let (Some(data), Some(order)) = (&self.parts.data_file, &self.order) {
+            let how = Zeroing {
+                may_unmap: false,
+                no_fallback: false,
+            };
+            data.write_zeroes(tail, how)?;
+            order.wrote_data();
+        }
+        contained(&self.dead, || access.resize(tail.end(), PreallocateMode::Zero))
+    }
+
     /// Makes all durable, and then takes the mark away. The caller has the image alone.
     fn settle(&self, access: &Access, mode: SyncMode) -> io::Result<()> {
         contained(&self.dead, || access.flush())?;
-        self.sync_files(mode)?;
+        let sync = || match mode {
+            _ if mutation::on(Fault::BackingUnsynced) => Ok(()),
+            mode => self.sync_files(mode),
+        };
+        sync()?;
         if self.marked.load(Ordering::Acquire) {
-            write_slice(&*self.file, &[self.features], FEATURES_AT)?;
-            self.sync_files(mode)?;
+            write_slice(&*self.parts.file, &[self.parts.features], FEATURES_AT)?;
+            sync()?;
             self.marked.store(false, Ordering::Release);
         }
         Ok(())
@@ -145,7 +248,7 @@ impl Qcow2Image {
             let (mapping, len) = access.get_shallow_mapping(range.start(), range.len())?;
             let place = match mapping {
                 ShallowMapping::Raw { offset, .. } => Place::Data {
-                    offset: self.data_file.is_none().then_some(offset),
+                    offset: self.parts.data_file.is_none().then_some(offset),
                 },
                 ShallowMapping::Special { .. } => Place::Data { offset: None },
                 ShallowMapping::Zero { explicit: true, .. } => Place::Zeros,
@@ -176,7 +279,7 @@ impl Qcow2Image {
             match mapping {
                 ShallowMapping::Raw { storage, offset, .. } => read_or_zeros(storage.file(), part, offset)?,
                 ShallowMapping::Zero { .. } => part.zero(),
-                ShallowMapping::Indirect { offset, .. } => match &self.below {
+                ShallowMapping::Indirect { offset, .. } => match &self.parts.below {
                     Some(below) => read_or_zeros(&**below, part, offset)?,
                     None => part.zero(),
                 },
@@ -229,6 +332,18 @@ impl FormatImage for Qcow2Image {
         let access = self.shared();
         joined(range, |part| self.look(&access, part))
     }
+
+    fn read_by(&self, reader: Arc<dyn FormatImage>) -> io::Result<()> {
+        reader.reread()?;
+        *self.reader() = Some(reader);
+        Ok(())
+    }
+
+    fn reread(&self) -> io::Result<()> {
+        let mut access = self.alone();
+        *access = self.parts.open(&self.dead, self.order.as_ref())?;
+        Ok(())
+    }
 }
 
 impl Storage for Qcow2Image {
@@ -247,12 +362,7 @@ impl Storage for Qcow2Image {
         let access = self.shared();
         self.mark()?;
         let range = within(offset, from.len() as u64, access.size())?;
-        let mut done = 0;
-        while done < from.len() {
-            let rest = ByteRange::between(range.start() + done as u64, range.end());
-            done += self.write_some(&access, rest, from, done)?;
-        }
-        Ok(())
+        self.write_all(&access, range, from)
     }
 
     fn write_zeroes(&self, range: ByteRange, how: Zeroing) -> io::Result<()> {
@@ -264,7 +374,15 @@ impl Storage for Qcow2Image {
             return Ok(());
         };
         self.mark()?;
-        contained(&self.dead, || access.write_zeroes(range.start(), range.len()))
+        let (whole, edges) = self.split(&access, range);
+        edges
+            .into_iter()
+            .try_for_each(|edge| self.write_zeros(&access, edge))?;
+        if whole.is_empty() {
+            return Ok(());
+        }
+        self.settle_freed(&access)?;
+        contained(&self.dead, || access.write_zeroes(whole.start(), whole.len()))
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {
@@ -273,7 +391,27 @@ impl Storage for Qcow2Image {
             return Ok(());
         };
         self.mark()?;
-        contained(&self.dead, || access.discard_to_zero(range.start(), range.len()))
+        let (whole, edges) = self.split(&access, range);
+        edges
+            .into_iter()
+            .try_for_each(|edge| self.write_zeros(&access, edge))?;
+        self.settle_freed(&access)?;
+        let mut at = whole.start();
+        while at < whole.end() {
+            let rest = ByteRange::between(at, whole.end());
+            let mapping = joined(rest, |part| self.look(&access, part))?;
+            let len = mapping.len.min(rest.len());
+            // What is nowhere needs no table that says so.
+            if mapping.place != Place::Below || self.parts.has_backing {
+                contained(&self.dead, || access.discard_to_zero(at, len))?;
+            }
+            at += len;
+        }
+        // Whoever discards does not count on what was there, so that these may be used again at once.
+        if let Some(order) = &self.order {
+            order.set_freed(false);
+        }
+        Ok(())
     }
 
     fn sync(&self, mode: SyncMode) -> io::Result<()> {
@@ -300,15 +438,31 @@ impl Storage for Qcow2Image {
         }
         let mut access = self.alone();
         self.mark()?;
-        contained(&self.dead, || {
-            let how = if self.has_backing {
+        self.settle_freed(&access)?;
+        let Some(order) = &self.order else {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        };
+        if length <= access.size() {
+            return contained(&self.dead, || access.resize(length, PreallocateMode::None));
+        }
+        let access = Mutex::new(access);
+        let grow = || {
+            let mut access = access.lock().unwrap_or_else(PoisonError::into_inner);
+            self.clear_tail(&mut access, length)?;
+            self.settle_freed(&access)?;
+            let how = if self.parts.has_backing {
                 // What is below must not come to light behind the old end.
                 PreallocateMode::Zero
             } else {
                 PreallocateMode::None
             };
-            access.resize(length, how)
-        })
+            contained(&self.dead, || access.resize(length, how))
+        };
+        let flush = || {
+            let access = access.lock().unwrap_or_else(PoisonError::into_inner);
+            contained(&self.dead, || access.flush())
+        };
+        order.length_last(grow, flush)
     }
 
     fn allocate(&self, _range: ByteRange) -> io::Result<()> {
@@ -317,11 +471,7 @@ impl Storage for Qcow2Image {
 
     fn extent(&self, range: ByteRange) -> io::Result<Extent> {
         let access = self.shared();
-        let hole = |place| match place {
-            Place::Data { .. } => false,
-            Place::Zeros => true,
-            Place::Below => !self.has_backing,
-        };
+        let hole = |place| self.is_zeros(place);
         let there = ByteRange::between(range.start(), range.end().min(access.size()).max(range.start()));
         if there.is_empty() {
             return Ok(Extent {
@@ -346,12 +496,16 @@ impl Storage for Qcow2Image {
     }
 
     fn allocated_bytes(&self) -> io::Result<u64> {
-        let data = self.data_file.as_ref().map_or(Ok(0), |it| it.allocated_bytes())?;
-        Ok(self.file.allocated_bytes()?.saturating_add(data))
+        let data = self
+            .parts
+            .data_file
+            .as_ref()
+            .map_or(Ok(0), |it| it.allocated_bytes())?;
+        Ok(self.parts.file.allocated_bytes()?.saturating_add(data))
     }
 
     fn limits(&self) -> Limits {
-        let file = self.data_file.as_ref().unwrap_or(&self.file).limits();
+        let file = self.parts.data_file.as_ref().unwrap_or(&self.parts.file).limits();
         Limits {
             max_discard: 0,
             max_write_zeroes: 0,
@@ -360,11 +514,11 @@ impl Storage for Qcow2Image {
     }
 
     fn identity(&self) -> Option<FileIdentity> {
-        self.file.identity()
+        self.parts.file.identity()
     }
 
     fn host_file(&self) -> Option<BorrowedFd<'_>> {
-        self.file.host_file()
+        self.parts.file.host_file()
     }
 }
 
@@ -372,6 +526,27 @@ impl Storage for Qcow2Image {
 fn zeroable(access: &Access, range: ByteRange) -> Option<ByteRange> {
     let end = range.end().min(access.size());
     (range.start() < end).then(|| ByteRange::between(range.start(), end))
+}
+
+impl Parts {
+    fn open(&self, dead: &Arc<AtomicBool>, order: Option<&Arc<Order>>) -> io::Result<Access> {
+        let through = |file: &Arc<dyn Storage>| Through::new(Arc::clone(file), dead);
+        contained(dead, || {
+            // The mark, which may be there by now, is a hint to others: the library opens nothing that has it.
+            let tables = through(&self.file)
+                .ordered(order, true)
+                .showing((FEATURES_AT, self.features));
+            let mut qcow2 = imago::qcow2::Qcow2::<Through>::open_image(tables, order.is_some())?;
+            let data = self.data_file.as_ref().map(through);
+            qcow2.set_data_file(data.map(|data| data.ordered(order, false)));
+            let backing = self.below.as_ref().map(|below| {
+                let raw = imago::raw::Raw::open_image(through(below), false)?;
+                Ok::<_, io::Error>(FormatAccess::new(raw))
+            });
+            qcow2.set_backing(backing.transpose()?);
+            Ok(FormatAccess::new(qcow2))
+        })
+    }
 }
 
 impl Drop for Qcow2Image {

@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use super::fields::invalid;
 use super::header::{DataFile, FIRST_BYTES, Header, Table};
-use super::image::Qcow2Image;
+use super::image::{Parts, Qcow2Image};
 use super::{COMPRESSION_TYPE, DIRTY_REFCOUNTS, EXTENDED_L2, MAX_NAME_BYTES};
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::{Storage, read_slice};
+use crate::units::MAX_LENGTH;
 
 /// QEMU's own limits for tables, in bytes.
 const MAX_L1_BYTES: u64 = 32 << 20;
@@ -114,6 +115,20 @@ impl Unopened {
         }
     }
 
+    /// Refuses a length that the image cannot be given: its L1 table would become too long.
+    pub(crate) fn check_length(&self, length: u64) -> Result<()> {
+        let cluster = 1u64 << self.header.cluster_bits;
+        let tables = length.div_ceil(cluster).div_ceil(cluster / 8);
+        if tables <= MAX_L1_BYTES / 8 && length <= MAX_LENGTH {
+            return Ok(());
+        }
+        Err(not_supported(format!(
+            "a disk of {length} bytes is too long for a qcow2 with clusters of {cluster} bytes; \"qemu-img convert -O qcow2 -o \
+             cluster_size=2M\" makes one that can be longer"
+        ))
+        .context(self.path.display()))
+    }
+
     /// The name of its data file; `None` where the data is in the qcow2 itself.
     pub(crate) fn data_file_name(&self) -> Result<Option<&str>> {
         if self.header.data_file == DataFile::Inside {
@@ -139,8 +154,15 @@ impl Unopened {
         let has_backing = self.backing.is_some();
         // The last byte of them.
         let features = (self.header.incompatible & 0xff) as u8;
-        Qcow2Image::open(self.file, data_file, below, features, has_backing, writable)
-            .map_err(|e| Error::io("open", &self.path, &e))
+        let parts = Parts {
+            file: self.file,
+            data_file,
+            below: below.cloned(),
+            cluster: 1 << self.header.cluster_bits,
+            features,
+            has_backing,
+        };
+        Qcow2Image::open(parts, writable).map_err(|e| Error::io("open", &self.path, &e))
     }
 }
 

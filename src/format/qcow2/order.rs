@@ -6,7 +6,7 @@
 //! place relies on nothing.
 
 use std::collections::HashSet;
-use std::io;
+use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,7 +14,7 @@ use super::fields::Fields;
 use super::header::{FIRST_BYTES, Header, Table};
 use crate::format::image::read_or_zeros;
 use crate::mutation::{self, Fault};
-use crate::storage::{Gather, Scatter, Storage, SyncMode, read_slice};
+use crate::storage::{Gather, Scatter, Storage, SyncMode, read_slice, write_slice};
 
 /// What is written: data, with all that no table leads to yet; blocks of refcounts; L2 tables; and the L1 table, the
 /// refcount table and the header.
@@ -26,6 +26,9 @@ const ROOTS: usize = 3;
 /// The bits of an entry that are an offset.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
+/// Where the header has the image's length.
+const LENGTH_AT: usize = 24;
+
 /// The order of one image's writes.
 #[derive(Debug)]
 pub(in crate::format) struct Order {
@@ -36,7 +39,18 @@ pub(in crate::format) struct Order {
     durable: [AtomicU64; 4],
     /// Held for the whole of a table's write, so that no other goes out between its barrier and itself.
     places: Mutex<Places>,
+    /// While an image grows.
+    growth: Mutex<Option<Growth>>,
+    /// Clusters were given free since the tables that led there were last made durable.
+    freed: AtomicBool,
     dead: Arc<AtomicBool>,
+}
+
+/// The length that the header has, and the one that it is to have when all is durable that says what is there.
+#[derive(Clone, Copy, Debug)]
+struct Growth {
+    old: [u8; 8],
+    new: [u8; 8],
 }
 
 /// Where the tables are.
@@ -62,6 +76,8 @@ impl Order {
             files,
             written: Default::default(),
             durable: Default::default(),
+            growth: Mutex::new(None),
+            freed: AtomicBool::new(false),
             dead: Arc::clone(dead),
         })
     }
@@ -69,6 +85,20 @@ impl Order {
     /// Data is in a file that no table leads to yet.
     pub(in crate::format) fn wrote_data(&self) {
         self.wrote(DATA);
+    }
+
+    /// Clusters are given free, which tables may still lead to, in the file and in others' memory.
+    pub(in crate::format) fn gives_free(&self) {
+        self.freed.store(true, Ordering::Release);
+    }
+
+    pub(in crate::format) fn has_freed(&self) -> bool {
+        self.freed.load(Ordering::Acquire)
+    }
+
+    /// Whether that was so; from now on it is `now`.
+    pub(in crate::format) fn set_freed(&self, now: bool) -> bool {
+        self.freed.swap(now, Ordering::AcqRel)
     }
 
     fn wrote(&self, kind: usize) {
@@ -82,6 +112,12 @@ impl Order {
     /// A write of the library to the qcow2: behind a barrier where it relies on what is not durable.
     pub(in crate::format) fn write(&self, from: Gather<'_>, offset: u64) -> io::Result<()> {
         let file = &*self.files[0];
+        let held_back = self.hold_back_length(from, offset);
+        let pieces = held_back.as_deref().map(|bytes| [IoSlice::new(bytes)]);
+        let from = match &pieces {
+            Some(pieces) => Gather::from_slices(pieces).ok_or(io::ErrorKind::InvalidInput)?,
+            None => from,
+        };
         let mut places = self.places();
         let (kind, relies_on): (_, &[_]) = match places.kind(offset) {
             DATA => {
@@ -106,7 +142,52 @@ impl Order {
         if kind == ROOTS {
             places.learn(file, from, offset)?;
         }
+        if offset < places.cluster && !mutation::on(Fault::TablesUnordered) {
+            // Where the L1 table or the refcount table was, something else may be next.
+            self.sync_all(SyncMode::Data)?;
+        }
         Ok(())
+    }
+
+    /// What `change` has the library write for the image's length goes out behind all that it writes before and `flush` then
+    /// does: whatever comes to light where the image was not must be what the tables say, not what they said.
+    pub(in crate::format) fn length_last(
+        &self,
+        change: impl FnOnce() -> io::Result<()>,
+        flush: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        if mutation::on(Fault::TablesUnordered) {
+            return change();
+        }
+        let file = &*self.files[0];
+        let mut old = [0; 8];
+        read_slice(file, &mut old, LENGTH_AT as u64)?;
+        *self.growth() = Some(Growth { old, new: old });
+        let changed = change().and_then(|()| flush());
+        let growth = self.growth().take();
+        changed?;
+        self.sync_all(SyncMode::Data)?;
+        if let Some(Growth { new, .. }) = growth {
+            write_slice(file, &new, LENGTH_AT as u64)?;
+            self.wrote(ROOTS);
+        }
+        Ok(())
+    }
+
+    fn growth(&self) -> MutexGuard<'_, Option<Growth>> {
+        self.growth.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The header with the old length, where it is written while that grows.
+    fn hold_back_length(&self, from: Gather<'_>, offset: u64) -> Option<Vec<u8>> {
+        let mut growth = self.growth();
+        let growth = growth.as_mut().filter(|_| offset == 0)?;
+        let mut bytes = vec![0; from.len()];
+        from.copy_to(0, &mut bytes);
+        let length = bytes.get_mut(LENGTH_AT..LENGTH_AT + 8)?;
+        growth.new.copy_from_slice(length);
+        length.copy_from_slice(&growth.old);
+        Some(bytes)
     }
 
     /// Makes all durable that was written when this was called. A failure is the end: what the kernel has dropped, no
