@@ -264,7 +264,7 @@ impl Served {
         let options = [
             format!("--uri=nbd+unix:///?socket={}", self.socket.display()),
             format!("--numjobs={threads}"),
-            format!("--number_ios={}", 4 * COUNT / threads),
+            format!("--number_ios={}", COUNT / threads),
             format!("--size={LENGTH}"),
         ];
         let mut args = vec![
@@ -279,7 +279,9 @@ impl Served {
         ];
         args.extend(options.iter().map(String::as_str));
         let said = said("fio", &args).expect("fio");
-        let said: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+        // Words of its own come first.
+        let said = said.find('{').map_or("", |at| &said[at..]);
+        let said: serde_json::Value = serde_json::from_str(said).expect("JSON");
         said["jobs"][0]["write"]["iops"]
             .as_f64()
             .expect("writes a second")
