@@ -15,6 +15,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use proptest::prelude::*;
+use qbm::convert::Convert;
 use qbm::descriptor::BackingEntry;
 use qbm::{
     AddBitmap, BackingFlags, CreateOptions, Disk, Format, Granularity, OpenOptions, TruncateFlags, WriteFlags,
@@ -98,6 +99,8 @@ enum Step {
     Rebase(Vec<Drawn>),
     /// By the name alone, on a copy of what it is on.
     Change(Drawn),
+    /// What it is now goes below it.
+    Snapshot,
 }
 
 fn length() -> impl Strategy<Value = u64> {
@@ -149,6 +152,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..6usize).prop_map(Step::Deeper),
         3 => proptest::collection::vec(drawn(), 1..=5).prop_map(Step::Rebase),
         1 => drawn().prop_map(Step::Change),
+        1 => Just(Step::Snapshot),
     ]
 }
 
@@ -197,6 +201,12 @@ impl Room {
         self.dir.path().join(image.folder.to_string()).join(&image.name)
     }
 
+    /// One that no image has yet.
+    fn name(&mut self, format: Format) -> String {
+        self.made += 1;
+        format!("{}.{format}", self.made)
+    }
+
     /// Puts images on those that there are.
     fn stack(&mut self, images: &mut Vec<Image>, drawn: &[Drawn]) {
         for drawn in drawn {
@@ -210,7 +220,6 @@ impl Room {
 
     /// Makes the image that was drawn on what is `below`, where its format can have that; by itself otherwise.
     fn make(&mut self, drawn: &Drawn, below: Option<&Image>) -> Image {
-        self.made += 1;
         let maker = &FORMATS[drawn.maker % known()];
         let mut content = below.map_or_else(Vec::new, |image| image.content.clone());
         content.resize(small(drawn.length.next_multiple_of(maker.unit)), 0);
@@ -224,7 +233,7 @@ impl Room {
         }
         let image = Image {
             folder: drawn.folder,
-            name: format!("{}.{}", self.made, maker.format),
+            name: self.name(maker.format),
             maker: drawn.maker % known(),
             granularity: drawn.granularity,
             absolute: drawn.absolute,
@@ -486,6 +495,14 @@ impl World {
                 done.expect("changed");
                 self.below = vec![image];
             }
+            Step::Snapshot => {
+                let image = Image {
+                    name: self.room.name(Format::Qbm),
+                    ..self.top.clone()
+                };
+                self.disk().snapshot(&image.name, None).expect("taken");
+                self.below.push(image);
+            }
         }
     }
 
@@ -614,6 +631,12 @@ fn compare(world: &World, found: &[u8]) {
     };
     let model = file("model.img", &padded(&world.top.content));
     same(&file("found.img", &padded(found)), &model);
+    let converted = world.room.dir.path().join("converted.img");
+    let done = Convert::new().create(world.disk(), &converted, Format::Raw, &mut World::watched());
+    done.expect("converted");
+    let content = std::fs::read(&converted).expect("read");
+    std::fs::write(&converted, padded(&content)).expect("written");
+    same(&converted, &model);
     if let Some(image) = world.below.first().filter(|image| image.format() == Format::Raw) {
         let content = std::fs::read(world.room.path(image)).expect("read");
         same(
