@@ -148,7 +148,8 @@ fn what_cannot_be_imported() {
         ),
         (
             &["text", "new.qbm"],
-            "cannot import text: it is no qcow2 image: it does not begin with QFI\\xfb",
+            "cannot import text: it is no qcow2 image: it does not begin with QFI\\xfb (for a raw image: \"qbm create \
+             --image text new.qbm\")",
         ),
         (
             &["disk.qbm", "new.qbm"],
@@ -344,5 +345,17 @@ fn command_lines_that_make_no_sense() {
         &room,
         &["export", "a.qbm"],
         "error: the following required arguments were not provided:",
+    );
+}
+
+#[test]
+fn who_exports_a_raw_image_is_told_what_makes_a_disk_of_it() {
+    let room = Room::new();
+    room.write("a.img", &[0xff; 4096]);
+    refused(
+        &room,
+        &["export", "a.img", "a.qcow2"],
+        "cannot open a.img: not UTF-8 from byte 0 on (it is no QBM descriptor; \"qbm create --image a.img a.qbm\" makes \
+         one for a raw image)",
     );
 }

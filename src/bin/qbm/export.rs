@@ -7,6 +7,7 @@ use qbm::{ErrorCode, ExportOptions};
 
 use crate::failure::{Failure, Outcome};
 use crate::import::{line, names};
+use crate::open::{begins_like_json, how_to_describe};
 
 const AFTER_HELP: &str = "\
 Nothing is copied but bits: FILE.qcow2 is a few clusters whose raw data file is the image of the disk, so that QEMU
@@ -56,6 +57,13 @@ pub fn run(args: &Args) -> Outcome {
         .map_err(|error| match error.code() {
             ErrorCode::BitmapInconsistent => {
                 Failure::Hint(error, "--skip-inconsistent leaves such bitmaps out".to_owned())
+            }
+            ErrorCode::DescriptorInvalid if !begins_like_json(&args.disk) => {
+                let command = how_to_describe(&args.disk, &args.disk.with_extension("qbm"));
+                Failure::Hint(
+                    error,
+                    format!("it is no QBM descriptor; {command} makes one for a raw image"),
+                )
             }
             _ => Failure::Engine(error),
         })?;

@@ -1,11 +1,13 @@
 //! `qbm import`: a disk of QEMU's becomes a QBM disk, or what QEMU recorded comes back into one.
 
-use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
 
 use qbm::{Error, ErrorCode, ImportOptions};
 
 use crate::failure::{Failure, Outcome};
+use crate::open::{begins_like_json, how_to_describe};
 
 const AFTER_HELP: &str = "\
 Neither SOURCE.qcow2 nor the image is changed, and nothing is copied. Bitmaps that QEMU calls auto record; all get new
@@ -121,5 +123,16 @@ fn explain(error: Error, args: &Args) -> Failure {
     if error.code() == ErrorCode::BitmapInconsistent && !args.skip_in_use {
         return Failure::Hint(error, "--skip-in-use leaves such bitmaps out".to_owned());
     }
+    if error.code() == ErrorCode::FileInvalid && !args.bitmaps && may_be_raw(&args.source) {
+        let command = how_to_describe(&args.source, &args.disk);
+        return Failure::Hint(error, format!("for a raw image: {command}"));
+    }
     Failure::Engine(error)
+}
+
+/// Whether it begins neither as a qcow2 does nor as a descriptor.
+fn may_be_raw(path: &Path) -> bool {
+    let mut first = [0; 4];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut first));
+    read.is_ok() && first != *b"QFI\xfb" && !begins_like_json(path)
 }

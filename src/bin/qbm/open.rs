@@ -56,6 +56,17 @@ pub fn explain(error: Error, path: &Path) -> Failure {
 /// What to tell whoever names an image.
 pub const NO_DESCRIPTOR: &str = "it is no QBM descriptor; \"qbm create --image\" makes one for a raw image";
 
+/// The command that makes the descriptor `disk` for the raw image `image`.
+pub fn how_to_describe(image: &Path, disk: &Path) -> String {
+    // The name of an image is relative to the descriptor's folder.
+    let name = if image.is_absolute() || image.parent() != disk.parent() {
+        std::path::absolute(image).unwrap_or_else(|_| image.to_owned())
+    } else {
+        image.file_name().map_or_else(|| image.to_owned(), Into::into)
+    };
+    format!("\"qbm create --image {} {}\"", name.display(), disk.display())
+}
+
 /// Whether the file's first byte could be a descriptor's. Where it cannot be read, the engine's words stand alone.
 pub fn begins_like_json(path: &Path) -> bool {
     let mut first = [0];
