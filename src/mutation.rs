@@ -55,6 +55,8 @@ pub(crate) enum Fault {
     TailLeftToBacking,
     /// A commit clears the bits of granules that were written after it had copied them.
     CommitMissesWrites,
+    /// Space is given back without a claim on its granules.
+    FreedUnclaimed,
     /// The first change goes out before the state file says unclean.
     BegunSilently,
     /// The state file does not say that bitmaps are saved lazily.

@@ -122,6 +122,8 @@ impl Disk {
                 break;
             }
         }
+        // Most of it; so that guests wait only for the rest.
+        target.flush()?;
         let mut shape = self.gate.close();
         if !mutation::on(Fault::CommitMissesWrites) {
             copy.granules(&watch.bits)?;
@@ -133,6 +135,7 @@ impl Disk {
         let named = (below.descriptor, Arc::new(below.chain));
         self.clear_allocation(&mut structure, &mut shape, &overlay, named)?;
         self.loading.follow(&below.loading);
+        drop(shape);
         self.free_image();
         Ok(())
     }

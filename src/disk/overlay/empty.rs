@@ -14,8 +14,12 @@ use crate::descriptor::save::SaveError;
 use crate::disk::bitmaps::Marks;
 use crate::disk::{Disk, Structure, bitmaps::Shape};
 use crate::error::{Error, ErrorCode, Result};
+use crate::mutation::{self, Fault};
 use crate::storage::{Role, Zeroing};
-use crate::units::ByteRange;
+use crate::units::{GranuleIndex, GranuleRange};
+
+/// The most bytes that are freed in one go: a guest that allocates one of them waits as long.
+const FREE_STEP: u64 = 64 << 20;
 
 impl Disk {
     /// Takes every granule out of the disk's own image: it shows its backing again, or zeros where it has none.
@@ -43,6 +47,7 @@ impl Disk {
         let descriptor = structure.descriptor.clone();
         let chain = Arc::clone(&overlay.chain);
         self.clear_allocation(&mut structure, &mut shape, &overlay, (descriptor, chain))?;
+        drop(shape);
         self.free_image();
         Ok(())
     }
@@ -113,17 +118,42 @@ impl Disk {
         Ok(())
     }
 
-    /// Gives the image's space back where that is quickly done; nobody reads it any more.
+    /// Gives back the space of what is not allocated any more, where that is quickly done. The caller holds the structure and
+    /// has opened the gate again: guests go on, and wait only where they allocate what is just being freed.
     pub(super) fn free_image(&self) {
+        let Some(overlay) = self.gate.enter().overlay.clone() else {
+            return;
+        };
+        let (own, all) = (&overlay.own, overlay.own.bits.all());
+        let step = (FREE_STEP / own.granularity.bytes()).max(1);
         let how = Zeroing {
             may_unmap: true,
             no_fallback: true,
         };
-        // What is not given back is only space: bytes of granules without a bit are never shown.
-        let _ = self
-            .image()
-            .storage
-            .write_zeroes(ByteRange::between(0, self.length()), how);
+        let mut at = all.start;
+        while at < all.end {
+            let piece = GranuleRange {
+                start: at,
+                end: all.end.min(GranuleIndex(at.0.saturating_add(step))),
+            };
+            at = piece.end;
+            // Whoever has allocated a granule since has its bit set by now; whoever is about to waits.
+            let claim = (!mutation::on(Fault::FreedUnclaimed)).then(|| overlay.claims.claim(piece));
+            let mut rest = piece;
+            while let Some(start) = own.bits.next_clear(rest) {
+                rest.start = start;
+                let end = own.bits.next_set(rest).unwrap_or(piece.end);
+                rest.start = end;
+                let bytes = own
+                    .granularity
+                    .bytes_of(GranuleRange { start, end }, self.length());
+                // What is not given back is only space: bytes of granules without a bit are never shown.
+                if self.image().storage.write_zeroes(bytes, how).is_err() {
+                    return;
+                }
+            }
+            drop(claim);
+        }
     }
 }
 

@@ -215,6 +215,18 @@ impl Target {
         }
     }
 
+    /// Makes what was written so far durable.
+    pub(super) fn flush(&self) -> Result<()> {
+        match &self.kind {
+            _ if mutation::on(Fault::BackingUnsynced) => Ok(()),
+            Kind::Raw(image) | Kind::Qcow2(image) => {
+                let done = image.storage.sync(SyncMode::Data);
+                done.map_err(|e| image.failed("flush", &e))
+            }
+            Kind::Qbm(disk) => disk.flush(),
+        }
+    }
+
     /// Makes all of it durable; a qcow2 then says that it was closed.
     pub(super) fn finish(self) -> Result<()> {
         let (image, mode) = match self.kind {

@@ -1,8 +1,9 @@
 //! Committing: the disk shows the same before, while and after, whatever happens; and its backing shows it afterwards.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::*;
 use crate::disk::{AddBitmap, StatusFlags};
@@ -136,6 +137,48 @@ fn a_commit_that_misses_writes_is_seen() {
         4,
         Some(Fault::CommitMissesWrites)
     ));
+}
+
+/// A guest writes to a granule that was committed, just when the image's space is given back.
+fn keeps_what_comes_while_space_is_freed(fault: Option<Fault>) -> bool {
+    let (sim, disk, mut content) = prepared();
+    let disk = Arc::new(disk);
+    let weak = Arc::downgrade(&disk);
+    let writer = Arc::new(Mutex::new(None));
+    let begun = Arc::clone(&writer);
+    sim.on_call(move |call| {
+        let of_image = call.names().any(|name| name.to_str() == Some("top-data.img"));
+        let mut begun = begun.lock().unwrap();
+        if call.kind() != CallKind::WriteZeroes || !of_image || begun.is_some() {
+            return;
+        }
+        let disk = weak.upgrade().unwrap();
+        let (done, is_done) = std::sync::mpsc::channel();
+        *begun = Some(std::thread::spawn(move || {
+            write(&disk, 0xcc, 0, 10);
+            let _ = done.send(());
+        }));
+        drop(begun);
+        // It waits for the granule; without that, it is through by then.
+        let _ = is_done.recv_timeout(Duration::from_millis(200));
+    });
+    with(fault, || commit(&disk)).unwrap();
+    let writer = writer.lock().unwrap().take().expect("space was given back");
+    writer.join().unwrap();
+    content[..10].fill(0xcc);
+    read_all(&disk) == content
+}
+
+#[test]
+fn space_is_given_back_while_guests_write() {
+    assert!(keeps_what_comes_while_space_is_freed(None));
+}
+
+#[test]
+fn space_that_is_given_back_under_a_writer_is_seen() {
+    assert!(!keeps_what_comes_while_space_is_freed(Some(
+        Fault::FreedUnclaimed
+    )));
 }
 
 /// Writers hammer the granules that are being committed; none of their bytes is lost.
