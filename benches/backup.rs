@@ -14,6 +14,9 @@
     reason = "a benchmark that cannot run says why and stops"
 )]
 
+#[path = "common/qemu_increments.rs"]
+mod qemu_increments;
+
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
@@ -25,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use qbm::backup::{Backup, BackupFolder, Restore};
 use qbm::{CreateOptions, Disk, ScratchFull, WriteFlags};
+use qemu_increments::Increments;
 
 const MIB: u64 = 1 << 20;
 const GRANULE: u64 = 64 << 10;
@@ -118,12 +122,16 @@ impl Room {
         made.expect("synced");
     }
 
-    /// Scattered writes to `percent` of the granules.
-    fn dirty(&self, percent: u64, seed: u64) {
+    /// The places of scattered writes to 1 % of the granules.
+    fn scattered(&self, seed: u64) -> impl Iterator<Item = u64> {
+        let (mut random, granules) = (Random(seed), self.length / GRANULE);
+        (0..granules / 100).map(move |_| random.below(granules) * GRANULE)
+    }
+
+    fn dirty(&self, seed: u64) {
         let disk = self.disk();
         let random = &mut Random(seed);
-        for _ in 0..self.length / GRANULE * percent / 100 {
-            let at = random.below(self.length / GRANULE) * GRANULE;
+        for at in self.scattered(seed) {
             let bytes = random.bytes(4096);
             disk.write(&bytes, at, WriteFlags::empty()).expect("written");
         }
@@ -220,6 +228,39 @@ fn guest(room: &Room, len: u64) {
     );
 }
 
+/// Against QEMU's own incremental backups.
+fn increments(room: &Room, rounds: usize) {
+    let Some(qemu) = Increments::new(room.dir.path(), &room.path("disk.raw"), room.length) else {
+        println!("no qemu-nbd and nbdinfo: nothing to compare increments with");
+        return;
+    };
+    let (mut stored, mut seeds) = (0, [1000, 1000]);
+    let [own, other] = &mut seeds;
+    beside(
+        "incremental, 1 % scattered; qemu-nbd -B",
+        rounds,
+        || {
+            *own += 1;
+            room.dirty(*own);
+            timed(|| stored = room.back_up("backups"))
+        },
+        || {
+            *other += 1;
+            qemu.dirty(room.scattered(*other));
+            timed(|| qemu.back_up())
+        },
+    );
+    let mib = |bytes: u64| bytes as f64 / MIB as f64;
+    println!(
+        "    each stores {:.1} MiB; QEMU's takes {:.1}",
+        mib(stored),
+        mib(qemu.stored())
+    );
+    for name in ["disk.qcow2", "full.qcow2", "increment.qcow2"] {
+        room.clear(name);
+    }
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let folder = args.first().map_or_else(std::env::temp_dir, PathBuf::from);
@@ -258,12 +299,13 @@ fn main() {
         rounds,
         || {
             seed += 1;
-            room.dirty(1, seed);
+            room.dirty(seed);
             timed(|| stored = room.back_up("backups"))
         },
         convert("disk.raw", "other.raw"),
     );
     println!("    each stores {:.1} MiB", stored as f64 / MIB as f64);
+    increments(&room, rounds);
 
     room.clear("backups");
     room.back_up("backups");
