@@ -205,6 +205,7 @@ fn one(kind: Kind, call: u64, way: Failing) -> Result<Option<u64>, String> {
         kind,
         caches: ("first", "second"),
         extra: 0,
+        shortest: life.shortest,
         depth: Depth {
             states: 2,
             onward: 24,
@@ -265,7 +266,13 @@ pub(super) fn every_call(kind: Kind) -> Result<u64, String> {
 
 #[test]
 fn every_call_that_fails_is_told_of_and_costs_nothing() {
-    for kind in [Kind::RAW, Kind::LAZY, Kind::OVERLAY] {
+    for kind in [
+        Kind::RAW,
+        Kind::LAZY,
+        Kind::OVERLAY,
+        Kind::NESTED,
+        Kind::NESTED_OVERLAY,
+    ] {
         every_call(kind).unwrap_or_else(|what| panic!("{kind:?}: {what}"));
     }
 }
