@@ -137,7 +137,8 @@ impl Session {
         // Noted before the first write, so that whoever uses the image without this disk is found out even after a crash.
         let (stamp, of_image) = match image.disk() {
             Some(inner) if !inner.has_begun() && !mutation::on(Fault::UserUnnoted) => {
-                let (stamp, next) = Stamp::of(&*image.storage, &image.path)?.announcing()?;
+                let noted = self.file.header().stamp;
+                let (stamp, next) = Stamp::of(&*image.storage, &image.path)?.announcing(noted.as_ref())?;
                 (Some(stamp), next)
             }
             _ => (None, None),

@@ -104,12 +104,16 @@ impl Stamp {
         (!ours).then(|| OTHER_TENURE.to_owned())
     }
 
-    /// The same stamp of an image that is a disk itself, and that is about to begin another tenure; and that one.
-    pub(crate) fn announcing(self) -> Result<(Self, Option<Tenure>)> {
+    /// The same stamp of an image that is a disk itself, and that is about to begin another tenure; and that one. What was
+    /// `noted` of it before stays: it may have begun that though it said that it failed.
+    pub(crate) fn announcing(self, noted: Option<&Self>) -> Result<(Self, Option<Tenure>)> {
         let Trace::Disk(Version::Tenure { now, .. }) = self.trace else {
             return Ok((self, None));
         };
-        let next = Tenure::announced()?;
+        let next = match noted.map(|it| it.trace) {
+            Some(Trace::Disk(Version::Tenure { now: then, next })) if then == now && next != 0 => next,
+            _ => Tenure::announced()?,
+        };
         let trace = Trace::Disk(Version::Tenure { now, next });
         Ok((Self { trace, ..self }, Some(Tenure::following(now, next))))
     }
