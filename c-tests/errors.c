@@ -81,8 +81,8 @@ static void open_(void)
     fails_to_open("granularity.qbm", EINVAL, QBM_ERROR_DESCRIPTOR_INVALID, "65537");
     put_text("image.qbm", DESCRIPTOR(IMAGE("raw", "absent.img") ",\"bitmaps\":{}"));
     fails_to_open("image.qbm", ENOENT, QBM_ERROR_FILE_NOT_FOUND, "absent.img");
-    put_text("format.qbm", DESCRIPTOR(IMAGE("qbm", "some.img") ",\"bitmaps\":{}"));
-    fails_to_open("format.qbm", ENOTSUP, QBM_ERROR_NOT_SUPPORTED, "qbm");
+    put_text("format.qbm", DESCRIPTOR(IMAGE("cow", "some.img") ",\"bitmaps\":{}"));
+    fails_to_open("format.qbm", ENOTSUP, QBM_ERROR_NOT_SUPPORTED, "cow");
     put_text("bitmap.qbm", DESCRIPTOR(IMAGE("raw", "some.img") ",\"bitmaps\":{\"a\":{\"file\":\"a.bitmap\","
                                       "\"type\":\"dirty\",\"granularity-bytes\":512}}"));
     put_text("a.bitmap", "");

@@ -698,6 +698,11 @@ typedef struct qbm_layer {
     const char *format;
     /** Its length in bytes. */
     uint64_t length;
+    /**
+     * -1; or, of what an image that is a QBM disk itself is made of, the
+     * number of that image's layer. Such layers come behind all others.
+     */
+    int64_t part_of;
 } qbm_layer;
 
 /** A run of bytes with one answer, from qbm_block_status(). */
@@ -1288,7 +1293,8 @@ int qbm_get_info(struct qbm_disk *disk, struct qbm_info *info);
 
 /**
  * Layer number layer of the disk: 0 is its own image, then the backing
- * images from the nearest on, qbm_info.layers in all.
+ * images from the nearest on, then what those of them are made of that are
+ * QBM disks themselves (see part_of); qbm_info.layers in all.
  *
  * *info: as for qbm_get_info(); without room for file, there is none to free.
  * Returns 0. -EINVAL (QBM_ERROR_OUT_OF_RANGE):

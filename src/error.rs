@@ -122,6 +122,10 @@ impl Error {
 
     /// The same in fewer words, where what was tried on which file stands in front already: `Input/output error`.
     pub fn system(error: &io::Error) -> Self {
+        // One of ours, from an image that is a disk itself: it has said all of it.
+        if let Some(ours) = error.get_ref().and_then(|it| it.downcast_ref::<Self>()) {
+            return Self::with_errno(ours.code(), ours.errno(), ours.message());
+        }
         let errno = errno_of(error);
         let code = match errno {
             libc::ENOENT => ErrorCode::FileNotFound,

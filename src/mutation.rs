@@ -123,6 +123,16 @@ pub(crate) enum Fault {
     ShadowOutlivesFailure,
     /// A snapshot is taken without making durable what is in the old image.
     SnapshotUnflushed,
+    /// A disk does not note in which tenure of its image, which is a disk itself, it writes.
+    UserUnnoted,
+    /// A disk keeps its tenure though others have changed its content, or some of it is lost.
+    TenureKept,
+    /// A disk that changes its content keeps its tenure.
+    TenureSilent,
+    /// A shadow is believed though another has used the image, which is a disk itself, since, or that has dropped something.
+    ShadowOfOthers,
+    /// An image that is a disk itself begins before the disk above it has noted it.
+    ImageBegunFirst,
     /// A new descriptor is not synced, nor are the names of what it names.
     NewUnsynced,
 }

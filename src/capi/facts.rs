@@ -111,6 +111,9 @@ pub struct qbm_layer {
     pub format: *const c_char,
     /// Its length in bytes.
     pub length: u64,
+    /// -1; or, of what an image that is a QBM disk itself is made of, the
+    /// number of that image's layer. Such layers come behind all others.
+    pub part_of: i64,
 }
 
 /// A run of bytes with one answer, from qbm_block_status().
@@ -191,7 +194,8 @@ pub unsafe extern "C" fn qbm_get_info(disk: *mut qbm_disk, info: *mut qbm_info) 
 }
 
 /// Layer number layer of the disk: 0 is its own image, then the backing
-/// images from the nearest on, qbm_info.layers in all.
+/// images from the nearest on, then what those of them are made of that are
+/// QBM disks themselves (see part_of); qbm_info.layers in all.
 ///
 /// *info: as for qbm_get_info(); without room for file, there is none to free.
 /// Returns 0. -EINVAL (QBM_ERROR_OUT_OF_RANGE):
@@ -215,6 +219,7 @@ pub unsafe extern "C" fn qbm_chain_info(disk: *mut qbm_disk, layer: u32, info: *
             }
             .as_ptr(),
             length: facts.length,
+            part_of: facts.part_of.map_or(-1, i64::from),
         };
         // SAFETY: the caller's promise: a struct as long as its first field says.
         let written = unsafe { structs::write(info, &value, "info") };

@@ -15,12 +15,14 @@ extern "C" fn in_child() {
 }
 
 const SOUND: u8 = 0;
-/// As sound, and no change was made yet: something is to be done before the first one.
-const RESTING: u8 = 1;
+/// As sound, and the content has not been changed yet: something is to be done before it is.
+const ARRANGED: u8 = 1;
+/// As sound, and no change of any kind was made yet: something is to be done before the first one.
+const RESTING: u8 = 2;
 /// A flush failed: what was written may be lost, so no change may report success any more (A2).
-const CHANGES_FAILED: u8 = 2;
+const CHANGES_FAILED: u8 = 3;
 /// The engine met a bug of its own: nothing it knows can be relied on.
-const BROKEN: u8 = 3;
+const BROKEN: u8 = 4;
 
 /// The process that something was made in.
 #[derive(Clone, Copy, Debug)]
@@ -88,6 +90,11 @@ impl Alive {
         self.is_ours() && self.failure.load(Ordering::Relaxed) == SOUND
     }
 
+    /// Whether what is not content may be changed, right away.
+    pub(super) fn may_arrange(&self) -> bool {
+        self.is_ours() && self.failure.load(Ordering::Relaxed) <= ARRANGED
+    }
+
     /// Whether the handle may be written to or flushed, if need be after what the first change asks for.
     pub(super) fn check_unfailed(&self) -> Result<()> {
         if self.is_ours() && !self.has_failed() {
@@ -101,9 +108,18 @@ impl Alive {
         self.exchange(SOUND, RESTING);
     }
 
-    /// The first change has been prepared for.
-    pub(super) fn wake(&self) {
-        self.exchange(RESTING, SOUND);
+    /// The next change is to be prepared for again.
+    pub(super) fn rest_again(&self) {
+        self.exchange(SOUND, RESTING);
+        self.exchange(ARRANGED, RESTING);
+    }
+
+    /// The first change has been prepared for: of the content, or of anything else.
+    pub(super) fn wake(&self, content: bool) {
+        if content {
+            self.exchange(ARRANGED, SOUND);
+        }
+        self.exchange(RESTING, if content { SOUND } else { ARRANGED });
     }
 
     fn exchange(&self, from: u8, to: u8) {

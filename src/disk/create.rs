@@ -73,7 +73,7 @@ impl CreateOptions {
         self
     }
 
-    /// What the image that exists is: raw, qcow2 or vmdk. It is never guessed. A vmdk can only be read.
+    /// What the image that exists is: raw, qbm (a descriptor), qcow2 or vmdk. It is never guessed. A vmdk can only be read.
     #[must_use]
     pub fn image_format(mut self, format: Format) -> Self {
         self.image_format = Some(format);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::bitmaps::Shape;
-use super::overlay::Chain;
+use super::overlay::{self, Chain, number};
 use super::{Disk, Recovery};
 use crate::bitmap::BitmapPolicy;
 use crate::descriptor::{BackingEntry, Format};
@@ -94,6 +94,38 @@ pub struct Layer {
     pub descriptor: Option<PathBuf>,
     /// Its length in bytes.
     pub length: u64,
+    /// Of what an image that is a QBM disk itself is made of: the number of that image's layer. Such layers come behind all
+    /// others, and are no part of the chain: their bytes are that image's.
+    pub part_of: Option<u32>,
+}
+
+/// A layer, and the file itself where it is a raw image.
+pub(super) type Listed = (Layer, Option<Arc<dyn Storage>>);
+
+impl overlay::Layer {
+    fn listed(&self) -> Listed {
+        let layer = Layer {
+            path: self.image.path.clone(),
+            format: self.format,
+            descriptor: self.descriptor.clone(),
+            length: self.length,
+            part_of: None,
+        };
+        let raw = (self.format == Format::Raw).then(|| Arc::clone(self.image.storage.shared()));
+        (layer, raw)
+    }
+}
+
+impl Chain {
+    /// As [`Disk::list_layers`], of a chain that is an image: its nearest is number `first`.
+    pub(super) fn list_layers(&self, first: u32, list: &mut Vec<Listed>) {
+        let before = list.len();
+        list.extend(self.layers.iter().map(overlay::Layer::listed));
+        for (index, layer) in self.layers.iter().enumerate() {
+            let at = first + number(list.len() - before);
+            layer.image.list_parts(first + number(index), at, list);
+        }
+    }
 }
 
 impl Disk {
@@ -111,7 +143,7 @@ impl Disk {
             allocated,
             limits: image.storage.limits(),
             overlay: shape.overlay.as_ref().map(|overlay| overlay.info()),
-            layers: 1 + self.layers_below(&shape),
+            layers: self.count_layers_in(&shape),
             writable: self.writable,
             direct: self.direct,
             failed: self.alive.has_failed(),
@@ -136,44 +168,72 @@ impl Disk {
     pub fn layer(&self, index: u32) -> Result<Layer> {
         self.alive.check()?;
         if index == 0 {
-            let structure = self.structure();
-            return Ok(Layer {
-                path: self.image().path.clone(),
-                format: structure.descriptor.image().format,
-                descriptor: self.described.then(|| self.path.clone()),
-                length: self.length(),
-            });
+            return Ok(self.own_layer().0);
         }
-        let shape = self.gate.enter();
-        let below = self
-            .chain_below(&shape)
-            .and_then(|chain| chain.layers.get(index as usize - 1))
+        let mut list = Vec::new();
+        self.list_layers(0, &mut list);
+        let count = list.len();
+        list.into_iter()
+            .nth(index as usize)
+            .map(|(layer, _)| layer)
             .ok_or_else(|| {
                 Error::new(
                     ErrorCode::OutOfRange,
-                    format!(
-                        "there is no layer {index}: the disk has {}",
-                        1 + self.layers_below(&shape)
-                    ),
+                    format!("there is no layer {index}: the disk has {count}"),
                 )
-            })?;
-        Ok(Layer {
-            path: below.image.path.clone(),
-            format: below.format,
-            descriptor: below.descriptor.clone(),
-            length: below.length,
-        })
+            })
+    }
+
+    fn own_layer(&self) -> Listed {
+        let format = self.structure().descriptor.image().format;
+        let image = self.image();
+        let layer = Layer {
+            path: image.path.clone(),
+            format,
+            descriptor: self.described.then(|| self.path.clone()),
+            length: self.length(),
+            part_of: None,
+        };
+        let raw = (format == Format::Raw).then(|| Arc::clone(image.storage.shared()));
+        (layer, raw)
+    }
+
+    /// Adds all layers to `list`, where the first has number `first`.
+    pub(super) fn list_layers(&self, first: u32, list: &mut Vec<Listed>) {
+        list.push(self.own_layer());
+        let shape = self.gate.enter();
+        let below = self.chain_below(&shape);
+        if let Some(chain) = below {
+            list.extend(chain.layers.iter().map(overlay::Layer::listed));
+        }
+        let next = |list: &Vec<Listed>, before: usize| first + number(list.len() - before);
+        let before = list.len() - 1 - below.map_or(0, |chain| chain.layers.len());
+        let at = next(list, before);
+        self.image().list_parts(first, at, list);
+        for (index, layer) in below.iter().flat_map(|chain| &chain.layers).enumerate() {
+            let at = next(list, before);
+            layer.image.list_parts(first + 1 + number(index), at, list);
+        }
+    }
+
+    /// How many there are.
+    pub(super) fn count_layers(&self) -> u32 {
+        self.count_layers_in(&self.gate.enter())
+    }
+
+    fn count_layers_in(&self, shape: &Shape) -> u32 {
+        let below = self.chain_below(shape).map_or(0, Chain::count_layers);
+        1 + below + self.image().parts()
     }
 
     /// The file of layer `index`, if that is a raw image: its bytes are the disk's, at the same offsets.
     pub(crate) fn raw_layer(&self, index: u32) -> Option<Arc<dyn Storage>> {
         if index == 0 {
-            let raw = self.structure().descriptor.image().format == Format::Raw;
-            return raw.then(|| Arc::clone(self.image().storage.shared()));
+            return self.own_layer().1;
         }
-        let shape = self.gate.enter();
-        let layer = shape.overlay.as_ref()?.chain().layers.get(index as usize - 1)?;
-        (layer.format == Format::Raw).then(|| Arc::clone(layer.image.storage.shared()))
+        let mut list = Vec::new();
+        self.list_layers(0, &mut list);
+        list.into_iter().nth(index as usize)?.1
     }
 
     /// The images below: the overlay's, or those that the image itself names.
@@ -182,12 +242,6 @@ impl Disk {
             Some(overlay) => Some(overlay.chain()),
             None => self.below.as_deref(),
         }
-    }
-
-    fn layers_below(&self, shape: &Shape) -> u32 {
-        // A chain is never that long.
-        self.chain_below(shape)
-            .map_or(0, |chain| u32::try_from(chain.layers.len()).unwrap_or(u32::MAX))
     }
 
     /// The descriptor's file, or the image's that has none, as it was opened.

@@ -15,6 +15,7 @@ pub(crate) mod crash_tests;
 mod create;
 mod gate;
 mod info;
+mod nested;
 mod open;
 mod overlay;
 mod own_image;
@@ -53,13 +54,14 @@ use crate::descriptor::Descriptor;
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::FormatImage;
 use crate::mutation::{self, Fault};
-use crate::state::Lock;
+use crate::state::{Lock, Tenure};
 use crate::storage::{Gather, Scatter, Shortcut, Storage, SyncMode, Zeroing};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::units::ByteRange;
 use alive::Alive;
 use bitmaps::{Excuses, Loading, Marks, Shape};
 use gate::Gate;
+use nested::Nested;
 use own_image::OwnImages;
 use plan::Change;
 use session::Session;
@@ -86,6 +88,8 @@ struct Child {
     path: PathBuf,
     /// The same as the storage, of an image whose format has its own idea of what is where.
     mapped: Option<Arc<dyn FormatImage>>,
+    /// The same as the storage, of an image that is a disk itself.
+    nested: Option<Arc<Nested>>,
 }
 
 impl Child {
@@ -94,6 +98,7 @@ impl Child {
             storage: Shortcut::new(storage),
             path,
             mapped: None,
+            nested: None,
         }
     }
 
@@ -102,6 +107,7 @@ impl Child {
             storage: Shortcut::new(Arc::clone(&image) as Arc<dyn Storage>),
             path,
             mapped: Some(image),
+            nested: None,
         }
     }
 
@@ -111,6 +117,7 @@ impl Child {
             storage: Shortcut::new(Arc::clone(self.storage.shared())),
             path: self.path.clone(),
             mapped: self.mapped.clone(),
+            nested: self.nested.clone(),
         }
     }
 
@@ -151,6 +158,8 @@ pub struct Disk {
     /// What its state file said at the open; `None` where the descriptor names none.
     state: Option<StateInfo>,
     recovery: Option<Recovery>,
+    /// What was found of its content when it was opened.
+    found: recovery::Content,
     locks: Mutex<Vec<Lock>>,
 }
 
@@ -254,17 +263,29 @@ impl Disk {
     /// Flushes the disk, saves its bitmaps and closes it. The handle is gone in any case; the error is the first that
     /// was met.
     pub fn close(self) -> Result<()> {
+        self.end()
+    }
+
+    /// Everything that closing the disk does but for giving it up: it may go on, and be ended again. Nobody may change it
+    /// meanwhile.
+    fn end(&self) -> Result<()> {
         self.flush()?;
         if let (Some(session), true) = (&self.session, mutation::on(Fault::CleanFirst)) {
             session.end(self.image())?;
         }
         self.bitmap_sync(None)?;
+        // Before this disk: its stamp is what the image is when it is closed, and clean is said last.
+        self.image().end()?;
         match &self.session {
-            Some(session) => session.end(self.image()),
+            Some(session) => {
+                session.end(self.image())?;
+                self.alive.rest_again();
+            }
             // The mark of a qcow2 that is being written to is taken away, or the caller hears why not.
-            None if self.writable && self.image().mapped.is_some() => self.sync_image(SyncMode::All),
-            None => Ok(()),
+            None if self.writable && self.image().mapped.is_some() => self.sync_image(SyncMode::All)?,
+            None => {}
         }
+        Ok(())
     }
 
     #[inline(always)]
@@ -357,18 +378,29 @@ impl Disk {
         if self.alive.may_change() {
             return Ok(());
         }
-        self.begin_changes()
+        self.begin_changes(true, None)
+    }
+
+    /// The same for changes that leave the content as it is.
+    fn check_for_arrangement(&self) -> Result<()> {
+        if self.alive.may_arrange() {
+            return Ok(());
+        }
+        self.begin_changes(false, None)
     }
 
     #[cold]
-    fn begin_changes(&self) -> Result<()> {
+    fn begin_changes(&self, content: bool, tenure: Option<Tenure>) -> Result<()> {
         self.alive.check_unfailed()?;
-        if let Some(session) = &self.session
-            && !mutation::on(Fault::BegunSilently)
-        {
-            session.begin()?;
+        match &self.session {
+            // An image that is a disk itself is written to even where what is seen here stays the same.
+            Some(session) if !mutation::on(Fault::BegunSilently) => {
+                session.begin(self.image(), content, tenure)?;
+            }
+            _ if self.writable => self.image().begin(None)?,
+            _ => {}
         }
-        self.alive.wake();
+        self.alive.wake(content);
         Ok(())
     }
 

@@ -3,13 +3,15 @@
 //! Invariant: a file is opened as the role and format that the descriptor gives it; nothing is ever probed.
 
 mod files;
+mod image;
 mod options;
 #[cfg(test)]
 mod tests;
+mod within;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::alive::Alive;
 use super::bitmaps::{Bitmap, Excuses, Loading, OnBitmapError, Shape};
@@ -23,11 +25,12 @@ use super::{Child, Disk, StateInfo, Structure};
 use crate::bitmap::BitmapFile;
 use crate::descriptor::{BitmapEntry, Descriptor, Format, ImageEntry};
 use crate::error::{Error, ErrorCode, Result};
-use crate::state::{Lock, Sharing};
-use crate::storage::{Access, Role, Storage};
+use crate::state::{Lock, Sharing, spoil_shadow};
+use crate::storage::{Access, Role};
 use crate::sync::Mutex;
 use crate::units::MAX_LENGTH;
 pub(super) use files::{Files, Place};
+pub(super) use image::ImageFound;
 pub(super) use options::Notify;
 pub use options::{Notice, NoticeCode, OpenOptions};
 
@@ -37,15 +40,27 @@ pub(super) const ATTEMPTS: usize = 8;
 /// The allocation bitmap: its name, its entry in the descriptor, its file.
 type Allocation<'e> = (&'e str, &'e BitmapEntry, BitmapFile);
 
+/// The first files of a disk, open and locked.
+pub(super) struct FilesFound {
+    descriptor: Descriptor,
+    image: ImageFound,
+    state: StateAtOpen,
+    locks: Vec<Lock>,
+}
+
 impl OpenOptions {
     /// Opens the disk that the descriptor at `path` describes.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Disk> {
         let path = path.as_ref();
-        self.open_parts(path).map_err(|error| match self.image_format {
-            None => error.context(format_args!("cannot open {}", path.display())),
-            // The image is the only file there is, and named in the error.
-            Some(_) => error,
-        })
+        // Each open is told by itself.
+        self.clone()
+            .told_of_loss()
+            .open_parts(path)
+            .map_err(|error| match self.image_format {
+                None => error.context(format_args!("cannot open {}", path.display())),
+                // The image is the only file there is, and named in the error.
+                Some(_) => error,
+            })
     }
 
     fn open_parts(&self, path: &Path) -> Result<Disk> {
@@ -76,36 +91,69 @@ impl OpenOptions {
 
     /// `None` where the descriptor has changed since it was read.
     fn attempt(&self, path: &Path, place: &Place) -> Result<Option<Disk>> {
-        let alive = Alive::new()?;
+        let mut files = Files::new(place);
+        let Some(found) = self.find(place, &mut files)? else {
+            return Ok(None);
+        };
+        self.finish((path, place), &mut files, found).map(Some)
+    }
+
+    /// Opens and locks the files that a disk cannot do without: the descriptor, the image and the state file, and those of an
+    /// image that is a disk itself. Nothing is changed. `None` where a descriptor has changed since it was read.
+    fn find(&self, place: &Place, files: &mut Files<'_>) -> Result<Option<FilesFound>> {
         let access = Access {
             write: !self.read_only,
             direct: false,
         };
-        let mut files = Files::new(place);
-        let mut descriptor = self.described(&mut files)?;
-
-        let entry = descriptor.image();
-        let (image, image_path) = self.image(&mut files, entry)?;
+        let descriptor = self.described(files)?;
+        let Some(image) = self.image(files, descriptor.image())? else {
+            return Ok(None);
+        };
         let state = files.state(&descriptor, access)?;
         let mut locks = Vec::new();
         if !self.no_lock {
-            locks.extend(self.lock(&state, &image, &image_path)?);
+            self.lock(&state, &image, &mut locks)?;
             // With a folder of the caller's there is one of each file, and the caller has to know what it hands in.
-            if self.folder.is_none() && self.described(&mut Files::new(place))? != descriptor {
+            if !place.handed_in && self.described(&mut Files::new(place))? != descriptor {
+                locks.into_iter().for_each(Lock::release);
                 return Ok(None);
             }
         }
+        Ok(Some(FilesFound {
+            descriptor,
+            image,
+            state,
+            locks,
+        }))
+    }
+
+    /// Opens the rest, recovers the disk if need be, and puts it together.
+    fn finish(
+        &self,
+        (path, place): (&Path, &Place),
+        files: &mut Files<'_>,
+        found: FilesFound,
+    ) -> Result<Disk> {
+        let alive = Alive::new()?;
+        let FilesFound {
+            mut descriptor,
+            image,
+            state,
+            mut locks,
+        } = found;
         let loading = Loading::new(self.max_bitmap_memory);
-        let (child, below) = self.in_format(&mut files, entry, (image, image_path), &loading, &mut locks)?;
+        let (child, below) = self
+            .in_format(files, descriptor.image(), image, &loading, &mut locks)
+            .inspect_err(|_| self.distrust_shadow(&state))?;
         if let (true, Some(wanted)) = (self.verify_checksum, descriptor.image().checksum) {
             checksum::verify(&child, wanted)?;
         }
         let length = overlay::measured(&child)?;
-        let (mut bitmaps, allocation) = self.bitmaps(&mut files, &descriptor, length)?;
+        let (mut bitmaps, allocation) = self.bitmaps(files, &descriptor, length)?;
         let overlay = match allocation {
             Some((name, ..)) if below.is_some() => return Err(two_backings(name)),
             Some((name, entry, file)) => {
-                let chain = self.chain(&mut files, &descriptor, &loading)?;
+                let chain = self.chain(files, &descriptor, &loading)?;
                 let overlay = Overlay::load(name, entry, file, length, chain, &loading, !self.read_only)
                     .map_err(|e| e.context(format_args!("QBM.bitmaps[{name:?}].file")))?;
                 Some(overlay)
@@ -137,7 +185,7 @@ impl OpenOptions {
         if recovered.session.is_some() {
             alive.rest();
         }
-        Ok(Some(Disk {
+        Ok(Disk {
             alive,
             own: OwnImages::new(Own {
                 child,
@@ -168,8 +216,9 @@ impl OpenOptions {
             session: recovered.session,
             excuses,
             recovery: recovered.recovery,
+            found: recovered.content,
             locks: Mutex::new(locks),
-        }))
+        })
     }
 
     /// The dirty bitmaps of a disk of `length` bytes, and the allocation bitmap's entry and file.
@@ -222,14 +271,18 @@ impl OpenOptions {
         }
     }
 
-    /// The file of the disk's image.
-    fn image(&self, files: &mut Files<'_>, entry: &ImageEntry) -> Result<(Arc<dyn Storage>, PathBuf)> {
+    /// The file of the disk's image; or those of the disk that it is. `None` where that has changed since it was read.
+    fn image(&self, files: &mut Files<'_>, entry: &ImageEntry) -> Result<Option<ImageFound>> {
+        if entry.format == Format::Qbm {
+            return self.image_disk(files, entry);
+        }
         let access = self.image_access();
         let key = match self.image_format {
             None => "QBM.image.file",
             Some(_) => "",
         };
-        files.open(Role::Image, key, Path::new(""), &entry.file, access)
+        let (file, path) = files.open(Role::Image, key, Path::new(""), &entry.file, access)?;
+        Ok(Some(ImageFound::File(file, path)))
     }
 
     /// The disk's image in its format, from the file that is open and locked; and what it names below it.
@@ -237,10 +290,14 @@ impl OpenOptions {
         &self,
         files: &mut Files<'_>,
         entry: &ImageEntry,
-        (file, path): (Arc<dyn Storage>, PathBuf),
+        image: ImageFound,
         loading: &Loading,
         locks: &mut Vec<Lock>,
     ) -> Result<(Child, Option<Arc<Chain>>)> {
+        let (file, path) = match image {
+            ImageFound::File(file, path) => (file, path),
+            ImageFound::Disk(disk) => return Ok((disk.open(files, loading)?, None)),
+        };
         if entry.format == Format::Raw {
             return Ok((Child::new(file, path), None));
         }
@@ -276,19 +333,24 @@ impl OpenOptions {
     }
 
     /// Locks the disk against those who would disturb it.
-    fn lock(
-        &self,
-        state: &StateAtOpen,
-        image: &Arc<dyn Storage>,
-        image_path: &Path,
-    ) -> Result<impl Iterator<Item = Lock>> {
+    fn lock(&self, state: &StateAtOpen, image: &ImageFound, locks: &mut Vec<Lock>) -> Result<()> {
         let sharing = self.sharing();
-        let state = match state {
-            StateAtOpen::There { storage, path } => Lock::state(storage, path, sharing)?,
-            StateAtOpen::None | StateAtOpen::Missing(_) => None,
-        };
-        let image = Lock::image(image, image_path, sharing)?;
-        Ok(state.into_iter().chain(image))
+        if let StateAtOpen::There { storage, path } = state {
+            locks.extend(Lock::state(storage, path, sharing)?);
+        }
+        // A disk has locked its own.
+        if let ImageFound::File(image, path) = image {
+            locks.extend(Lock::image(image, path, sharing)?);
+        }
+        Ok(())
+    }
+
+    /// Where the image has failed to keep what a killed process wrote to it, its bits mean nothing any more.
+    fn distrust_shadow(&self, state: &StateAtOpen) {
+        let lost = self.lost.as_ref().is_some_and(|it| it.load(Ordering::Acquire));
+        if let (true, false, StateAtOpen::There { storage, .. }) = (lost, self.read_only, state) {
+            spoil_shadow(&**storage);
+        }
     }
 }
 

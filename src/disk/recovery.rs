@@ -6,6 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::bitmaps::recover::{self, Suspects};
 use super::bitmaps::{Bitmap, Loading};
@@ -20,8 +21,8 @@ use crate::descriptor::{Descriptor, StateEntry};
 use crate::error::{Error, Result};
 use crate::mutation::{self, Fault};
 use crate::state::{
-    Evidence, Found, Header, Lock, NoEvidence, RegionSet, RegionSize, Sharing, Stamp, StateFile, Verdict,
-    spoil_shadow,
+    Evidence, Found, Header, Lock, NoEvidence, RegionSet, RegionSize, Sharing, Stamp, StateFile, Tenure,
+    Verdict, spoil_shadow,
 };
 use crate::storage::{Role, Storage, SyncMode};
 use crate::units::ByteRange;
@@ -57,6 +58,18 @@ pub(super) struct Recovered {
     pub(super) found: Option<StateFound>,
     /// Of a state file that was made.
     pub(super) lock: Option<Lock>,
+    pub(super) content: Content,
+}
+
+/// What was found of a disk's content, for whoever has it as his image.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Content {
+    /// The last one in which it was changed.
+    pub(super) tenure: Option<Tenure>,
+    /// Why it is not what that one has left, if it is not, in words.
+    pub(super) foreign: Option<String>,
+    /// All that was acknowledged to a process that was killed is there, as far as the disk's own bits tell.
+    pub(super) kept: bool,
 }
 
 impl Recovering<'_> {
@@ -74,7 +87,10 @@ impl Recovering<'_> {
         match state {
             StateAtOpen::None => {
                 self.load(bitmaps)?;
-                self.add(descriptor, bitmaps)
+                let mut recovered = self.add(descriptor, bitmaps)?;
+                // Bits that no state file vouches for may have gone with the process that set them.
+                recovered.content.kept = self.overlay.is_none();
+                Ok(recovered)
             }
             StateAtOpen::Missing(why) => {
                 let recovery = self.distrust_all(bitmaps, why)?;
@@ -98,6 +114,7 @@ impl Recovering<'_> {
                         recovery: Some(recovery),
                         found: None,
                         lock: None,
+                        content: Content::default(),
                     })
                 }
             },
@@ -116,13 +133,13 @@ impl Recovering<'_> {
         let said = said(&found);
         let now = self.evidence(&*storage, bitmaps)?;
         let mut recovery = None;
-        let mut foreign = None;
+        // Whoever used an image that is a disk itself without this one is found out whatever became of this one.
+        let mut foreign = self.other_user_of_image(&found)?;
         match found.verdict(&now, self.length) {
             Verdict::Clean => {
-                foreign = match &found.header().stamp {
-                    Some(then) => then.difference(&Stamp::of(&*self.image.storage, &self.image.path)?),
-                    None => None,
-                };
+                if let (None, Some(then)) = (&foreign, &found.header().stamp) {
+                    foreign = then.difference(&Stamp::of(&*self.image.storage, &self.image.path)?);
+                }
             }
             Verdict::Exact => recovery = Some(Recovery::exact()),
             Verdict::Widen { ranges, mut why } => {
@@ -132,7 +149,12 @@ impl Recovering<'_> {
                 recovery = Some(self.widen(bitmaps, Suspects::Recording, &ranges, why)?);
             }
         }
-        let shadowed = self.take_shadow(&found, &storage, &path)?;
+        let shadowed = self.take_shadow(&found, (&storage, &path), foreign.is_some())?;
+        let content = Content {
+            tenure: found.header().tenure,
+            foreign: foreign.clone(),
+            kept: self.overlay.is_none() || found.header().clean || shadowed.is_some(),
+        };
         let recorded = self.take_foreign_writes(bitmaps)?;
         let distrusted = match &foreign {
             Some(_) if !self.options.trust_image && !recorded => recover::distrust(bitmaps),
@@ -149,7 +171,7 @@ impl Recovering<'_> {
             let (file, active) = StateFile::adopt(storage, path, found)?;
             let adopted = self.session(file, active, now.ok())?;
             if mutation::on(Fault::EvidenceFirst) {
-                adopted.begin()?;
+                adopted.begin(self.image, true, None)?;
                 self.make_image_durable(None, None)?;
                 self.make_durable(bitmaps, Suspects::Recording)?;
             }
@@ -159,6 +181,10 @@ impl Recovering<'_> {
             }
             if foreign.is_some() {
                 adopted.renew_stamp();
+            }
+            // Whoever opens this disk as his image has just been told.
+            if (foreign.is_some() || !content.kept) && !self.place.is_image() {
+                adopted.note_other_content();
             }
             session = Some(adopted);
         }
@@ -170,6 +196,7 @@ impl Recovering<'_> {
             recovery,
             found: Some(said),
             lock: None,
+            content,
         })
     }
 
@@ -185,10 +212,23 @@ impl Recovering<'_> {
     }
 
     /// Shows what a killed process has written to an overlay and not flushed, where it is sure to be there (A3).
-    fn take_shadow(&self, found: &Found, state: &Arc<dyn Storage>, path: &Path) -> Result<Option<Bits>> {
+    fn take_shadow(
+        &self,
+        found: &Found,
+        (state, path): (&Arc<dyn Storage>, &Path),
+        foreign: bool,
+    ) -> Result<Option<Bits>> {
         let Some(overlay) = self.overlay else {
             return Ok(None);
         };
+        // An image that is a disk itself may have dropped what the bits stand for, and nobody is told a second time.
+        let dropped = !self.image.kept_all() || (foreign && self.image.nested.is_some());
+        if dropped && !mutation::on(Fault::ShadowOfOthers) {
+            if !self.options.read_only {
+                spoil_shadow(&**state);
+            }
+            return Ok(None);
+        }
         let (granularity, granules) = overlay.granules();
         let now = self.evidence_of_image(&**state)?;
         let shadowed = found.shadow(state, path, &now, granularity, granules)?;
@@ -196,6 +236,20 @@ impl Recovering<'_> {
             overlay.add_found(bits);
         }
         Ok(shadowed)
+    }
+
+    /// Whether somebody else has used an image that is a disk itself; why that is so, in words.
+    fn other_user_of_image(&self, found: &Found) -> Result<Option<String>> {
+        let Some(inner) = self.image.disk() else {
+            return Ok(None);
+        };
+        if let Some(why) = inner.foreign() {
+            return Ok(Some(why.to_owned()));
+        }
+        match &found.header().stamp {
+            Some(then) => Ok(then.other_user(&Stamp::of(&*self.image.storage, &self.image.path)?)),
+            None => Ok(None),
+        }
     }
 
     /// Makes the image durable, which a process that was killed may have left in the page cache alone, and behind it the bits
@@ -216,6 +270,9 @@ impl Recovering<'_> {
             shadowed
         };
         if let Err(error) = self.image.storage.sync(SyncMode::Data) {
+            if let Some(lost) = &self.options.lost {
+                lost.store(true, Ordering::Release);
+            }
             // The next opener's sync may succeed, as this failure was told of; and would prove nothing.
             if let Some(state) = state {
                 spoil_shadow(state);
@@ -300,7 +357,7 @@ impl Recovering<'_> {
     fn evidence_of_image(&self, state: &dyn Storage) -> Result<Result<Evidence, NoEvidence>> {
         match &self.options.cache_epoch {
             Some(epoch) => Evidence::of_epoch(epoch).map(Ok),
-            None => Ok(Evidence::gather(state, [&*self.image.storage])),
+            None => Ok(self.image.evidence(state)),
         }
     }
 
@@ -323,15 +380,15 @@ impl Recovering<'_> {
             self.options.bitmap_policy,
             evidence,
         )?;
-        // What a killed process wrote to new clusters of a qcow2 is gone with its tables: nothing could be shown for a bit.
-        if let (Some(overlay), Ok(evidence), None) = (self.overlay, of_image, &self.image.mapped) {
+        // Where what a killed process wrote is gone, nothing could be shown for a bit.
+        if let (Some(overlay), Ok(evidence), true) = (self.overlay, of_image, self.image.outlives_kill()) {
             session.keep_shadow(overlay.granules().0, evidence);
         }
         Ok(session)
     }
 
     fn new_header(&self, descriptor: &Descriptor) -> Header {
-        Header::new(region_size(descriptor.state()).for_length(self.length))
+        new_header(region_size(descriptor.state()).for_length(self.length))
     }
 
     /// Gives a disk that is open for writing a state file, where that can be.
@@ -360,6 +417,7 @@ impl Recovering<'_> {
             recovery: None,
             found: None,
             lock,
+            content: Content::default(),
         })
     }
 
@@ -411,6 +469,16 @@ fn region_size(entry: Option<&StateEntry>) -> RegionSize {
         .unwrap_or(RegionSize::DEFAULT)
 }
 
+/// Of a state file that is made. It has a tenure from the beginning, so that whoever has the disk as his image can tell what it
+/// was when he came.
+fn new_header(region: RegionSize) -> Header {
+    Header {
+        // Where there are no random bytes, the first change asks for some.
+        tenure: Tenure::new().ok(),
+        ..Header::new(region)
+    }
+}
+
 /// A state file that no descriptor names yet. It is durable, and so is its name.
 pub(super) struct NewState {
     pub(super) entry: StateEntry,
@@ -427,7 +495,7 @@ impl NewState {
             .map_err(|e| in_folder("create files in", e))?;
         let (name, storage) = create_unique(folder, Role::State, &FileName::state(&place.name))?;
         let path = place.shown.join(&name);
-        let made = StateFile::create(Arc::clone(&storage), path, Header::new(region))
+        let made = StateFile::create(Arc::clone(&storage), path, new_header(region))
             .and_then(|file| folder.sync().map_err(|e| in_folder("sync", e)).map(|()| file));
         let entry = StateEntry {
             file: name,

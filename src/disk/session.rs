@@ -11,7 +11,7 @@ use super::Child;
 use crate::bitmap::BitmapPolicy;
 use crate::error::Result;
 use crate::mutation::{self, Fault};
-use crate::state::{Evidence, IntentMap, MarkId, RegionSet, Shadow, Stamp, StateFile};
+use crate::state::{Evidence, Header, IntentMap, MarkId, RegionSet, Shadow, Stamp, StateFile, Tenure};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::units::Granularity;
 
@@ -49,7 +49,19 @@ pub(super) struct Session {
     /// Whether the file says that the disk is unclean, or what it says must be renewed at the end.
     owes: AtomicBool,
     /// Held by the thread that makes the disk unclean.
-    beginning: Mutex<()>,
+    beginning: Mutex<Begun>,
+    /// What was acknowledged to the last user, or written by others, makes this another content than the one he left.
+    other_content: AtomicBool,
+}
+
+/// How far the disk's header is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Begun {
+    No,
+    /// Unclean; the content is as it was.
+    Arranged,
+    /// And the content changes.
+    Content,
 }
 
 impl Session {
@@ -72,7 +84,8 @@ impl Session {
             evidence,
             shadow: Mutex::new(None),
             owes: AtomicBool::new(owes),
-            beginning: Mutex::new(()),
+            beginning: Mutex::new(Begun::No),
+            other_content: AtomicBool::new(false),
         })
     }
 
@@ -110,18 +123,75 @@ impl Session {
         &self.intent
     }
 
-    /// Marks the disk unclean, before the first change. Once is enough.
-    pub(super) fn begin(&self) -> Result<()> {
-        let _one = self.beginning.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Marks the disk unclean, before the first change; before the first one of its `content`, with a new tenure. Once is
+    /// enough. Behind that an image that is a disk itself begins.
+    ///
+    /// In this order: whichever of the two a crash finds begun, the image is in a tenure that the header tells of.
+    pub(super) fn begin(&self, image: &Child, content: bool, tenure: Option<Tenure>) -> Result<()> {
+        let mut begun = self.beginning.lock().unwrap_or_else(PoisonError::into_inner);
+        let enough = match *begun {
+            Begun::No => false,
+            Begun::Arranged => !content,
+            Begun::Content => true,
+        };
+        // Noted before the first write, so that whoever uses the image without this disk is found out even after a crash.
+        let (stamp, of_image) = match image.disk() {
+            Some(inner) if !inner.has_begun() && !mutation::on(Fault::UserUnnoted) => {
+                let noted = self.file.header().stamp;
+                let (stamp, next) = Stamp::of(&*image.storage, &image.path)?.announcing(noted.as_ref())?;
+                (Some(stamp), next)
+            }
+            _ => (None, None),
+        };
+        if enough && stamp.is_none() {
+            return Ok(());
+        }
+        let other = content || self.other_content.load(Ordering::Acquire);
+        let tenure = match tenure {
+            _ if !other || enough || mutation::on(Fault::TenureSilent) => None,
+            None => Some(Tenure::new()?),
+            announced => announced,
+        };
+        if mutation::on(Fault::ImageBegunFirst) {
+            image.begin(of_image)?;
+        }
+        let also = |header: &mut Header| {
+            header.tenure = tenure.or(header.tenure);
+            header.stamp = stamp.or(header.stamp);
+        };
+        if *begun != Begun::No {
+            self.file.update(|header| {
+                also(header);
+                Ok(())
+            })?;
+            if content {
+                *begun = Begun::Content;
+            }
+            self.other_content.store(false, Ordering::Release);
+            return image.begin(of_image);
+        }
         let policy = if mutation::on(Fault::PolicyUntold) {
             BitmapPolicy::WriteThrough
         } else {
             self.policy
         };
         let shadow = self.shadow().and_then(|shadow| shadow.begin());
-        self.file.begin(policy, self.evidence.clone(), shadow)?;
+        self.file.begin_and(policy, self.evidence.clone(), shadow, also)?;
         self.owes.store(true, Ordering::Release);
-        Ok(())
+        *begun = if content { Begun::Content } else { Begun::Arranged };
+        self.other_content.store(false, Ordering::Release);
+        image.begin(of_image)
+    }
+
+    /// The disk has not the content that its last user left, or has lost what was acknowledged to him: whoever has it as his
+    /// image must learn of it.
+    pub(super) fn note_other_content(&self) {
+        self.other_content.store(true, Ordering::Release);
+    }
+
+    /// The tenure that the header tells of.
+    pub(super) fn tenure(&self) -> Option<Tenure> {
+        self.file.header().tenure
     }
 
     /// Marks the disk clean, where it is not. All else must be durable; no region may be active.
@@ -129,8 +199,21 @@ impl Session {
         if !self.owes.load(Ordering::Acquire) {
             return Ok(());
         }
+        let mut begun = self.beginning.lock().unwrap_or_else(PoisonError::into_inner);
         let stamp = Stamp::take(&*image.storage, &image.path)?;
-        self.file.end(Some(stamp))?;
+        let tenure = match *begun {
+            // It would go unnoticed when the stamp, or the evidence, that tells of it is gone.
+            Begun::No if self.other_content.load(Ordering::Acquire) && !mutation::on(Fault::TenureKept) => {
+                Some(Tenure::new()?)
+            }
+            _ => None,
+        };
+        self.file.end_and(Some(stamp), |header| {
+            header.tenure = tenure.or(header.tenure);
+        })?;
+        *begun = Begun::No;
+        self.other_content.store(false, Ordering::Release);
+        self.owes.store(false, Ordering::Release);
         if let Some(shadow) = self.shadow() {
             shadow.end();
         }

@@ -47,7 +47,7 @@ impl Disk {
     }
 
     fn snapshot_parts(&self, name: &str, granularity: Option<Granularity>) -> Result<()> {
-        self.check_for_change()?;
+        self.check_for_arrangement()?;
         self.check_writable()?;
         check_name(name)?;
         let mut structure = self.structure();
@@ -87,7 +87,7 @@ impl Disk {
         }
 
         let mut shape = self.gate.close();
-        self.check_for_change()?;
+        self.check_for_arrangement()?;
         shape.check_no_backup(&self.path)?;
         if !mutation::on(Fault::SnapshotUnflushed) {
             self.sync_shape(&shape)?;
@@ -96,6 +96,8 @@ impl Disk {
             // A qcow2 that says of itself that it was not closed opens for nobody.
             self.sync_image(SyncMode::All)?;
         }
+        // From now on it is below, and nothing there is ever written to. Where it comes otherwise, it begins again.
+        let ended = Ended::of(self)?;
         made.descriptor(name, &old)?;
         // Its images are held when our own lock on one of them is given up.
         let unlocked = self.place.unlocked();
@@ -112,9 +114,11 @@ impl Disk {
             made.end(matches!(error, SaveError::Unchanged(_)));
         })?;
         made.end(false);
+        ended.for_good();
 
         self.loading.follow(&loading);
         structure.descriptor = next;
+        let before = self.image();
         self.own.switch_to(Own {
             child: image,
             layered: true,
@@ -122,7 +126,7 @@ impl Disk {
         if let Some(session) = &self.session {
             session.renew_stamp();
         }
-        self.exchange_locks(lock, &overlay);
+        self.exchange_locks(before, lock, &overlay);
         shape.overlay = Some(Arc::new(overlay));
         Ok(())
     }
@@ -135,7 +139,7 @@ impl Disk {
         };
         let evidence = match &self.place.cache_epoch {
             Some(epoch) => Evidence::of_epoch(epoch).ok(),
-            None => Evidence::gather(session.file().storage(), [&*image.storage]).ok(),
+            None => image.evidence(session.file().storage()).ok(),
         };
         let Some(evidence) = evidence else {
             return Ok((None, None));
@@ -167,7 +171,7 @@ impl Disk {
     }
 
     /// The image that was the disk's is read only from now on, as all in `overlay` is.
-    fn exchange_locks(&self, lock: Option<Lock>, overlay: &Overlay) {
+    fn exchange_locks(&self, old: &Child, lock: Option<Lock>, overlay: &Overlay) {
         if !self.place.locking {
             return;
         }
@@ -177,11 +181,33 @@ impl Disk {
             .extract_if(.., |it| it.is_of_image())
             .for_each(Lock::release);
         locks.extend(lock);
-        for layer in &overlay.chain().layers {
-            for hold in &layer.holds {
-                // Somebody may have come between; then he is refused nothing, and this disk goes on without the lock.
-                let _ = hold.take();
-            }
+        if let Some(inner) = old.disk() {
+            inner.give_up_locks();
+        }
+        overlay.chain().take_holds();
+    }
+}
+
+/// A disk whose image has ended. Dropping it begins again, before any writer comes who has looked that it has begun.
+struct Ended<'d>(Option<&'d Disk>);
+
+impl<'d> Ended<'d> {
+    fn of(disk: &'d Disk) -> Result<Self> {
+        disk.image().end()?;
+        Ok(Self(disk.image().disk().map(|_| disk)))
+    }
+
+    fn for_good(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        if let Some(disk) = self.0 {
+            disk.alive.rest_again();
+            // Where it fails, the next change tries it, and fails.
+            let _ = disk.check_for_change();
         }
     }
 }

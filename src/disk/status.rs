@@ -1,7 +1,6 @@
 //! What is where: data, zeros, holes.
 
 use super::Disk;
-use super::overlay::status_in;
 use crate::error::{Error, ErrorCode, Result};
 
 bitflags::bitflags! {
@@ -74,8 +73,6 @@ impl Disk {
         if let Some(below) = &self.below {
             return self.status_above(below, range, hints);
         }
-        let mut status = status_in(&own.child, range, 0, hints)?;
-        status.flags |= StatusFlags::ALLOCATED;
-        Ok(status)
+        self.own_status(range, 0, hints)
     }
 }

@@ -33,7 +33,7 @@ const TMPFS: u32 = 0x0102_1994;
 const SYSFS: u32 = 0x6265_6572;
 
 /// The most file systems (of btrfs, subvolumes) that the header has room for.
-const MAX_WITNESSES: usize = 16;
+const MAX_WITNESSES: usize = 15;
 /// The longest epoch that the header has room for.
 const MAX_EPOCH: usize = 256;
 
@@ -196,7 +196,7 @@ impl Evidence {
         Some(why.to_owned())
     }
 
-    /// Into 432 bytes of zeros.
+    /// Into 424 bytes of zeros.
     pub(super) fn encode(evidence: Option<&Self>, fields: &mut [u8]) {
         match evidence.map(|it| &it.0) {
             None => {}
@@ -226,7 +226,7 @@ impl Evidence {
         }
     }
 
-    /// From the 432 bytes of [`encode`](Self::encode).
+    /// From the 424 bytes of [`encode`](Self::encode).
     pub(super) fn decode(fields: &[u8]) -> Result<Option<Self>, String> {
         let count = usize::try_from(u32::from_le_bytes(get(fields, 4))).unwrap_or(usize::MAX);
         match u32::from_le_bytes(get(fields, 0)) {

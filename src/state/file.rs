@@ -276,16 +276,28 @@ impl StateFile {
         Ok(())
     }
 
-    /// Marks the disk unclean, before the first write of any kind. Durable on return.
-    ///
-    /// The policy with it, since under the lazy one the files are stale even where nothing was lost; and the evidence,
-    /// which vouches for all that is written from here on, with the shadow that belongs to it. It is also the last step of a recovery: what recovery relied
-    /// on must be durable, because from now on the new evidence is asked about it.
+    /// [`Self::begin_and`] nothing else.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn begin(
         &self,
         policy: BitmapPolicy,
         evidence: Option<Evidence>,
         shadow: Option<ShadowId>,
+    ) -> Result<()> {
+        self.begin_and(policy, evidence, shadow, |_| ())
+    }
+
+    /// Marks the disk unclean, before the first write of any kind. Durable on return.
+    ///
+    /// The policy with it, since under the lazy one the files are stale even where nothing was lost; and the evidence,
+    /// which vouches for all that is written from here on, with the shadow that belongs to it. It is also the last step of a recovery: what recovery relied
+    /// on must be durable, because from now on the new evidence is asked about it. `also` changes what else there is.
+    pub(crate) fn begin_and(
+        &self,
+        policy: BitmapPolicy,
+        evidence: Option<Evidence>,
+        shadow: Option<ShadowId>,
+        also: impl FnOnce(&mut Header),
     ) -> Result<()> {
         self.update(|header| {
             header.clean = false;
@@ -293,18 +305,27 @@ impl StateFile {
             header.failure_noted = false;
             header.evidence = evidence;
             header.shadow = shadow;
+            also(header);
             Ok(())
         })
     }
 
-    /// Marks the disk clean. All regions must be retired, and the bitmaps' other changes and the image durable.
+    /// [`Self::end_and`] nothing else.
+    #[cfg(test)]
     pub(crate) fn end(&self, stamp: Option<Stamp>) -> Result<()> {
+        self.end_and(stamp, |_| ())
+    }
+
+    /// Marks the disk clean. All regions must be retired, and the bitmaps' other changes and the image durable. `also` changes
+    /// what else there is.
+    pub(crate) fn end_and(&self, stamp: Option<Stamp>, also: impl FnOnce(&mut Header)) -> Result<()> {
         self.update(|header| {
             header.clean = true;
             header.failure_noted = false;
             header.evidence = None;
             header.shadow = None;
             header.stamp = stamp;
+            also(header);
             Ok(())
         })
     }

@@ -9,6 +9,7 @@ use super::map::PIECE;
 use super::region::RegionSize;
 use super::shadow::ShadowId;
 use super::stamp::Stamp;
+use super::tenure::Tenure;
 use crate::bitmap::BitmapPolicy;
 use crate::error::{Error, ErrorCode, Result};
 
@@ -27,7 +28,9 @@ pub(crate) const MAX_MARKS: usize = (SLOT_PIECES - 1) * MARKS_PER_PIECE;
 /// More updates than there can be, so that one more always fits.
 const MAX_GENERATION: u64 = 1 << 62;
 
-/// Where the id of the shadow is, behind the evidence.
+/// Where the number of the tenure is, behind the evidence.
+const TENURE: usize = PIECE - 16;
+/// Where the id of the shadow is.
 const SHADOW: usize = PIECE - 8;
 
 const CLEAN: u32 = 1;
@@ -104,6 +107,8 @@ pub(crate) struct Header {
     pub evidence: Option<Evidence>,
     /// The shadow of the allocation bits that belongs to that time; `None` is none.
     pub shadow: Option<ShadowId>,
+    /// The last one in which the content was changed; `None` is "not known".
+    pub tenure: Option<Tenure>,
     pub marks: Marks,
 }
 
@@ -133,6 +138,7 @@ impl Header {
             stamp: None,
             evidence: None,
             shadow: None,
+            tenure: None,
             marks: Marks::default(),
         }
     }
@@ -150,7 +156,8 @@ impl Header {
         put(&mut bytes, 36, &number(marks.len()).to_le_bytes());
         put(&mut bytes, 40, &self.region.bytes().to_le_bytes());
         Stamp::encode(self.stamp.as_ref(), &mut bytes[48..72]);
-        Evidence::encode(self.evidence.as_ref(), &mut bytes[72..SHADOW]);
+        Evidence::encode(self.evidence.as_ref(), &mut bytes[72..TENURE]);
+        put(&mut bytes, TENURE, &Tenure::encode(self.tenure));
         put(&mut bytes, SHADOW, &ShadowId::encode(self.shadow));
         for (piece, marks) in bytes[PIECE..]
             .chunks_exact_mut(PIECE)
@@ -195,7 +202,8 @@ impl Header {
         let region =
             RegionSize::new(region).ok_or_else(|| format!("its region size {region} is not possible"))?;
         let stamp = Stamp::decode(&first[48..72])?;
-        let evidence = Evidence::decode(&first[72..SHADOW])?;
+        let evidence = Evidence::decode(&first[72..TENURE])?;
+        let tenure = Tenure::decode(get(first, TENURE));
         let shadow = ShadowId::decode(get(first, SHADOW));
 
         let mut marks = Vec::with_capacity(count);
@@ -226,6 +234,7 @@ impl Header {
             stamp,
             evidence,
             shadow,
+            tenure,
             marks: Marks(marks),
         };
         Ok(Slot::Valid {

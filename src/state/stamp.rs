@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use super::header::{get, put};
 use super::sys;
+use super::tenure::Tenure;
 use crate::error::{Error, Result};
-use crate::storage::{Storage, SyncMode};
+use crate::storage::{Storage, SyncMode, Version};
 
 /// A moment as the file system keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,11 +21,22 @@ struct Moment {
     nanoseconds: u32,
 }
 
-/// Size and time of the last change of an image; of a block device, which keeps no such time, the size.
+/// The size of an image, and what else tells that it was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
     size: u64,
-    modified: Option<Moment>,
+    trace: Trace,
+}
+
+/// What a change of an image leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trace {
+    /// Nothing: a block device keeps no time.
+    None,
+    /// The time of the last change of a file.
+    Modified(Moment),
+    /// Of an image that is a disk itself.
+    Disk(Version),
 }
 
 /// The longest that [`Stamp::take`] waits for the clock, where the file system keeps fractions of seconds.
@@ -49,25 +61,61 @@ impl Stamp {
             .sync(SyncMode::All)
             .map_err(|e| Error::io("sync", path, &e))?;
         let stamp = Self::of(image, path)?;
-        if let Some(modified) = stamp.modified {
-            outwait(modified).map_err(|e| Error::io("ask the clock that stamps", path, &e))?;
+        let clock = |e| Error::io("ask the clock that stamps", path, &e);
+        match stamp.trace {
+            Trace::Modified(modified) => outwait(modified).map_err(clock)?,
+            // None of its files can have a later time than now.
+            Trace::Disk(Version::Files(_)) => outwait(Moment::now().map_err(clock)?).map_err(clock)?,
+            // What its own files have is in its own stamp.
+            Trace::Disk(Version::Tenure { .. }) | Trace::None => {}
         }
         Ok(stamp)
     }
 
     fn look(image: &dyn Storage) -> io::Result<Self> {
         let size = image.length()?;
-        let modified = match image.host_file() {
+        if let Some(version) = image.version()? {
+            let trace = Trace::Disk(version);
+            return Ok(Self { size, trace });
+        }
+        let trace = match image.host_file() {
             Some(fd) if !image.limits().block_device => {
                 let metadata = std::fs::File::from(fd.try_clone_to_owned()?).metadata()?;
-                Some(Moment {
+                Trace::Modified(Moment {
                     seconds: metadata.mtime(),
                     nanoseconds: u32::try_from(metadata.mtime_nsec()).unwrap_or(0),
                 })
             }
-            _ => None,
+            _ => Trace::None,
         };
-        Ok(Self { size, modified })
+        Ok(Self { size, trace })
+    }
+
+    /// The same for an image that is still in use by its stamp's taker, or was when he was killed: only of one that is a disk
+    /// itself does that say that somebody else has changed it.
+    pub(crate) fn other_user(&self, now: &Self) -> Option<String> {
+        let Trace::Disk(Version::Tenure { now: then, next }) = self.trace else {
+            return None;
+        };
+        let Trace::Disk(Version::Tenure { now, .. }) = now.trace else {
+            return Some(OTHER_FILES.to_owned());
+        };
+        let ours = now == then || (next != 0 && Tenure::following(then, next).number() == now);
+        (!ours).then(|| OTHER_TENURE.to_owned())
+    }
+
+    /// The same stamp of an image that is a disk itself, and that is about to begin another tenure; and that one. What was
+    /// `noted` of it before stays: it may have begun that though it said that it failed.
+    pub(crate) fn announcing(self, noted: Option<&Self>) -> Result<(Self, Option<Tenure>)> {
+        let Trace::Disk(Version::Tenure { now, .. }) = self.trace else {
+            return Ok((self, None));
+        };
+        let next = match noted.map(|it| it.trace) {
+            Some(Trace::Disk(Version::Tenure { now: then, next })) if then == now && next != 0 => next,
+            _ => Tenure::announced()?,
+        };
+        let trace = Trace::Disk(Version::Tenure { now, next });
+        Ok((Self { trace, ..self }, Some(Tenure::following(now, next))))
     }
 
     /// What tells that `now` is not the image that this stamp was taken of, in words; `None` where nothing does.
@@ -78,14 +126,23 @@ impl Stamp {
                 self.size, now.size
             ));
         }
-        match (self.modified, now.modified) {
-            (Some(then), Some(now)) if then != now => Some(format!(
-                "it was last changed at {then} when it was closed, and at {now} now (seconds since 1970)"
-            )),
-            (Some(_), None) => Some("it was a regular file when it was closed, and is none now".to_owned()),
-            (None, Some(_)) => Some("it was no regular file when it was closed, and is one now".to_owned()),
-            _ => None,
+        if self.trace == now.trace {
+            return None;
         }
+        let words = match (self.trace, now.trace) {
+            (Trace::Modified(then), Trace::Modified(now)) => {
+                return Some(format!(
+                    "it was last changed at {then} when it was closed, and at {now} now (seconds since 1970)"
+                ));
+            }
+            (Trace::Disk(Version::Tenure { .. }), Trace::Disk(Version::Tenure { .. })) => OTHER_TENURE,
+            (Trace::Disk(_), Trace::Disk(_)) => OTHER_FILES,
+            (Trace::Disk(_), _) => "it was a disk itself when it was closed, and is none now",
+            (_, Trace::Disk(_)) => "it was no disk itself when it was closed, and is one now",
+            (Trace::Modified(_), Trace::None) => "it was a regular file when it was closed, and is none now",
+            (Trace::None, _) => "it was no regular file when it was closed, and is one now",
+        };
+        Some(words.to_owned())
     }
 
     /// Into the 24 bytes of the header.
@@ -93,27 +150,50 @@ impl Stamp {
         let Some(stamp) = stamp else {
             return;
         };
-        put(fields, 0, &[1 + u8::from(stamp.modified.is_some())]);
+        let (kind, nanoseconds, last) = match stamp.trace {
+            Trace::None => (1, 0, [0; 8]),
+            Trace::Modified(modified) => (2, modified.nanoseconds, modified.seconds.to_le_bytes()),
+            Trace::Disk(Version::Tenure { now, next }) => (3, next, now.to_le_bytes()),
+            Trace::Disk(Version::Files(hash)) => (4, 0, hash.to_le_bytes()),
+        };
+        put(fields, 0, &[kind]);
+        put(fields, 4, &nanoseconds.to_le_bytes());
         put(fields, 8, &stamp.size.to_le_bytes());
-        if let Some(modified) = stamp.modified {
-            put(fields, 4, &modified.nanoseconds.to_le_bytes());
-            put(fields, 16, &modified.seconds.to_le_bytes());
-        }
+        put(fields, 16, &last);
     }
 
     /// From the 24 bytes of the header.
     pub(super) fn decode(fields: &[u8]) -> Result<Option<Self>, String> {
         let size = u64::from_le_bytes(get(fields, 8));
-        let modified = match u32::from_le_bytes(get(fields, 0)) {
+        let last = get(fields, 16);
+        let trace = match u32::from_le_bytes(get(fields, 0)) {
             0 => return Ok(None),
-            1 => None,
-            2 => Some(Moment {
-                seconds: i64::from_le_bytes(get(fields, 16)),
+            1 => Trace::None,
+            2 => Trace::Modified(Moment {
+                seconds: i64::from_le_bytes(last),
                 nanoseconds: u32::from_le_bytes(get(fields, 4)),
             }),
+            3 => Trace::Disk(Version::Tenure {
+                now: u64::from_le_bytes(last),
+                next: u32::from_le_bytes(get(fields, 4)),
+            }),
+            4 => Trace::Disk(Version::Files(u64::from_le_bytes(last))),
             kind => return Err(format!("its stamp of the image is of the unknown kind {kind}")),
         };
-        Ok(Some(Self { size, modified }))
+        Ok(Some(Self { size, trace }))
+    }
+}
+
+const OTHER_FILES: &str = "it is a disk itself, and its files were changed since, or its state file";
+const OTHER_TENURE: &str = "it is a disk itself, and was changed by another user since";
+
+impl Moment {
+    fn now() -> io::Result<Self> {
+        let (seconds, nanoseconds) = sys::coarse_clock()?;
+        Ok(Self {
+            seconds,
+            nanoseconds: u32::try_from(nanoseconds).unwrap_or(0),
+        })
     }
 }
 
@@ -159,7 +239,7 @@ pub(super) mod tests {
     use std::io::Write;
     use std::time::SystemTime;
 
-    use super::{Duration, Moment, Path, Storage};
+    use super::{Duration, Moment, Path, Storage, Trace, Version};
     use crate::state::Stamp;
     use crate::storage::simulated::SimDisk;
     use crate::storage::{Access, FileStorage, Folder, Role};
@@ -168,7 +248,22 @@ pub(super) mod tests {
     pub(in crate::state) fn some(size: u64, modified: Option<(i64, u32)>) -> Stamp {
         Stamp {
             size,
-            modified: modified.map(|(seconds, nanoseconds)| Moment { seconds, nanoseconds }),
+            trace: modified.map_or(Trace::None, |(seconds, nanoseconds)| {
+                Trace::Modified(Moment { seconds, nanoseconds })
+            }),
+        }
+    }
+
+    /// Of an image that is a disk itself, of either kind.
+    pub(in crate::state) fn of_disk(size: u64, number: u64, tenure: bool) -> Stamp {
+        let version = if tenure {
+            Version::Tenure { now: number, next: 7 }
+        } else {
+            Version::Files(number)
+        };
+        Stamp {
+            size,
+            trace: Trace::Disk(version),
         }
     }
 

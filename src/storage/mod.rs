@@ -85,6 +85,12 @@ pub trait Storage: Send + Sync + Debug {
     /// Which file this is, whatever its name; `None` where nothing tells.
     fn identity(&self) -> Option<FileIdentity>;
 
+    /// What tells whether anybody has changed the content since, of a storage that is more than one file; `None` of any other,
+    /// whose own time of change does.
+    fn version(&self) -> io::Result<Option<Version>> {
+        Ok(None)
+    }
+
     /// The host's open file behind this, for locks and for questions about its file system; `None` where there is
     /// none. Bytes never go through it: they would pass by what the storage promises.
     fn host_file(&self) -> Option<BorrowedFd<'_>> {
@@ -160,6 +166,20 @@ pub struct Access {
     pub write: bool,
     /// Around the page cache (`O_DIRECT`).
     pub direct: bool,
+}
+
+/// What tells of changes to a storage that is more than one file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// The number that its last user has given it, or is about to give it.
+    Tenure {
+        /// The same number: nobody else has changed anything.
+        now: u64,
+        /// What, with that number, makes the next one; 0 where none is about to come.
+        next: u32,
+    },
+    /// A hash of the names and times of its files. It changes with each write.
+    Files(u64),
 }
 
 /// What [`Storage::write_zeroes`] may do.

@@ -33,6 +33,8 @@ Examples:
       A descriptor for a block device.
   qbm create --image vm2.qcow2 -f qcow2 vm2.qbm
       A descriptor for a qcow2, which can have dirty bitmaps then that survive a crash.
+  qbm create --image inner.qbm -f qbm outer.qbm
+      A disk whose image is another one: bitmaps of both record what is written to it.
   qbm create -b base.img -F raw clone.qbm
       An overlay: it shows base.img, which stays as it is, until it is written to, and is as long as that.
   qbm create -b clone.qbm -F qbm -g 4k clone-of-clone.qbm 40G
@@ -63,7 +65,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     image: Option<String>,
 
-    /// What the image that exists is: raw, qcow2 or vmdk (which can only be read). It is never guessed [default: raw]
+    /// What the image that exists is: raw, qbm, qcow2 or vmdk (which can only be read). It is never guessed [default: raw]
     #[arg(short = 'f', long, value_name = "FORMAT", requires = "image", value_parser = parse_format)]
     image_format: Option<Format>,
 

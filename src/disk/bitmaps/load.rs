@@ -15,6 +15,8 @@ pub(in crate::disk) struct Loading {
     limit: Option<u64>,
     /// What the allocation bits take, which are in memory for as long as the disk is open.
     allocation: AtomicU64,
+    /// What the bitmaps of an image that is a disk itself take.
+    image: AtomicU64,
     /// Two readers of one bitmap load it once, and no two together pass the limit.
     one_at_a_time: Mutex<()>,
 }
@@ -25,6 +27,7 @@ impl Loading {
         Self {
             limit,
             allocation: AtomicU64::new(0),
+            image: AtomicU64::new(0),
             one_at_a_time: Mutex::new(()),
         }
     }
@@ -33,6 +36,7 @@ impl Loading {
     pub(in crate::disk) fn afresh(&self, own: &Bits) -> Self {
         Self {
             allocation: AtomicU64::new(own.memory()),
+            image: AtomicU64::new(self.image.load(Ordering::Relaxed)),
             ..Self::new(self.limit)
         }
     }
@@ -41,6 +45,21 @@ impl Loading {
     pub(in crate::disk) fn follow(&self, other: &Self) {
         let bytes = other.allocation.load(Ordering::Relaxed);
         self.allocation.store(bytes, Ordering::Relaxed);
+    }
+
+    /// So many bytes are what the bitmaps of the disk's image take.
+    pub(in crate::disk) fn count_image(&self, bytes: u64) {
+        self.image.store(bytes, Ordering::Relaxed);
+    }
+
+    /// What `bitmaps`, and all else that is counted, take.
+    pub(super) fn all_used(&self, bitmaps: &[Bitmap]) -> u64 {
+        used(bitmaps).saturating_add(self.counted())
+    }
+
+    fn counted(&self) -> u64 {
+        let allocation = self.allocation.load(Ordering::Relaxed);
+        allocation.saturating_add(self.image.load(Ordering::Relaxed))
     }
 
     /// The bits of `bitmap`, one of `all`, on a disk of `length` bytes.
@@ -98,7 +117,7 @@ impl Loading {
     }
 
     fn check(&self, bytes: u64) -> Result<()> {
-        let bytes = bytes.saturating_add(self.allocation.load(Ordering::Relaxed));
+        let bytes = bytes.saturating_add(self.counted());
         match self.limit {
             Some(limit) if bytes > limit => Err(Error::new(
                 ErrorCode::NoMemory,

@@ -105,6 +105,11 @@ impl Shape {
     }
 
     /// Whether there is a dirty bitmap of this name.
+    /// What the bitmaps take in memory, with what else `loading` counts.
+    pub(super) fn memory(&self, loading: &Loading) -> u64 {
+        loading.all_used(&self.bitmaps)
+    }
+
     pub(super) fn has(&self, name: &str) -> bool {
         self.find(name).is_ok()
     }

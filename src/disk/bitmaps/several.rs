@@ -59,7 +59,7 @@ struct Party<'a> {
 impl Party<'_> {
     fn check(&self) -> Result<()> {
         if self.acts {
-            self.disk.check_for_change()
+            self.disk.check_for_arrangement()
         } else {
             self.disk.alive.check()
         }

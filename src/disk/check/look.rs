@@ -11,7 +11,7 @@ use super::{CheckOptions, Repair, leftovers};
 use crate::bitmap::{BitmapFile, BitmapPolicy};
 use crate::descriptor::{BitmapEntry, Descriptor, Format, ImageEntry};
 use crate::disk::bitmaps::Loading;
-use crate::disk::open::{ATTEMPTS, Files, Place};
+use crate::disk::open::{ATTEMPTS, Files, ImageFound, Place};
 use crate::disk::overlay::{Backing, Chain, OwnImage, measured};
 use crate::disk::{Child, Progress, checksum};
 use crate::error::{Error, ErrorCode, Result};
@@ -74,7 +74,8 @@ impl<'o> Looking<'o> {
         }
     }
 
-    pub(super) fn look(mut self, progress: &mut Progress<'_>) -> Result<CheckReport> {
+    /// What is found, and the place of the image where that is a disk itself.
+    pub(super) fn look(mut self, progress: &mut Progress<'_>) -> Result<(CheckReport, Option<Place>)> {
         let mut locked = None;
         // As at an open: what was read before the lock is read again.
         for _ in 0..ATTEMPTS {
@@ -87,7 +88,7 @@ impl<'o> Looking<'o> {
                 Err(error) if error.code() == ErrorCode::DescriptorInvalid => {
                     let words = error.message().to_owned();
                     self.report.add(FindingKind::DescriptorInvalid, "", words);
-                    return Ok(self.report);
+                    return Ok((self.report, None));
                 }
                 Err(error) => return Err(error),
             }
@@ -135,7 +136,13 @@ impl<'o> Looking<'o> {
         if let (true, Some(image)) = (self.options.checksum, &image) {
             self.checksum(&descriptor, image, progress)?;
         }
-        Ok(self.report)
+        let inner = match descriptor.image() {
+            entry if entry.format == Format::Qbm && image.is_some() => {
+                Some(Files::new(self.place).image_place("QBM.image.file", &entry.file)?)
+            }
+            _ => None,
+        };
+        Ok((self.report, inner))
     }
 
     /// `None` where the descriptor has changed since it was read.
@@ -148,15 +155,29 @@ impl<'o> Looking<'o> {
             write: repairs,
             direct: false,
         };
-        let image = &descriptor.image().file;
-        let image = Self::open(
-            &mut report,
-            &mut files,
-            Role::Image,
-            "QBM.image.file",
-            image,
-            Access::default(),
-        );
+        let entry = descriptor.image();
+        let image = if entry.format == Format::Qbm {
+            match self.options.of_image().image_disk(&mut files, entry) {
+                Ok(None) => return Ok(None),
+                Ok(found) => found,
+                Err(error) if error.code() == ErrorCode::Locked => return Err(error),
+                Err(error) => {
+                    Self::note(&mut report, &entry.file, &error);
+                    None
+                }
+            }
+        } else {
+            let key = "QBM.image.file";
+            Self::open(
+                &mut report,
+                &mut files,
+                Role::Image,
+                key,
+                &entry.file,
+                Access::default(),
+            )
+            .map(|(file, path)| ImageFound::File(file, path))
+        };
         let mut state = None;
         if let Some(entry) = descriptor.state() {
             match files.open(Role::State, "QBM.state.file", Path::new(""), &entry.file, access) {
@@ -179,7 +200,7 @@ impl<'o> Looking<'o> {
             if let Some((storage, path)) = &state {
                 held.0.extend(Lock::state(storage, path, sharing)?);
             }
-            if let Some((storage, path)) = &image {
+            if let Some(ImageFound::File(storage, path)) = &image {
                 held.0.extend(Lock::image(storage, path, sharing)?);
             }
             if !self.place.handed_in && Files::new(self.place).descriptor()? != descriptor {
@@ -202,12 +223,22 @@ impl<'o> Looking<'o> {
         report: &mut CheckReport,
         files: &mut Files<'_>,
         entry: &ImageEntry,
-        file: (Arc<dyn Storage>, PathBuf),
+        file: ImageFound,
     ) -> Option<Child> {
+        let loading = Loading::new(None);
+        let file = match file {
+            ImageFound::File(file, path) => (file, path),
+            ImageFound::Disk(disk) => {
+                return disk
+                    .open(files, &loading)
+                    .inspect_err(|error| Self::note(report, &entry.file, error))
+                    .ok();
+            }
+        };
         if entry.format == Format::Raw {
             return Some(Child::new(file.0, file.1));
         }
-        OwnImage::of_disk(files, entry, file, &Loading::new(None))
+        OwnImage::of_disk(files, entry, file, &loading)
             .inspect_err(|error| Self::note(report, &entry.file, error))
             .ok()
             .map(|(image, _)| image)
@@ -316,6 +347,10 @@ impl<'o> Looking<'o> {
             self.report.add(FindingKind::StateDamaged, "", words);
         }
         self.inconsistent(&found, bitmaps);
+        if let Some(why) = image.and_then(|image| other_user(&found, image)) {
+            self.written_by_others(image, &why, bitmaps);
+            return Ok(true);
+        }
         match found.verdict(&self.evidence(storage, bitmaps)?, length) {
             Verdict::Clean => {
                 let foreign = image.is_some_and(|image| self.foreign(&found, image, bitmaps));
@@ -377,12 +412,18 @@ impl<'o> Looking<'o> {
             }
         };
         let Some(why) = why else { return false };
+        self.written_by_others(Some(image), &why, bitmaps);
+        true
+    }
+
+    fn written_by_others(&mut self, image: Option<&Child>, why: &str, bitmaps: &[BitmapSeen<'_>]) {
+        let path = image.map_or(Path::new(""), |it| &it.path);
         let names: Vec<String> = bitmaps
             .iter()
             .filter(|it| it.records())
             .map(|it| format!("{:?}", it.name))
             .collect();
-        let written = format!("{} was written to by others ({why})", image.path.display());
+        let written = format!("{} was written to by others ({why})", path.display());
         let (severity, words) = if names.is_empty() {
             (Severity::Note, format!("{written}, and no bitmap records"))
         } else {
@@ -395,7 +436,6 @@ impl<'o> Looking<'o> {
         };
         self.report
             .add_as(FindingKind::ForeignWrites, severity, "", words);
-        true
     }
 
     fn tail(&mut self, bitmap: &BitmapSeen<'_>, length: u64, clear: bool) {
@@ -444,4 +484,14 @@ impl<'o> Looking<'o> {
         }
         Ok(())
     }
+}
+
+/// Why somebody else has used an image that is a disk itself, if somebody has.
+fn other_user(found: &Found, image: &Child) -> Option<String> {
+    let inner = image.disk()?;
+    if let Some(why) = inner.foreign() {
+        return Some(why.to_owned());
+    }
+    let now = Stamp::of(&*image.storage, &image.path).ok()?;
+    found.header().stamp.as_ref()?.other_user(&now)
 }

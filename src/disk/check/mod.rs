@@ -112,7 +112,7 @@ impl CheckOptions {
             ));
         }
         let place = Place::find(path, self.folder.as_ref(), false)?;
-        let before = Looking::new(self, &place, self.repair).look(progress)?;
+        let before = self.look(&place, self.repair, progress)?;
         if !self.opens_for(&before) {
             return Ok(before);
         }
@@ -130,8 +130,21 @@ impl CheckOptions {
             checksum: false,
             ..self.clone()
         };
-        let after = Looking::new(&unread, &place, Repair::None).look(progress)?;
+        let after = unread.look(&place, Repair::None, progress)?;
         Ok(before.repaired(after))
+    }
+
+    /// Looks at the disk in `place`, and then at its image where that is a disk itself.
+    fn look(&self, place: &Place, repair: Repair, progress: &mut Progress<'_>) -> Result<CheckReport> {
+        let (mut report, image) = Looking::new(self, place, repair).look(progress)?;
+        if let Some(image) = image {
+            let shown = image.shown.join(&image.name);
+            let found = self
+                .look(&image, repair, progress)
+                .map_err(|e| e.context(shown.display()))?;
+            report.add_all_of(&shown, found);
+        }
+        Ok(report)
     }
 
     /// Whether something was found that opening the disk for writing repairs, in the way that was asked for.
@@ -153,6 +166,15 @@ impl CheckOptions {
         }
     }
 
+    /// How an image that is a disk itself is looked at.
+    fn of_image(&self) -> OpenOptions {
+        let options = OpenOptions::new().read_only(true).no_lock(self.no_lock);
+        match &self.cache_epoch {
+            Some(epoch) => options.cache_epoch(epoch),
+            None => options,
+        }
+    }
+
     fn repair_by_open(&self, path: &Path) -> Result<()> {
         // What is below the disk is not needed for any of it, and may be what is broken.
         let mut options = OpenOptions::new()
@@ -165,12 +187,14 @@ impl CheckOptions {
             options = options.cache_epoch(epoch);
         }
         let disk: Disk = options.open(path)?;
-        if self.repair == Repair::Dirty {
-            for bitmap in disk.bitmap_list()? {
+        let mut next = Some(&disk).filter(|_| self.repair == Repair::Dirty);
+        while let Some(it) = next {
+            for bitmap in it.bitmap_list()? {
                 if bitmap.inconsistent {
-                    disk.bitmap_repair(&bitmap.name)?;
+                    it.bitmap_repair(&bitmap.name)?;
                 }
             }
+            next = it.image().disk();
         }
         disk.close()
     }

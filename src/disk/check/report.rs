@@ -1,5 +1,7 @@
 //! What a check found.
 
+use std::path::Path;
+
 use crate::error::Error;
 
 /// How bad a finding is. The numbers are part of the C ABI.
@@ -159,6 +161,19 @@ impl CheckReport {
         self.findings.push(finding);
         let last = self.findings.len() - 1;
         &mut self.findings[last]
+    }
+
+    /// Adds what was found of the image `path`, which is a disk itself.
+    pub(super) fn add_all_of(&mut self, path: &Path, found: Self) {
+        let path = path.display();
+        self.findings.extend(found.findings.into_iter().map(|it| Finding {
+            subject: match it.subject.as_str() {
+                "" => path.to_string(),
+                subject => format!("{path}: {subject}"),
+            },
+            message: format!("{path}: {}", it.message),
+            ..it
+        }));
     }
 
     /// What failed when a part was looked at.

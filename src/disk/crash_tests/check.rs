@@ -47,6 +47,10 @@ impl Moments<'_> {
             Ok(u64::from_le_bytes(word))
         };
         let view = view_of(&disk, word).map_err(|e| format!("D1: a bitmap cannot be read: {e}"))?;
+        let bitmaps = disk.bitmap_list().unwrap_or_default();
+        if let (Some(_), Some(lost)) = (opening.kind.inner, bitmaps.iter().find(|it| it.inconsistent)) {
+            return Err(format!("D2: bitmap {:?} is inconsistent", lost.name));
+        }
         self.check_shape(&view)?;
         if let Some(sector) = self.unexplained(&content) {
             return Err(format!(

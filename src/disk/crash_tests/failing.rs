@@ -205,6 +205,7 @@ fn one(kind: Kind, call: u64, way: Failing) -> Result<Option<u64>, String> {
         kind,
         caches: ("first", "second"),
         extra: 0,
+        shortest: life.shortest,
         depth: Depth {
             states: 2,
             onward: 24,
@@ -268,6 +269,12 @@ fn every_call_that_fails_is_told_of_and_costs_nothing() {
     for kind in [Kind::RAW, Kind::LAZY, Kind::OVERLAY] {
         every_call(kind).unwrap_or_else(|what| panic!("{kind:?}: {what}"));
     }
+}
+
+/// The same of both disks where one is the image of the other.
+#[test]
+fn every_call_of_a_disk_in_a_disk_that_fails_costs_nothing() {
+    every_call(Kind::NESTED).unwrap_or_else(|what| panic!("{what}"));
 }
 
 /// A file whose sync failed may have lost bits that the page cache still shows: it is not called exact again.

@@ -24,7 +24,11 @@ const BASE: &str = "base.img";
 const OTHER: &str = "other.img";
 /// An overlay itself, which takes from the first.
 const MIDDLE: &str = "middle.qbm";
-const LENGTH: u64 = 24 << 10;
+/// The disk that is the image, and its bitmap.
+const INNER: &str = "inner.qbm";
+const INNER_BITMAP: &str = "inner";
+const LOW: &str = "low.img";
+pub(super) const LENGTH: u64 = 24 << 10;
 pub(super) const REGION: u64 = 4096;
 
 /// What a life is like.
@@ -40,6 +44,15 @@ pub(super) struct Kind {
     pub(super) eager: bool,
     /// A bitmap that cannot be written becomes inconsistent.
     pub(super) excuses: bool,
+    /// The image is a disk itself.
+    pub(super) inner: Option<Inner>,
+}
+
+/// What a disk is that is an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Inner {
+    Plain,
+    Overlay,
 }
 
 impl Kind {
@@ -49,6 +62,7 @@ impl Kind {
         over_qbm: false,
         eager: true,
         excuses: false,
+        inner: None,
     };
     pub(super) const LAZY: Self = Self {
         policy: BitmapPolicy::Lazy,
@@ -60,6 +74,19 @@ impl Kind {
     };
     pub(super) const OVER_QBM: Self = Self {
         over_qbm: true,
+        ..Self::OVERLAY
+    };
+    /// Images that are disks: below a plain disk, and below an overlay.
+    pub(super) const NESTED: Self = Self {
+        inner: Some(Inner::Plain),
+        ..Self::RAW
+    };
+    pub(super) const NESTED_LOW: Self = Self {
+        inner: Some(Inner::Overlay),
+        ..Self::RAW
+    };
+    pub(super) const NESTED_OVERLAY: Self = Self {
+        inner: Some(Inner::Overlay),
         ..Self::OVERLAY
     };
     pub(super) const PATIENT: Self = Self {
@@ -97,10 +124,12 @@ pub(super) struct Life {
     disk: Option<Arc<Disk>>,
     cache: String,
     written: u8,
+    /// The least length that the disk has had.
+    pub(super) shortest: usize,
 }
 
 /// What is in a backing: no zero, and no two sectors alike. The second differs from the first in every other 4 KiB.
-fn base(length: usize, other: bool) -> Vec<u8> {
+pub(super) fn base(length: usize, other: bool) -> Vec<u8> {
     (0..length)
         .map(|at| {
             let change = if other { at / 4096 % 2 * 11 } else { 0 };
@@ -133,38 +162,58 @@ impl Life {
         } else {
             Vec::new()
         };
-        let mut create = CreateOptions::new()
-            .size(LENGTH)
-            .region_bytes(REGION)
-            .folder(sim.folder());
+        let create = || CreateOptions::new().region_bytes(REGION).folder(sim.folder());
+        let over = |create: CreateOptions, (file, format): (&str, Format)| {
+            let granularity = Granularity::new(2048).unwrap_or_default();
+            create.backing(file, format).granularity(granularity)
+        };
         if kind.overlay {
             sim.put(BASE, &base);
-            let granularity = Granularity::new(2048).unwrap_or_default();
-            create = if kind.over_qbm {
-                CreateOptions::new()
-                    .region_bytes(REGION)
-                    .folder(sim.folder())
-                    .backing(BASE, Format::Raw)
-                    .granularity(Granularity::new(1024).unwrap_or_default())
-                    .create(MIDDLE)?;
-                create.backing(MIDDLE, Format::Qbm)
-            } else {
-                create.backing(BASE, Format::Raw)
-            }
-            .granularity(granularity);
         }
-        create.create(NAME)?;
+        if kind.over_qbm {
+            let middle = create().backing(BASE, Format::Raw);
+            let granularity = Granularity::new(1024).unwrap_or_default();
+            middle.granularity(granularity).create(MIDDLE)?;
+        }
+        let mut content = base;
+        match kind.inner {
+            None if kind.over_qbm => over(create().size(LENGTH), (MIDDLE, Format::Qbm)).create(NAME)?,
+            None if kind.overlay => over(create().size(LENGTH), (BASE, Format::Raw)).create(NAME)?,
+            None => create().size(LENGTH).create(NAME)?,
+            Some(inner) => {
+                let mut of_inner = create().size(LENGTH);
+                if inner == Inner::Overlay {
+                    sim.put(LOW, &low());
+                    of_inner = over(of_inner, (LOW, Format::Raw));
+                }
+                of_inner.create(INNER)?;
+                let disk = kind.options(&sim, "first").open(INNER)?;
+                let options = AddBitmap {
+                    granularity: Granularity::new(1024).unwrap_or_default(),
+                    ..AddBitmap::default()
+                };
+                disk.bitmap_add(INNER_BITMAP, options)?;
+                disk.close()?;
+                create().image(INNER).image_format(Format::Qbm).create(NAME)?;
+                if kind.overlay {
+                    put_bits_above(&sim);
+                } else {
+                    content = starting(inner);
+                }
+            }
+        }
         let view = View {
             length: LENGTH,
             ..View::default()
         };
         let mut life = Self {
-            model: Model::new(base, view),
+            model: Model::new(content, view),
             sim,
             kind,
             disk: None,
             cache: "first".to_owned(),
             written: 0,
+            shortest: bytes(LENGTH),
         };
         life.open()?;
         let start = life.now();
@@ -180,6 +229,7 @@ impl Life {
             disk: Some(Arc::new(disk)),
             cache: cache.to_owned(),
             written: 100,
+            shortest: 0,
         }
     }
 
@@ -193,6 +243,9 @@ impl Life {
 
     /// Whether `name` is the disk's own image, or may be, where it is not open.
     pub(super) fn is_image(&self, name: &Path) -> bool {
+        if self.kind.inner.is_some() && name.to_string_lossy().starts_with("inner-data") {
+            return true;
+        }
         match self.disk.as_ref().map(|disk| disk.layer(0)) {
             Some(Ok(own)) => own.path == name,
             _ => name.to_string_lossy().starts_with("disk-data"),
@@ -390,6 +443,7 @@ impl Life {
             Step::Sync => disk.bitmap_sync(None),
             Step::SyncOne(name) => disk.bitmap_sync(Some(name)),
             Step::Truncate(new) => {
+                self.shortest = self.shortest.min(new);
                 let result = disk.truncate(new as u64, TruncateFlags::SHRINK);
                 if result.is_ok() && new < length {
                     self.model
@@ -428,6 +482,63 @@ impl Life {
             _ => change_bitmaps(disk, step),
         }
     }
+}
+
+/// What is below a disk that is an image.
+fn low() -> Vec<u8> {
+    let mut bytes = base(16_000, true);
+    bytes.reverse();
+    bytes
+}
+
+/// What a disk that is an image has in the beginning.
+fn starting(inner: Inner) -> Vec<u8> {
+    let mut bytes = match inner {
+        Inner::Plain => Vec::new(),
+        Inner::Overlay => low(),
+    };
+    bytes.resize(self::bytes(LENGTH), 0);
+    bytes
+}
+
+/// Gives the disk, whose image is a disk, an allocation bitmap over the backing.
+pub(super) fn put_bits_above(sim: &SimDisk) {
+    let text = sim.read(NAME).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let bits = format!(
+        r#""bitmaps": {{"allocation": {{"file": "above.bitmap", "type": "allocation", "granularity-bytes": 2048,
+        "backing": {{"file": "{BASE}", "format": "raw"}}}}}}"#
+    );
+    sim.put("above.bitmap", &[0; 8]);
+    sim.put(NAME, text.replace(r#""bitmaps": {}"#, &bits).as_bytes());
+}
+
+/// D1 of the disk that is the image, which somebody opens by itself after a crash; of what is before `shortest`.
+pub(super) fn check_inner(kind: Kind, state: &SimDisk, cache: &str, shortest: usize) -> Result<(), String> {
+    let Some(inner) = kind.inner else { return Ok(()) };
+    // From a copy, as the disk above it is opened next.
+    let state = state.kill();
+    let opened = kind.options(&state, cache).read_only(true).open(INNER);
+    let disk = opened.map_err(|e| format!("M1: the inner disk does not open: {e}"))?;
+    let mut content = vec![0; bytes(disk.length())];
+    disk.read(&mut content, 0)
+        .map_err(|e| format!("A1: the inner disk cannot be read: {e}"))?;
+    let info = disk.bitmap_info(INNER_BITMAP).map_err(|e| e.to_string())?;
+    if info.inconsistent {
+        return Err("D2: the inner disk's bitmap is inconsistent".to_owned());
+    }
+    let before = starting(inner);
+    let until = shortest.min(content.len()).min(before.len());
+    for at in (0..until).step_by(1024) {
+        let granule = at..(at + 1024).min(until);
+        let dirty = disk
+            .bitmap_get(INNER_BITMAP, at as u64)
+            .map_err(|e| e.to_string())?;
+        if content[granule.clone()] != before[granule] && !dirty {
+            return Err(format!("D1: the inner disk's bitmap lacks byte {at}"));
+        }
+    }
+    Ok(())
 }
 
 /// What an image shows to a process whose page cache is `cache`.

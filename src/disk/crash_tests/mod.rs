@@ -21,6 +21,8 @@ mod life;
 mod model;
 #[cfg(test)]
 mod mutations;
+#[cfg(test)]
+mod nested;
 mod power;
 mod steps;
 

@@ -58,6 +58,8 @@ const SHADOW: [(Fault, By); 5] = [
     (Fault::ShadowBeforeImage, By::Power(Kind::OVERLAY, "A1, A2")),
 ];
 
+const NESTED: [(Fault, By); 1] = [(Fault::ImageBegunFirst, By::Power(Kind::NESTED, "is inconsistent"))];
+
 const FAILING_CALLS: [(Fault, By); 2] = [
     (Fault::FailedSyncForgotten, By::Failing(Kind::RAW, "A2")),
     (Fault::BitBeforePiece, By::Failing(Kind::RAW, "D1")),
@@ -109,6 +111,11 @@ fn every_protection_of_a_close_and_a_recovery_is_missed() {
 #[test]
 fn every_protection_of_the_shadow_is_missed() {
     all_are_missed(&SHADOW);
+}
+
+#[test]
+fn every_protection_of_disks_in_disks_is_missed() {
+    all_are_missed(&NESTED);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::check::Opening;
 use super::dice::Dice;
-use super::life::{Kind, Life};
+use super::life::{Kind, Life, check_inner};
 use super::model::{Model, Moments};
 use super::steps::Step;
 use crate::storage::simulated::{CrashPoint, Keep, SimDisk};
@@ -62,6 +62,8 @@ pub(super) struct Look<'a> {
     pub(super) caches: (&'a str, &'a str),
     /// See [`Opening::extra`].
     pub(super) extra: u64,
+    /// See [`Life::shortest`].
+    pub(super) shortest: usize,
     pub(super) depth: Depth,
 }
 
@@ -124,6 +126,7 @@ impl Look<'_> {
             writable: onward,
             extra: self.extra,
         };
+        check_inner(self.kind, state, cache, self.shortest)?;
         let found = moments.check(state, opening)?;
         // A cut that was cut off leaves what no file system does; see `check_changes`. And what a failed sync has dropped,
         // no later process can know of.
@@ -135,6 +138,7 @@ impl Look<'_> {
         // What a killed process wrote may still go, if it was not synced.
         let model = unsynced.next_life(found.content, found.view, state.events().len() as u64);
         let mut life = Life::after(state, found.disk, self.kind, cache, model);
+        life.shortest = self.shortest;
         let mut dice = Dice::new(number);
         for _ in 0..2 {
             let (at, len) = (dice.below(life.length()), 700);
@@ -151,6 +155,7 @@ impl Look<'_> {
             kind: self.kind,
             caches: (cache, "third"),
             extra: found.extra,
+            shortest: life.shortest,
             depth: Depth::SECOND,
         };
         let states = next.everywhere(1).map_err(|what| format!("then, {what}"))?;
@@ -177,6 +182,7 @@ fn look_back(life: &Life, start: u64, depth: Depth) -> Result<u64, String> {
         kind: life.kind,
         caches: ("first", "second"),
         extra: 0,
+        shortest: life.shortest,
         depth,
     }
     .everywhere(start)
@@ -223,13 +229,16 @@ pub(crate) fn of_bytes(bytes: &[u8]) {
     look_back(&life, start, depth).unwrap_or_else(|what| panic!("{kind:?}: {steps:?}: {what}"));
 }
 
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 9] = [
     Kind::RAW,
     Kind::LAZY,
     Kind::OVERLAY,
     Kind::PATIENT,
     Kind::OVER_QBM,
     Kind::EXCUSED,
+    Kind::NESTED,
+    Kind::NESTED_LOW,
+    Kind::NESTED_OVERLAY,
 ];
 
 /// Each step of the lists by hand does what it is there for: none is refused.
@@ -248,7 +257,7 @@ fn numbered(number: u64) -> Result<u64, String> {
     const COUNT: u64 = KINDS.len() as u64;
     let kind = KINDS[usize::try_from(number % COUNT).unwrap_or(0)];
     let states = match number {
-        0..COUNT if matches!(kind, Kind::OVER_QBM | Kind::EXCUSED) => {
+        0..COUNT if matches!(kind, Kind::OVER_QBM | Kind::EXCUSED) || kind.inner.is_some() => {
             look_at(kind, &kind.script(), Depth::SHALLOW)
         }
         0..COUNT => look_at(kind, &kind.script(), Depth::FULL),
@@ -282,4 +291,17 @@ fn a_hundred_thousand_crashes_cost_nothing() {
     let states = states.into_inner();
     println!("{states} crash states of {} lives", next.into_inner());
     assert!(states >= wanted, "{states} states are too few to prove anything");
+}
+
+/// Disks whose image is a disk, of every kind: neither of the two loses anything.
+#[test]
+fn disks_in_disks_lose_nothing() {
+    let depth = Depth {
+        states: 5,
+        onward: 40,
+    };
+    for kind in [Kind::NESTED, Kind::NESTED_LOW, Kind::NESTED_OVERLAY] {
+        let states = look_at(kind, &kind.script(), depth).unwrap_or_else(|what| panic!("{kind:?}: {what}"));
+        println!("{kind:?}: {states} states");
+    }
 }

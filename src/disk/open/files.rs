@@ -3,8 +3,10 @@
 //! Invariant: a file is opened as the role that the descriptor gives it, and under `confined` nothing outside of the
 //! descriptor's folder is.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::descriptor::names::child_path;
@@ -13,6 +15,13 @@ use crate::disk::overlay::Hold;
 use crate::disk::recovery::StateAtOpen;
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::{Access, FileIdentity, Folder, HostFolder, Role, Storage};
+
+use super::within::Within;
+
+/// The most images below a disk, of all kinds.
+const MAX_IMAGES: usize = 256;
+/// So many disks may be images of each other, one within the other: an open, and a request, go through each.
+const MAX_LEVELS: usize = 32;
 
 /// Where a descriptor is: its folder, and its name there.
 #[derive(Clone)]
@@ -31,6 +40,19 @@ pub(in crate::disk) struct Place {
     pub(super) backing_format: Option<Format>,
     /// What the opener says of the page cache, if he does.
     pub(in crate::disk) cache_epoch: Option<Arc<str>>,
+    /// Of a disk that is another one's image.
+    outer: Option<Outer>,
+}
+
+/// Where a disk lies that is another one's image.
+#[derive(Clone)]
+struct Outer {
+    /// Its folder, as that of the outermost disk sees it.
+    base: PathBuf,
+    /// What messages call the outermost disk's folder.
+    shown: PathBuf,
+    /// How many disks are around it.
+    level: usize,
 }
 
 impl Place {
@@ -66,7 +88,55 @@ impl Place {
             locking: false,
             backing_format: None,
             cache_epoch: None,
+            outer: None,
         })
+    }
+
+    /// Whether the disk is another one's image.
+    pub(in crate::disk) fn is_image(&self) -> bool {
+        self.outer.is_some()
+    }
+
+    /// The place of the disk whose descriptor is `path`, as this one's folder sees it, and which is this one's image.
+    fn of_image(&self, path: &Path) -> Result<Self> {
+        let level = self.outer.as_ref().map_or(0, |outer| outer.level) + 1;
+        if level > MAX_LEVELS {
+            return Err(too_nested());
+        }
+        let (Some(name), Some(folder)) = (path.file_name(), path.parent()) else {
+            return Err(Error::new(ErrorCode::InvalidArgument, "it does not name a file"));
+        };
+        let shown = self.shown.join(folder);
+        let outer = Outer {
+            base: self
+                .outer
+                .as_ref()
+                .map_or_else(PathBuf::new, |outer| outer.base.clone())
+                .join(folder),
+            shown: self.outermost().to_owned(),
+            level,
+        };
+        Ok(Self {
+            folder: Arc::new(Within::new(self, folder, &shown)),
+            name: name.into(),
+            shown,
+            backing_format: None,
+            outer: Some(outer),
+            ..self.clone()
+        })
+    }
+
+    /// What messages call the folder of the outermost disk, to which all is confined.
+    fn outermost(&self) -> &Path {
+        self.outer.as_ref().map_or(&self.shown, |outer| &outer.shown)
+    }
+
+    /// A name of this place, as the outermost disk's folder sees it.
+    fn seen_from_outermost(&self, path: &Path) -> PathBuf {
+        match &self.outer {
+            Some(outer) => outer.base.join(path),
+            None => path.to_owned(),
+        }
     }
 
     /// The same, for images that whoever opens them locks later.
@@ -94,7 +164,26 @@ fn follow(link: &Path) -> Result<PathBuf> {
 /// The files of one disk, its backing images' too, as they are opened: each once, and no two may be the same file.
 pub(in crate::disk) struct Files<'p> {
     place: &'p Place,
+    all: Rc<RefCell<All>>,
+}
+
+/// The files of all disks that are opened together, one as the image of the other.
+#[derive(Default)]
+struct All {
     seen: HashMap<FileIdentity, Seen>,
+    /// How many images there are below the outermost disk.
+    images: usize,
+    /// How many disks are open around the one that is looked at, each as the image of another below a disk.
+    levels: usize,
+}
+
+/// A disk that is looked at as the image of another. Dropping it leaves it.
+pub(in crate::disk) struct Level(Rc<RefCell<All>>);
+
+impl Drop for Level {
+    fn drop(&mut self) {
+        self.0.borrow_mut().levels -= 1;
+    }
 }
 
 /// What a file has been opened as.
@@ -109,8 +198,63 @@ impl<'p> Files<'p> {
     pub(in crate::disk) fn new(place: &'p Place) -> Self {
         Self {
             place,
-            seen: HashMap::new(),
+            all: Rc::default(),
         }
+    }
+
+    /// The same files, for a disk that is the image of this one.
+    pub(super) fn within<'q>(&self, place: &'q Place) -> Files<'q> {
+        Files {
+            place,
+            all: Rc::clone(&self.all),
+        }
+    }
+
+    /// Goes on to a disk below that is the image of the one that was looked at.
+    pub(in crate::disk) fn enter_level(&self) -> Result<Level> {
+        let level = Level(Rc::clone(&self.all));
+        let mut all = self.all.borrow_mut();
+        all.levels += 1;
+        if all.levels > MAX_LEVELS {
+            drop(all);
+            return Err(too_nested());
+        }
+        drop(all);
+        Ok(level)
+    }
+
+    /// Whether the disk that is looked at is an image of another one below a disk.
+    pub(in crate::disk) fn is_within(&self) -> bool {
+        self.all.borrow().levels > 0
+    }
+
+    /// Counts an image below the disk; fails where there are too many.
+    pub(in crate::disk) fn count_image(&self) -> Result<()> {
+        let mut all = self.all.borrow_mut();
+        if all.images == MAX_IMAGES {
+            return Err(Error::new(
+                ErrorCode::NotSupported,
+                format!("the backing chain is deeper than {MAX_IMAGES} images"),
+            ));
+        }
+        all.images += 1;
+        Ok(())
+    }
+
+    /// The place of the disk that the descriptor names as its image.
+    pub(in crate::disk) fn image_place(&self, key: &str, name: &str) -> Result<Place> {
+        let path = child_path(name).map_err(|e| e.context(format_args!("{key}: {name:?}")))?;
+        if self.place.confined && leads_out(&self.place.seen_from_outermost(path)) {
+            return Err(outside(&self.shown(path)).context(key));
+        }
+        let path = self.followed(path.to_owned()).map_err(|e| e.context(key))?;
+        self.count_image()?;
+        self.place.of_image(&path).map_err(|e| e.context(key))
+    }
+
+    /// Counts a file as one that is open, as what `seen` says; tells what it is open as already.
+    fn add(&self, identity: FileIdentity, seen: Seen) -> Option<Seen> {
+        self.all.borrow_mut().seen.insert(identity, seen)
     }
 
     /// The state file that the descriptor names.
@@ -133,16 +277,24 @@ impl<'p> Files<'p> {
             .place
             .folder
             .open(Role::Descriptor, &self.place.name, Access::default())
-            .map_err(|e| Error::system(&e))?;
-        self.note("the descriptor", &*storage, true);
+            .map_err(|e| match e.raw_os_error() {
+                Some(libc::EXDEV) if self.place.confined => outside(&self.shown(&self.place.name)),
+                _ => Error::system(&e),
+            })?;
+        if self.place.outer.is_none() {
+            self.note("the descriptor", &*storage, true);
+        } else {
+            let shown = self.shown(&self.place.name);
+            self.add_naming(&*storage, "QBM.image.file", &shown)?;
+        }
         Descriptor::read_assuming(&*storage, self.place.backing_format)
     }
 
     /// Counts a file as one that is open already, as `what`.
-    pub(in crate::disk) fn note(&mut self, what: &str, storage: &dyn Storage, names_others: bool) {
+    pub(in crate::disk) fn note(&self, what: &str, storage: &dyn Storage, names_others: bool) {
         if let Some(identity) = storage.identity() {
             let what = what.to_owned();
-            self.seen.insert(identity, Seen { what, names_others });
+            self.add(identity, Seen { what, names_others });
         }
     }
 
@@ -171,7 +323,7 @@ impl<'p> Files<'p> {
         let storage = self.storage(role, key, &path, access)?;
         let path = self.shown(&path);
         if let Some(identity) = storage.identity() {
-            let what = if base.as_os_str().is_empty() {
+            let what = if base.as_os_str().is_empty() && self.place.outer.is_none() {
                 key.to_owned()
             } else {
                 format!("{key} of the descriptor in {}", self.shown(base).display())
@@ -180,7 +332,7 @@ impl<'p> Files<'p> {
                 what,
                 names_others: false,
             };
-            if let Some(other) = self.seen.insert(identity, seen) {
+            if let Some(other) = self.add(identity, seen) {
                 return Err(Error::new(
                     ErrorCode::FileInvalid,
                     format!("{key}: {} is the same file as {}", path.display(), other.what),
@@ -216,24 +368,28 @@ impl<'p> Files<'p> {
     ) -> Result<(Arc<dyn Storage>, PathBuf)> {
         let storage = self.storage(role, key, path, access)?;
         let shown = self.shown(path);
-        if let Some(identity) = storage.identity() {
-            let what = shown.display().to_string();
-            if let Some(other) = self.seen.insert(
-                identity,
-                Seen {
-                    what,
-                    names_others: true,
-                },
-            ) {
-                let words = if other.names_others {
-                    format!("the backing chain leads back to {}", shown.display())
-                } else {
-                    format!("{key}: {} is the same file as {}", shown.display(), other.what)
-                };
-                return Err(Error::new(ErrorCode::FileInvalid, words));
-            }
-        }
+        self.add_naming(&*storage, key, &shown)?;
         Ok((storage, shown))
+    }
+
+    /// Counts a file as open that names others.
+    fn add_naming(&self, storage: &dyn Storage, key: &str, shown: &Path) -> Result<()> {
+        let Some(identity) = storage.identity() else {
+            return Ok(());
+        };
+        let seen = Seen {
+            what: shown.display().to_string(),
+            names_others: true,
+        };
+        let Some(other) = self.add(identity, seen) else {
+            return Ok(());
+        };
+        let words = if other.names_others {
+            format!("the backing chain leads back to {}", shown.display())
+        } else {
+            format!("{key}: {} is the same file as {}", shown.display(), other.what)
+        };
+        Err(Error::new(ErrorCode::FileInvalid, words))
     }
 
     /// Where a descriptor lies if `path` is a link to it: what it names is relative to that place.
@@ -246,15 +402,31 @@ impl<'p> Files<'p> {
         if !self.place.confined {
             return Ok(followed);
         }
+        let root = match self.place.outermost() {
+            it if it.as_os_str().is_empty() => Path::new("."),
+            it => it,
+        };
         let beneath = followed
-            .strip_prefix(follow(self.place.folder_name())?)
-            .map(Path::to_owned);
-        beneath.map_err(|_| outside(&whole))
+            .strip_prefix(follow(root)?)
+            .map_err(|_| outside(&whole))?;
+        let Some(outer) = &self.place.outer else {
+            return Ok(beneath.to_owned());
+        };
+        // As this disk's folder sees it, which lies so far below the outermost one's.
+        let mut path = PathBuf::new();
+        for part in outer.base.components() {
+            match part {
+                Component::Normal(_) => path.push(".."),
+                Component::CurDir => {}
+                _ => return Err(outside(&whole)),
+            }
+        }
+        Ok(path.join(beneath))
     }
 
     fn storage(&self, role: Role, key: &str, path: &Path, access: Access) -> Result<Arc<dyn Storage>> {
         let shown = self.shown(path);
-        if self.place.confined && leads_out(path) {
+        if self.place.confined && leads_out(&self.place.seen_from_outermost(path)) {
             return Err(outside(&shown).context(key));
         }
         self.place
@@ -283,13 +455,20 @@ impl<'p> Files<'p> {
 
     /// Whether the file has been opened as one of the disk's.
     pub(in crate::disk) fn has(&self, identity: FileIdentity) -> bool {
-        self.seen.contains_key(&identity)
+        self.all.borrow().seen.contains_key(&identity)
     }
 
     /// What messages call the file `path` of the disk's folder.
     pub(in crate::disk) fn shown(&self, path: &Path) -> PathBuf {
         self.place.shown.join(path)
     }
+}
+
+fn too_nested() -> Error {
+    Error::new(
+        ErrorCode::NotSupported,
+        format!("more than {MAX_LEVELS} disks are images of each other, one within the other"),
+    )
 }
 
 /// Whether a name alone tells that it leads out of its folder.

@@ -3,6 +3,7 @@
 //! Calls nothing. Invariant: the defaults are the safe ones.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use crate::bitmap::BitmapPolicy;
@@ -77,6 +78,8 @@ pub struct OpenOptions {
     pub(in crate::disk) retire_interval: Option<Duration>,
     /// What somebody else has written to the image, as he has recorded it.
     pub(in crate::disk) foreign_writes: Option<Arc<BitmapContent>>,
+    /// Set where an image that is a disk itself could not be made durable at its recovery.
+    pub(in crate::disk) lost: Option<Arc<AtomicBool>>,
 }
 
 impl OpenOptions {

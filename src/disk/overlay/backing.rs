@@ -111,7 +111,7 @@ impl Disk {
 
     /// The files of the disk itself, none of which can be below it too.
     fn files_of_its_own(&self, overlay: &Overlay, shape: &Shape) -> Files<'_> {
-        let mut files = Files::new(&self.place);
+        let files = Files::new(&self.place);
         // Where it cannot be opened any more, its own descriptor is found out by the image that it names.
         let descriptor = self
             .place
@@ -120,7 +120,7 @@ impl Disk {
         if let Ok(storage) = descriptor {
             files.note("the descriptor", &*storage, true);
         }
-        files.note("QBM.image.file", &**self.image().storage.shared(), false);
+        self.image().note(&files);
         files.note("the allocation bitmap", overlay.durability.file.storage(), false);
         for file in shape.bitmap_files() {
             files.note("a dirty bitmap", file.storage(), false);
@@ -196,8 +196,9 @@ impl Chain {
     }
 
     /// Whether both are made of the same files in the same formats, one by one.
-    fn has_the_files_of(&self, other: &Self) -> bool {
-        let same = |(a, b): (&Layer, &Layer)| a.is_the_image_of(b);
+    pub(in crate::disk) fn has_the_files_of(&self, other: &Self) -> bool {
+        let bits = |layer: &Layer| layer.bits_file.as_ref().and_then(|it| it.storage().identity());
+        let same = |(a, b): (&Layer, &Layer)| a.is_the_image_of(b) && bits(a) == bits(b);
         !self.unopened
             && !other.unopened
             && self.layers.len() == other.layers.len()

@@ -10,8 +10,8 @@ use crate::units::{ByteRange, MAX_LENGTH};
 
 /// What a chain shows from one of its images on.
 #[derive(Debug)]
-pub(super) struct Below {
-    chain: Arc<Chain>,
+pub(in crate::disk) struct Below {
+    pub(in crate::disk) chain: Arc<Chain>,
     first: usize,
 }
 

@@ -4,15 +4,19 @@
 //! stays true for as long as the disk is open.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use super::hold::Hold;
+use super::hold::{Hold, Suspended};
 use super::read::unopened;
 use super::status::status_in;
 use crate::bitmap::{BitmapFile, Bits};
 use crate::descriptor::Format;
+use crate::disk::open::Files;
 use crate::disk::{Child, StatusFlags, StatusHints};
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::Place;
+use crate::state::Tenure;
+use crate::storage::Storage;
 use crate::units::{ByteRange, Granularity, GranuleIndex};
 
 /// One image below the disk.
@@ -32,6 +36,10 @@ pub(in crate::disk) struct Layer {
     pub(super) bits_file: Option<BitmapFile>,
     /// Some of the bits are only in the shadow that a killed process has left: a power cut takes them, and what they show.
     pub(super) shadowed: bool,
+    /// All that was acknowledged to a process that was killed is there, as far as the layer's own bits tell.
+    pub(super) kept: bool,
+    /// Of a disk that is the image of another one: see [`Tenure`].
+    pub(in crate::disk) tenure: Option<Tenure>,
 }
 
 /// Which bytes an image has itself.
@@ -56,7 +64,21 @@ impl Layer {
             ));
         }
         self.holds.iter().try_for_each(Hold::sync)?;
+        if let Some(nested) = &self.image.nested {
+            nested.sync_found()?;
+        }
         self.bits_file.as_ref().map_or(Ok(()), BitmapFile::sync)
+    }
+
+    /// Gives the hold on it up, until what this returns is dropped: its own process is to write to it.
+    pub(super) fn suspended(&self) -> Vec<Suspended<'_>> {
+        let mut suspended: Vec<_> = self.holds.iter().map(Hold::suspended).collect();
+        // Of a disk that is the image, the image alone is written to.
+        let nested = self.image.nested.as_ref().and_then(|it| it.chain());
+        if let Some(nearest) = nested.and_then(|chain| chain.layers.first()) {
+            suspended.extend(nearest.suspended());
+        }
+        suspended
     }
 
     /// Whether the byte at `at` is in the image, and where that ends to be so, at most `end`.
@@ -156,7 +178,13 @@ impl Layer {
     /// Whether both are the same file in the same format, and so have the same bytes at the same offsets.
     pub(super) fn is_the_image_of(&self, other: &Self) -> bool {
         let identity = self.image.storage.identity();
-        identity.is_some() && identity == other.image.storage.identity() && self.format == other.format
+        let same =
+            identity.is_some() && identity == other.image.storage.identity() && self.format == other.format;
+        match (&self.image.nested, &other.image.nested) {
+            (None, None) => same,
+            (Some(one), Some(other)) => same && one.has_the_files_of(other),
+            _ => false,
+        }
     }
 }
 
@@ -216,6 +244,49 @@ impl Chain {
             }
             Source::Unopened => Err(unopened(run.range)),
             Source::Own | Source::Zeros { .. } => Ok((Shown::Zeros, end)),
+        }
+    }
+
+    /// Makes all that it shows durable, whoever made it.
+    pub(in crate::disk) fn sync(&self) -> Result<()> {
+        self.layers.iter().try_for_each(Layer::sync)
+    }
+
+    /// Whether all that was acknowledged to a process that was killed, and that had written to the nearest image, is there.
+    pub(in crate::disk) fn kept_all(&self) -> bool {
+        let nearest = self.layers.first();
+        nearest.is_some_and(|layer| layer.kept && layer.image.kept_all())
+    }
+
+    /// The files that the nearest image consists of, and that vouch for it.
+    pub(in crate::disk) fn caches(&self) -> Vec<Arc<dyn Storage>> {
+        self.layers
+            .first()
+            .map_or_else(Vec::new, |layer| layer.image.caches())
+    }
+
+    /// Counts its images as files that are open.
+    pub(in crate::disk) fn note(&self, files: &Files<'_>) {
+        for layer in &self.layers {
+            if layer.image.nested.is_some() {
+                layer.image.note(files);
+            } else {
+                let what = layer.image.path.display().to_string();
+                files.note(&what, &**layer.image.storage.shared(), false);
+            }
+        }
+    }
+
+    /// Takes the hold on every image, of those that are disks too.
+    pub(in crate::disk) fn take_holds(&self) {
+        for layer in &self.layers {
+            for hold in &layer.holds {
+                // Somebody may have come between; then he is refused nothing, and this disk goes on without the lock.
+                let _ = hold.take();
+            }
+            if let Some(chain) = layer.image.nested.as_ref().and_then(|it| it.chain()) {
+                chain.take_holds();
+            }
         }
     }
 

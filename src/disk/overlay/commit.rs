@@ -10,7 +10,6 @@ use std::sync::Arc;
 use super::Overlay;
 use super::backing::name_from;
 use super::chain::Source;
-use super::hold::Hold;
 use super::progress::{Account, Progress};
 use super::read::{in_memory, unopened};
 use super::target::Target;
@@ -61,7 +60,7 @@ impl Disk {
     }
 
     fn commit_parts(&self, number: u32, progress: &mut Progress<'_>) -> Result<()> {
-        self.check_for_change()?;
+        self.check_for_arrangement()?;
         self.check_writable()?;
         // Held to the end: a resize, or other bitmaps, would not know of the watch.
         let mut structure = self.structure();
@@ -100,7 +99,7 @@ impl Disk {
         };
         self.check_folder()?;
         // Our own hold on it would keep us from writing to it.
-        let _suspended: Vec<_> = layer.holds.iter().map(Hold::suspended).collect();
+        let _suspended = layer.suspended();
         let target = Target::open(self, &backing, &overlay.chain, (above, layer))?;
         target.grow(layer.length, self.length())?;
         self.sync_written()?;

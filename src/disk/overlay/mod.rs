@@ -33,13 +33,14 @@ mod tests;
 use std::sync::Arc;
 
 pub use backing::BackingFlags;
-pub(super) use chain::{Chain, Run, Source};
+pub(super) use below::Below;
+pub(super) use chain::{Chain, Layer, Run, Source};
 pub(super) use formats::{OwnImage, two_backings};
 pub(super) use hold::Hold;
 pub(super) use open::{Backing, measured};
 pub use progress::Progress;
 pub(super) use read::in_memory;
-pub(super) use status::status_in;
+pub(super) use status::number;
 
 use crate::bitmap::{BitmapFile, Bits};
 use crate::descriptor::{BackingEntry, BitmapEntry, BitmapKind, Descriptor};
@@ -134,6 +135,11 @@ impl Overlay {
             backing: Some(backing),
             chain: Arc::new(chain),
         })
+    }
+
+    /// The file of the bits.
+    pub(super) fn bits_file(&self) -> &BitmapFile {
+        &self.durability.file
     }
 
     /// The images below.

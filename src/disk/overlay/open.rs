@@ -5,20 +5,21 @@
 //! no more images than the limit.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::below::Below;
 use super::chain::{Allocated, Chain, Has, Layer};
 use super::formats::{self, OwnImage};
+use super::hold::Hold;
 use crate::bitmap::{BitmapFile, BitmapPolicy};
 use crate::descriptor::{BackingEntry, BitmapKind, Descriptor, Format};
 use crate::disk::Child;
 use crate::disk::bitmaps::Loading;
+use crate::disk::nested::Nested;
 use crate::disk::open::{Files, Place, check_length};
 use crate::error::{Error, ErrorCode, Result};
-use crate::state::{Evidence, StateFile};
+use crate::state::{Evidence, Stamp, StateFile, Tenure};
 use crate::storage::{Access, Role};
-
-/// The most images below a disk.
-const MAX_DEPTH: usize = 256;
 
 impl Chain {
     /// Opens `backing`, which the disk whose files these are names, and all below it.
@@ -42,12 +43,7 @@ impl Chain {
         let mut layers = Vec::new();
         let mut next = backing;
         while let Some(backing) = next.take() {
-            if layers.len() == MAX_DEPTH {
-                return Err(Error::new(
-                    ErrorCode::NotSupported,
-                    format!("the backing chain is deeper than {MAX_DEPTH} images"),
-                ));
-            }
+            files.count_image()?;
             let explain = |e: Error| match &named_by {
                 Some(path) => e.context(path.display()),
                 None => e,
@@ -69,7 +65,9 @@ impl Chain {
                     path.parent().unwrap_or(Path::new("")).clone_into(&mut base);
                     let shown = files.shown(&path);
                     next = Backing::of(&descriptor);
-                    let (layer, below) = described(files, &base, &descriptor, &shown, loading)
+                    // What tells of its users is asked of a disk that is an image.
+                    let is_image = files.is_within() && layers.is_empty();
+                    let (layer, below) = described(files, &base, &descriptor, (&shown, is_image), loading)
                         .map_err(|e| e.context(shown.display()))?;
                     named_by = Some(shown);
                     if let Some((from, backing)) = below {
@@ -135,6 +133,8 @@ fn raw(files: &mut Files<'_>, base: &Path, backing: &Backing) -> Result<Layer> {
         has: Has::All,
         bits_file: None,
         shadowed: false,
+        kept: true,
+        tenure: None,
     })
 }
 
@@ -143,10 +143,15 @@ fn described(
     files: &mut Files<'_>,
     base: &Path,
     descriptor: &Descriptor,
-    shown: &Path,
+    (shown, is_image): (&Path, bool),
     loading: &Loading,
 ) -> Result<(Layer, Option<(PathBuf, Backing)>)> {
     let entry = descriptor.image();
+    let named = (shown, is_image);
+    if entry.format == Format::Qbm {
+        let image = nested(files, base, shown, &entry.file, loading)?;
+        return layer_of(files, base, descriptor, named, (image, Vec::new(), None), loading);
+    }
     let file = files.open(
         Role::Backing,
         "QBM.image.file",
@@ -163,6 +168,43 @@ fn described(
         unopened.hold_parts(files, &mut holds)?;
         (unopened.open(None)?, below)
     };
+    layer_of(files, base, descriptor, named, (image, holds, below), loading)
+}
+
+/// An image below a disk that is a QBM disk itself, as `file`, which the descriptor `shown` in `base` names.
+pub(super) fn nested(
+    files: &mut Files<'_>,
+    base: &Path,
+    shown: &Path,
+    file: &str,
+    loading: &Loading,
+) -> Result<Child> {
+    let _level = files.enter_level()?;
+    let backing = Backing {
+        key: "QBM.image.file".to_owned(),
+        entry: BackingEntry {
+            file: file.to_owned(),
+            format: Format::Qbm,
+        },
+    };
+    // Its own errors name the files below; this one is named by the caller.
+    let chain = Chain::open_from(files, base.to_owned(), None, Some(backing), loading)?;
+    let path = chain.layers.first().and_then(|it| it.descriptor.clone());
+    let path = path.unwrap_or_else(|| shown.to_owned());
+    Ok(Child::nested(
+        Nested::Chain(Below::from(&Arc::new(chain), 0)),
+        path,
+    ))
+}
+
+fn layer_of(
+    files: &mut Files<'_>,
+    base: &Path,
+    descriptor: &Descriptor,
+    (shown, is_image): (&Path, bool),
+    (image, holds, below): (Child, Vec<Hold>, Option<(PathBuf, Backing)>),
+    loading: &Loading,
+) -> Result<(Layer, Option<(PathBuf, Backing)>)> {
     let length = measured(&image)?;
     let mut has = match below {
         None => Has::All,
@@ -186,51 +228,93 @@ fn described(
         bits_file = Some(file);
     }
     let mut shadowed = false;
-    // A qcow2 that was killed has lost its own table's entries: no bit says that a granule is there.
-    if let (Has::Bits(allocated), Some(entry), None) = (&has, descriptor.state(), &image.mapped) {
-        shadowed = add_shadow(files, base, &entry.file, &image, allocated)?;
+    let mut state = Seen {
+        // Bits that no state file vouches for may have gone with the process that set them.
+        kept: !matches!(has, Has::Bits(_)),
+        tenure: None,
+    };
+    if let Some(entry) = descriptor
+        .state()
+        .filter(|_| matches!(has, Has::Bits(_)) || is_image)
+    {
+        let allocated = match &has {
+            Has::Bits(allocated) => Some(&**allocated),
+            Has::All | Has::Tables => None,
+        };
+        let before = allocated.map_or(0, |it| it.bits.count());
+        if let Some(found) = look_at_state(files, base, &entry.file, &image, allocated)? {
+            state = found;
+        }
+        shadowed = allocated.is_some_and(|it| it.bits.count() > before);
     }
     let layer = Layer {
         image,
         holds,
-        format: entry.format,
+        format: descriptor.image().format,
         length,
         descriptor: Some(shown.to_owned()),
         has,
         bits_file,
         shadowed,
+        kept: state.kept,
+        tenure: state.tenure,
     };
     Ok((layer, below))
 }
 
 /// Whoever had this disk open for writing may have been killed: what he had not flushed shows here, too, where it is sure to
-/// be there (A3). In memory alone. Tells whether there was any.
-fn add_shadow(
+/// be there (A3). In memory alone.
+fn look_at_state(
     files: &mut Files<'_>,
     base: &Path,
     state: &str,
     image: &Child,
-    allocated: &Allocated,
-) -> Result<bool> {
+    allocated: Option<&Allocated>,
+) -> Result<Option<Seen>> {
     let opened = files.open(Role::Backing, "QBM.state.file", base, state, Access::default());
     let (state, path) = match opened {
-        Err(error) if error.code() == ErrorCode::FileNotFound => return Ok(false),
+        Err(error) if error.code() == ErrorCode::FileNotFound => return Ok(None),
         opened => opened?,
     };
     // Without a valid state nothing vouches for a shadow.
     let Ok(found) = StateFile::inspect(&*state, &path)? else {
-        return Ok(false);
+        return Ok(None);
     };
+    let header = found.header();
+    let mut seen = Seen {
+        kept: allocated.is_none() || header.clean,
+        tenure: header.tenure,
+    };
+    let Some(allocated) = allocated else {
+        return Ok(Some(seen));
+    };
+    // Of an image that is a disk itself, and that another has used since, nothing is known.
+    let other_user = match &header.stamp {
+        Some(then) if image.nested.is_some() => then
+            .other_user(&Stamp::of(&*image.storage, &image.path)?)
+            .is_some(),
+        _ => false,
+    };
+    if other_user || !image.kept_all() {
+        return Ok(Some(seen));
+    }
     let now = match files.cache_epoch() {
         Some(epoch) => Ok(Evidence::of_epoch(epoch)?),
-        None => Evidence::gather(&*state, [&*image.storage]),
+        None => image.evidence(&*state),
     };
     let shadow = found.shadow(&state, &path, &now, allocated.granularity, allocated.bits.len())?;
-    let before = allocated.bits.count();
     if let Some(shadow) = shadow {
         allocated.bits.merge_from(&shadow);
+        seen.kept = true;
     }
-    Ok(allocated.bits.count() > before)
+    Ok(Some(seen))
+}
+
+/// What the state file of a backing disk says.
+struct Seen {
+    /// See [`Layer::kept`].
+    kept: bool,
+    tenure: Option<Tenure>,
 }
 
 /// The length of an image, which must be one that a disk can have.

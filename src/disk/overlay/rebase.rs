@@ -41,7 +41,7 @@ impl Disk {
     }
 
     fn rebase_parts(&self, backing: Option<BackingEntry>, progress: &mut Progress<'_>) -> Result<()> {
-        self.check_for_change()?;
+        self.check_for_arrangement()?;
         self.check_writable()?;
         // Held to the end: nothing else may take a granule out of the image, or make the disk longer.
         let mut structure = self.structure();
@@ -60,7 +60,7 @@ impl Disk {
             self.sync_written()?;
         }
         let mut shape = self.gate.close();
-        self.check_for_change()?;
+        self.check_for_arrangement()?;
         self.switch(&mut structure, &mut shape, &overlay, below)
     }
 

@@ -18,12 +18,38 @@ impl Disk {
         let deepest = deepest(hints);
         let run = overlay.find_to(range, deepest)?;
         match run.source {
-            Source::Own => status_in(self.image(), run.range, 0, hints).map(|mut status| {
-                status.flags |= StatusFlags::ALLOCATED;
-                status
-            }),
-            _ => overlay.chain.status_of(run, deepest, hints),
+            Source::Own => self.own_status(run.range, overlay.chain.layers.len(), hints),
+            _ => overlay
+                .chain
+                .status_of(run, deepest, hints)
+                .map(|status| self.numbered(status, run.source, &overlay.chain)),
         }
+    }
+
+    /// What the disk's own image, above so many others, has in `range`.
+    pub(in crate::disk) fn own_status(
+        &self,
+        range: ByteRange,
+        below: usize,
+        hints: StatusHints,
+    ) -> Result<BlockStatus> {
+        let image = self.image();
+        let mut status = status_in(image, range, 0, hints)?;
+        status.flags |= StatusFlags::ALLOCATED;
+        if image.nested.is_some() {
+            status.layer += 1 + number(below);
+        }
+        Ok(status)
+    }
+
+    /// The layer's number, of what lies within an image that is a disk itself: such layers are counted behind all others.
+    fn numbered(&self, mut status: BlockStatus, source: Source, below: &Chain) -> BlockStatus {
+        if let Source::Layer(index) = source
+            && below.layers[index].image.nested.is_some()
+        {
+            status.layer += 1 + self.image().parts() + below.first_part(index);
+        }
+        status
     }
 
     /// The same of a disk whose image names what is below it by itself.
@@ -36,12 +62,12 @@ impl Disk {
         let (has, end) = self.image().run(range.start(), range.end())?;
         let range = ByteRange::between(range.start(), end);
         if has {
-            let mut status = status_in(self.image(), range, 0, hints)?;
-            status.flags |= StatusFlags::ALLOCATED;
-            return Ok(status);
+            return self.own_status(range, below.layers.len(), hints);
         }
         let deepest = deepest(hints);
-        below.status_of(below.find_to(range, deepest)?, deepest, hints)
+        let run = below.find_to(range, deepest)?;
+        let status = below.status_of(run, deepest, hints)?;
+        Ok(self.numbered(status, run.source, below))
     }
 }
 
@@ -68,13 +94,59 @@ impl Chain {
     }
 }
 
-/// What an image has in `range`.
+impl Chain {
+    /// What the first bytes of `range` are, to a disk that has this as its image: depth and layer are counted from the
+    /// nearest image on.
+    pub(in crate::disk) fn status(&self, range: ByteRange, hints: StatusHints) -> Result<BlockStatus> {
+        let run = self.find(range)?;
+        let mut status = self.status_of(run, usize::MAX, hints)?;
+        match run.source {
+            Source::Layer(index) if self.layers[index].image.nested.is_some() => {
+                status.layer += self.first_part(index);
+            }
+            // Its number has the disk above counted in.
+            _ => status.layer = status.layer.saturating_sub(1),
+        }
+        Ok(status)
+    }
+
+    /// Where the layers begin, among those of all images here, of what the image `index` is made of; all images first.
+    fn first_part(&self, index: usize) -> u32 {
+        let before = self.layers[..index]
+            .iter()
+            .map(|it| it.image.parts())
+            .sum::<u32>();
+        number(self.layers.len()) + before
+    }
+
+    /// How many layers there are, with those that images are made of.
+    pub(in crate::disk) fn count_layers(&self) -> u32 {
+        self.first_part(self.layers.len())
+    }
+}
+
+/// A chain is never that long.
+pub(in crate::disk) fn number(layers: usize) -> u32 {
+    u32::try_from(layers).unwrap_or(u32::MAX)
+}
+
+/// What an image has in `range`; of one that is a disk itself, with the layer as that disk counts.
 pub(in crate::disk) fn status_in(
     image: &Child,
     range: ByteRange,
     depth: usize,
     hints: StatusHints,
 ) -> Result<BlockStatus> {
+    if let Some(nested) = &image.nested {
+        let status = nested.status(range, hints)?;
+        let mut flags = status.flags;
+        flags.remove(StatusFlags::ALLOCATED);
+        return Ok(BlockStatus {
+            flags,
+            depth: number(depth),
+            ..status
+        });
+    }
     if hints.allocation_only && image.mapped.is_none() {
         return Ok(BlockStatus {
             offset: range.start(),
@@ -113,8 +185,7 @@ pub(in crate::disk) fn status_in(
 
 /// Bytes that have no place in a file. So says the layer at `depth`.
 fn nowhere(range: ByteRange, flags: StatusFlags, depth: usize) -> BlockStatus {
-    // A chain is never that long.
-    let depth = u32::try_from(depth).unwrap_or(u32::MAX);
+    let depth = number(depth);
     BlockStatus {
         length: range.len(),
         flags,

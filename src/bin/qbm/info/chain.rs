@@ -20,29 +20,34 @@ enum Link {
 }
 
 pub fn print(disk: &Disk, share: &Share, output: Output, out: &mut impl Write) -> Outcome {
-    let mut links = Vec::new();
+    let mut links: Vec<(Link, Option<u32>)> = Vec::new();
     for index in 0..disk.info()?.layers {
         let layer = disk.layer(index)?;
-        links.push(match &layer.descriptor {
+        let part_of = layer.part_of;
+        let link = match &layer.descriptor {
             Some(descriptor) => {
                 let disk = open::shared(descriptor, share)?;
                 let facts = Facts::of(&disk)?;
                 Link::Disk(Box::new((disk, facts)))
             }
             None => Link::Plain(layer),
-        });
+        };
+        links.push((link, part_of));
     }
     match output {
         Output::Human => {
-            for (index, link) in links.iter().enumerate() {
+            for (index, (link, part_of)) in links.iter().enumerate() {
                 if index > 0 {
                     writeln!(out)?;
+                }
+                if let Some(of) = part_of {
+                    writeln!(out, "part of: the image of block {}", of + 1)?;
                 }
                 link.print_human(out)?;
             }
         }
         Output::Json => {
-            let values: Vec<Value> = links.iter().map(Link::to_json).collect();
+            let values: Vec<Value> = links.iter().map(to_json).collect();
             writeln!(out, "{:#}", Value::Array(values))?;
         }
     }
@@ -70,6 +75,15 @@ impl Link {
             }),
         }
     }
+}
+
+/// A link; of what an image is made of that is a QBM disk itself, with the place of that image in the list.
+fn to_json((link, part_of): &(Link, Option<u32>)) -> Value {
+    let mut value = link.to_json();
+    if let Some(of) = part_of {
+        value["part-of"] = json!(of);
+    }
+    value
 }
 
 fn shown(path: &Path) -> String {

@@ -1,0 +1,141 @@
+//! Somebody uses the disk that is another one's image without that one, before or after a crash: no bitmap of the outer disk
+//! is trusted that has missed it, and no bit of its shadow is believed that stands for what is gone.
+
+use super::life::{Kind, LENGTH, NAME, base, put_bits_above};
+use crate::Format;
+use crate::disk::{AddBitmap, CreateOptions, Disk, WriteFlags};
+use crate::error::Result;
+use crate::mutation::{Fault, with};
+use crate::storage::simulated::{CrashPoint, Keep, SimDisk};
+use crate::units::Granularity;
+
+const INNER: &str = "inner.qbm";
+const NONE: WriteFlags = WriteFlags::empty();
+
+/// What the outer disk showed when it was left: what was flushed, and what was acknowledged.
+struct Left {
+    sim: SimDisk,
+    flushed: Vec<u8>,
+    acknowledged: Vec<u8>,
+}
+
+fn open(sim: &SimDisk, name: &str, cache: &str) -> Result<Disk> {
+    Kind::RAW.options(sim, cache).open(name)
+}
+
+fn content(disk: &Disk) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; super::life::bytes(LENGTH)];
+    disk.read(&mut bytes, 0).map(|()| bytes)
+}
+
+/// An overlay whose image is an overlay, with a bitmap that records; closed, or killed with writes that no flush followed.
+fn left(closed: bool) -> Result<Left> {
+    let sim = SimDisk::new();
+    for (file, other) in [("low.img", true), ("base.img", false)] {
+        sim.put(file, &base(20_000, other));
+    }
+    let granularity = Granularity::new(2048).unwrap_or_default();
+    CreateOptions::new()
+        .size(LENGTH)
+        .backing("low.img", Format::Raw)
+        .granularity(granularity)
+        .folder(sim.folder())
+        .create(INNER)?;
+    CreateOptions::new()
+        .image(INNER)
+        .image_format(Format::Qbm)
+        .folder(sim.folder())
+        .create(NAME)?;
+    put_bits_above(&sim);
+    let disk = open(&sim, NAME, "first")?;
+    disk.bitmap_add("a", AddBitmap::default())?;
+    disk.write(&[1; 3000], 900, NONE)?;
+    disk.flush()?;
+    let flushed = content(&disk)?;
+    // Where the two backings differ.
+    disk.write(&[2; 3000], 5000, NONE)?;
+    let acknowledged = content(&disk)?;
+    if closed {
+        disk.close()?;
+    } else {
+        drop(disk);
+    }
+    Ok(Left {
+        sim,
+        flushed: if closed { acknowledged.clone() } else { flushed },
+        acknowledged,
+    })
+}
+
+/// What is wrong with the outer disk after others have used the inner one: bits that it lacks, or bytes that nobody wrote.
+fn wrong(left: &Left, state: &SimDisk, cache: &str, of_others: u8) -> Result<bool> {
+    let disk = open(&state.kill(), NAME, cache)?;
+    let found = content(&disk)?;
+    let unexplained =
+        (0..found.len()).any(|at| ![left.flushed[at], left.acknowledged[at], of_others].contains(&found[at]));
+    let trusted = !disk.bitmap_info("a")?.inconsistent;
+    // The one bit is set since the outer disk wrote, so it tells nothing of others: only distrust does.
+    let changed = (0..found.len()).any(|at| ![left.flushed[at], left.acknowledged[at]].contains(&found[at]));
+    let missed = trusted && changed;
+    Ok(unexplained || missed)
+}
+
+fn keeps() -> impl Iterator<Item = Keep> {
+    [Keep::Nothing, Keep::All]
+        .into_iter()
+        .chain((0..4).map(Keep::Random))
+}
+
+/// How many crashes from event `start` on are not borne.
+fn count(left: &Left, start: u64, of_others: u8) -> u64 {
+    let bad = |state: &SimDisk, cache| u64::from(wrong(left, state, cache, of_others).unwrap_or(true));
+    let at = |point: CrashPoint| {
+        let cuts: u64 = keeps()
+            .map(|keep| bad(&point.power_cut_keeping(keep), "second"))
+            .sum();
+        cuts + bad(&point.kill(), "first")
+    };
+    left.sim
+        .crash_points()
+        .filter(|point| point.events() >= start)
+        .map(at)
+        .sum()
+}
+
+/// Somebody writes to the inner disk.
+fn written_to(closed: bool) -> u64 {
+    let left = left(closed).unwrap();
+    let start = left.sim.events().len() as u64;
+    let disk = open(&left.sim, INNER, "first").unwrap();
+    disk.write(&[77; 3000], 700, NONE).unwrap();
+    disk.close().unwrap();
+    count(&left, start, 77)
+}
+
+/// Somebody who knows nothing of the page cache recovers the inner disk, and so drops what was not flushed.
+fn dropped() -> u64 {
+    let left = left(false).unwrap();
+    let start = left.sim.events().len() as u64;
+    open(&left.sim, INNER, "other").unwrap().close().unwrap();
+    count(&left, start, 78)
+}
+
+#[test]
+fn nobody_uses_the_inner_disk_unnoticed() {
+    for closed in [true, false] {
+        assert_eq!(written_to(closed), 0, "closed: {closed}");
+    }
+    assert_eq!(dropped(), 0);
+}
+
+/// Each of these is seen, or the test guards nothing.
+#[test]
+fn every_protection_from_others_is_missed() {
+    for fault in [Fault::TenureSilent, Fault::UserUnnoted] {
+        let seen = [true, false].map(|closed| with(fault, || written_to(closed)));
+        assert!(seen.iter().any(|bad| *bad > 0), "{fault:?} is not seen: {seen:?}");
+    }
+    for fault in [Fault::TenureKept, Fault::ShadowOfOthers] {
+        assert!(with(fault, dropped) > 0, "{fault:?} is not seen");
+    }
+}
