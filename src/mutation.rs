@@ -109,6 +109,8 @@ pub(crate) enum Fault {
     ExcusedUnmarked,
     /// A first touch leaves no bit in the shadow.
     ShadowLeftOut,
+    /// A flush does not know of bits that are durable and not yet in memory.
+    LateForgotten,
     /// A granule's bit is in the shadow before the granule is in the image.
     ShadowBeforeGranule,
     /// A bit is set in memory before it is in the shadow.

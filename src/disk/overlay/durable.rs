@@ -40,6 +40,9 @@ struct Unsettled {
     taken: Option<Arc<Bits>>,
     /// No bit set; comes in the place of `pending` when these are taken. `None` while a flush is at work.
     spare: Option<Bits>,
+    /// Those that are to be durable before they are set in memory. Where they are not pending, the file has them already,
+    /// and memory not yet.
+    late: Vec<GranuleRange>,
 }
 
 impl std::fmt::Debug for BitmapFile {
@@ -60,6 +63,7 @@ impl Durability {
                 pending: Bits::new(len)?,
                 taken: None,
                 spare: Some(Bits::new(len)?),
+                late: Vec::new(),
             }),
             synced: AtomicBool::new(mutation::on(Fault::FoundIsDurable)),
             rounds: Rounds::default(),
@@ -122,6 +126,29 @@ impl Durability {
         self.unsettled().pending.set(granules);
     }
 
+    /// Sets `granules`, which are pending, in `own` when `flush` has made them durable: nothing else would keep them for
+    /// whoever comes after this process.
+    pub(super) fn publish_late(
+        &self,
+        own: &Bits,
+        granules: GranuleRange,
+        flush: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        // Another flush that comes between must not take them out of the file again, as memory has not got them.
+        if !mutation::on(Fault::LateForgotten) {
+            self.unsettled().late.push(granules);
+        }
+        let flushed = flush();
+        if flushed.is_ok() {
+            own.set(granules);
+        }
+        let late = &mut self.unsettled().late;
+        if let Some(index) = late.iter().position(|it| *it == granules) {
+            late.swap_remove(index);
+        }
+        flushed
+    }
+
     /// Whether the bits of `granules`, as `own` has them, outlive a power cut.
     fn has(&self, own: &Bits, granules: GranuleRange) -> bool {
         // Acquires: pairs with the release of the flush that synced the file.
@@ -174,12 +201,14 @@ impl Durability {
         // Where a sync has failed before, the kernel takes what it dropped for written, and no sync brings it back: what was
         // found in the file is written again.
         let synced = self.synced.load(Ordering::Relaxed) || mutation::on(Fault::FoundIsWritten);
-        let pieces = if synced { taken } else { own };
-        self.file.write_pieces(pieces, |start, words| {
+        // Before memory is looked at: whatever is in neither was pending then.
+        let late = self.unsettled().late.clone();
+        let words_at = |start, words: &mut [u8]| {
             let mut others = [0; BitmapFile::PIECE];
             let others = &mut others[..words.len()];
             // In this order: a bit that is set meanwhile was pending before.
             own.serialize(start, words)?;
+            late.iter().for_each(|granules| add_to(words, start, *granules));
             self.unsettled().pending.serialize(start, others)?;
             words
                 .iter_mut()
@@ -193,7 +222,14 @@ impl Durability {
                     .for_each(|(word, also)| *word |= also);
             }
             Ok(())
-        })?;
+        };
+        if !synced {
+            self.file.write_pieces(own, words_at)?;
+        }
+        // Late ones are in memory nowhere.
+        if synced || !late.is_empty() {
+            self.file.write_pieces(taken, words_at)?;
+        }
         if !mutation::on(Fault::AllocationUnsynced) {
             // A file whose sync failed may have lost what the kernel had for it: no later sync proves anything (A2).
             self.file.sync().inspect_err(|e| fail(e))?;
@@ -204,6 +240,18 @@ impl Durability {
 
     fn unsettled(&self) -> MutexGuard<'_, Unsettled> {
         self.unsettled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sets the bits of `granules` in the bytes of a bitmap from `start` on.
+fn add_to(bytes: &mut [u8], start: u64, granules: GranuleRange) {
+    let first = start * 8;
+    let end = first + bytes.len() as u64 * 8;
+    for index in granules.start.0.max(first)..granules.end.0.min(end) {
+        let bit = index - first;
+        if let Some(byte) = usize::try_from(bit / 8).ok().and_then(|at| bytes.get_mut(at)) {
+            *byte |= 1 << (bit % 8);
+        }
     }
 }
 

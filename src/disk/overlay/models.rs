@@ -6,7 +6,7 @@
 use crate::descriptor::Format;
 use crate::disk::{CreateOptions, Disk, OpenOptions, WriteFlags};
 use crate::mutation::{self, Fault};
-use crate::storage::simulated::{Keep, SimDisk};
+use crate::storage::simulated::{Call, Fault as Failing, Keep, SimDisk};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, thread};
 use crate::units::Granularity;
@@ -141,6 +141,32 @@ fn killed_behind_each_write(second: usize) {
     }
 }
 
+/// Two writers whose bits are in one piece, where the shadow takes none: what each was answered for is durable.
+fn writers_without_room_for_the_shadow() {
+    let (sim, disk) = disk();
+    let in_shadow = |call: &Call| matches!(call, Call::Write { bytes, .. } if bytes.len() == 8);
+    let fault = Failing::new(libc::ENOSPC)
+        .on_file("top.state")
+        .matching(in_shadow);
+    sim.fail(fault.from_then_on());
+    let writers = [0, 4].map(|at: usize| {
+        let disk = Arc::clone(&disk);
+        thread::spawn(move || {
+            let offset = (at * SECTOR) as u64;
+            disk.write(&[WRITTEN; SECTOR], offset, WriteFlags::empty())
+                .unwrap();
+        })
+    });
+    for writer in writers {
+        writer.join().unwrap();
+    }
+    let found = sectors(&open_after_cut(&sim.power_cut_keeping(Keep::Nothing)));
+    assert!(
+        found[0] == WRITTEN && found[4] == WRITTEN,
+        "what was written is lost"
+    );
+}
+
 /// Random schedules, and such that let a thread rest for long, as a real one may at any step.
 fn explore(model: impl Fn() + Clone + Send + Sync + 'static) {
     shuttle::check_random(model.clone(), 2_000);
@@ -196,5 +222,17 @@ fn shuttle_finds_a_bit_that_comes_before_its_shadow() {
 fn shuttle_finds_writers_that_share_a_piece_of_the_shadow() {
     mutation::must_be_caught(Fault::PiecesShared, "lost", || {
         explore(|| killed_behind_each_write(4));
+    });
+}
+
+#[test]
+fn shuttle_writers_without_room_for_the_shadow_lose_nothing() {
+    explore(writers_without_room_for_the_shadow);
+}
+
+#[test]
+fn shuttle_finds_a_flush_that_forgets_late_bits() {
+    mutation::must_be_caught(Fault::LateForgotten, "lost", || {
+        explore(writers_without_room_for_the_shadow);
     });
 }

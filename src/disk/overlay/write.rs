@@ -248,8 +248,9 @@ impl Top<'_> {
             // In this order, so that a flush that begins when the write has returned finds the bit pending (A2).
             self.overlay.durability.add(run);
             if !self.overlay.durability.publish(bits, run) {
-                self.disk.flush_overlay(self.overlay)?;
-                bits.set(run);
+                self.overlay
+                    .durability
+                    .publish_late(bits, run, || self.disk.flush_overlay(self.overlay))?;
             }
             at = end;
         }
