@@ -94,6 +94,9 @@ impl Room {
         } else if path.exists() {
             std::fs::remove_file(path).expect("removed");
         }
+        // The space is given back, and to the device, with the next commit: not in the time of whoever syncs next.
+        let synced = Command::new("sync").arg("-f").arg(self.dir.path()).status();
+        assert!(synced.is_ok_and(|status| status.success()), "sync -f");
     }
 
     fn back_up(&self, folder: &str) -> u64 {

@@ -5,13 +5,14 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::content::{Chunk, Chunks, Content};
 use super::digest::{self, BlockDigest, ChunkSum, TreeDigest};
 use super::pace::Pace;
 use crate::error::{Error, Result};
-use crate::parallel;
-use crate::storage::{Storage, start_writeback, write_slice};
+use crate::parallel::{self, Buffer};
+use crate::storage::{Storage, Writeback, write_slice};
 use crate::units::ByteRange;
 
 /// What was written to a data file.
@@ -38,6 +39,7 @@ pub(super) fn copy(
         path,
         // A first attempt tells.
         shares: AtomicBool::new(true),
+        writing: Mutex::new(()),
     };
     each(source, parts, Some(&target), pace)
 }
@@ -53,6 +55,8 @@ struct Target<'t> {
     path: &'t Path,
     /// Whether it can share blocks with the source.
     shares: AtomicBool,
+    /// The file system lets one write to a file at a time, and the others spin meanwhile. They have sums to compute.
+    writing: Mutex<()>,
 }
 
 fn each(
@@ -65,6 +69,7 @@ fn each(
     let mut chunks = Chunks::new(source, parts);
     let mut tree = TreeDigest::default();
     let mut stored = 0;
+    let mut writeback = Writeback::default();
     parallel::in_order(
         || chunks.next(),
         |chunk: &Chunk, buffers| {
@@ -77,6 +82,9 @@ fn each(
                 tree.add(chunk.start(), &sum);
                 stored += bytes;
                 pace.moved(bytes)?;
+            }
+            if let Some(target) = target {
+                writeback.reached(target.storage, chunk.covers.end());
             }
             pace.reached(before + chunk.passed)
         },
@@ -93,12 +101,12 @@ fn one(
     source: &dyn Content,
     chunk: &Chunk,
     target: Option<&Target<'_>>,
-    buffer: &mut Vec<u8>,
+    buffer: &mut Buffer,
 ) -> Result<Option<(ChunkSum, u64)>> {
     let mut digest = BlockDigest::default();
     let mut bytes = 0;
     for step in chunk.steps() {
-        buffer.resize(usize::try_from(step.len()).unwrap_or(0), 0);
+        let buffer = buffer.take(usize::try_from(step.len()).unwrap_or(0));
         source.read(buffer, step.start())?;
         for run in digest::runs(buffer) {
             let offset = step.start() + run.start as u64;
@@ -109,9 +117,6 @@ fn one(
                 target.put(source, run, offset)?;
             }
         }
-    }
-    if let Some(target) = target.filter(|_| bytes > 0) {
-        start_writeback(target.storage, chunk.covers);
     }
     Ok((bytes > 0).then(|| (digest.finish(), bytes)))
 }
@@ -127,6 +132,7 @@ impl Target<'_> {
                 Some(Err(_)) | None => self.shares.store(false, Ordering::Relaxed),
             }
         }
+        let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         write_slice(self.storage, bytes, offset).map_err(|e| {
             Error::io(
                 &format!("write {} bytes at offset {offset} to", bytes.len()),

@@ -12,7 +12,7 @@ use super::extents::{Extents, What};
 use super::run::threads;
 use crate::disk::{Progress, StatusFlags};
 use crate::error::{Error, Result};
-use crate::parallel::{self, Buffers};
+use crate::parallel::{self, Buffer, Buffers};
 use crate::storage::Storage;
 use crate::units::ByteRange;
 use crate::zeros::is_zero;
@@ -209,7 +209,7 @@ impl Piece {
         &self,
         disks: [&Disk; 2],
         known: &AtomicU64,
-        buffers: [&mut Vec<u8>; 2],
+        buffers: [&mut Buffer; 2],
     ) -> Result<Option<u64>> {
         let [left, right] = buffers;
         let mut at = self.range.start();
@@ -217,8 +217,7 @@ impl Piece {
             let end = self.range.end().min(at + STEP);
             // At most a step.
             let len = usize::try_from(end - at).unwrap_or(0);
-            left.resize(len, 0);
-            right.resize(len, 0);
+            let (left, right) = (left.take(len), right.take(len));
             let differs = match self.data {
                 [true, true] => {
                     disks[0].read(left, at)?;

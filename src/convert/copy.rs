@@ -9,8 +9,8 @@ use super::extents::{Extents, What};
 use super::target::Target;
 use crate::disk::{Disk, Progress};
 use crate::error::{Error, ErrorCode, Result};
-use crate::parallel;
-use crate::storage::{Storage, copy_range, start_writeback};
+use crate::parallel::{self, Buffer};
+use crate::storage::{Storage, Writeback, copy_range};
 use crate::units::ByteRange;
 use crate::zeros::{BLOCK, BLOCK_BYTES, runs_of_data};
 
@@ -20,8 +20,6 @@ const PIECE: u64 = 2 << 20;
 const STEP: u64 = 256 << 10;
 /// Smaller runs of data are taken together.
 const SMALL: u64 = 128 << 10;
-/// After so much the system is told to begin writing it out.
-const WRITTEN_OUT: u64 = 8 << 20;
 /// What is taken at a time where nothing is copied.
 const SHARED: u64 = 256 << 20;
 
@@ -75,12 +73,11 @@ pub(super) fn copy(source: &Disk, target: &Target, how: How, progress: &mut Prog
         at = piece.range.end();
         Ok(Some(piece))
     };
-    let mut begun = 0;
+    let mut writeback = Writeback::default();
     let told = |piece: Piece, ()| {
         let end = piece.range.end();
-        if let Some(to) = target.plain().filter(|_| end - begun >= WRITTEN_OUT) {
-            start_writeback(to, ByteRange::between(begun, end));
-            begun = end;
+        if let Some(to) = target.plain() {
+            writeback.reached(to, end);
         }
         if progress(end, total).is_break() {
             return Err(canceled());
@@ -144,7 +141,7 @@ impl Copy<'_> {
         piece(what, end)
     }
 
-    fn work(&self, piece: &Piece, buffer: &mut Vec<u8>) -> Result<()> {
+    fn work(&self, piece: &Piece, buffer: &mut Buffer) -> Result<()> {
         let range = piece.range;
         match &piece.what {
             What::Zeros => self.zeros(range),
@@ -160,7 +157,7 @@ impl Copy<'_> {
         self.target.zero(range, self.how.sparse > 0)
     }
 
-    fn data(&self, range: ByteRange, place: Option<&Arc<dyn Storage>>, buffer: &mut Vec<u8>) -> Result<()> {
+    fn data(&self, range: ByteRange, place: Option<&Arc<dyn Storage>>, buffer: &mut Buffer) -> Result<()> {
         let mut rest = range;
         if let (Some(from), Some(to)) = (place, self.target.plain()) {
             if self.shares.load(Ordering::Relaxed) {
@@ -212,10 +209,10 @@ impl Copy<'_> {
     }
 
     /// Copies bytes through memory, but for the zeros among them.
-    fn bytes(&self, range: ByteRange, buffer: &mut Vec<u8>) -> Result<()> {
+    fn bytes(&self, range: ByteRange, buffer: &mut Buffer) -> Result<()> {
         // At most a step.
         let len = usize::try_from(range.len()).unwrap_or(0);
-        buffer.resize(len, 0);
+        let buffer = buffer.take(len);
         self.source.read(buffer, range.start())?;
         if self.how.sparse == 0 {
             self.written.fetch_add(range.len(), Ordering::Relaxed);

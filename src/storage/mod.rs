@@ -25,7 +25,7 @@ pub use buffers::{Gather, Scatter, read_slice, write_slice};
 pub use file::FileStorage;
 pub use host_folder::HostFolder;
 pub(crate) use new_file::NewFile;
-pub(crate) use offload::{copy_range, start_writeback};
+pub(crate) use offload::{Writeback, copy_range, start_writeback};
 pub(crate) use shortcut::Shortcut;
 
 use crate::units::ByteRange;

@@ -41,6 +41,25 @@ pub(crate) fn start_writeback(storage: &dyn Storage, range: ByteRange) {
     }
 }
 
+/// Has the system write a new file out while it is written: from its beginning on, in order and in large pieces, so that
+/// the device gets long writes, and before so much is dirty that writers are slowed down.
+#[derive(Default)]
+pub(crate) struct Writeback {
+    begun: u64,
+}
+
+impl Writeback {
+    const PIECE: u64 = 8 << 20;
+
+    /// All before `end` is written to `storage`.
+    pub(crate) fn reached(&mut self, storage: &dyn Storage, end: u64) {
+        if end.saturating_sub(self.begun) >= Self::PIECE {
+            start_writeback(storage, ByteRange::between(self.begun, end));
+            self.begun = end;
+        }
+    }
+}
+
 /// Something where the error only says that the system cannot do this.
 fn lacking(error: &io::Error) -> Option<()> {
     let errno = error.raw_os_error()?;

@@ -6,7 +6,7 @@
 use std::io;
 use std::iter::{self, Once};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Restore, RestoreFormat, place};
 use crate::backup::content::{CHUNK, Chunk, Chunks, Content as _, RawFile};
@@ -19,8 +19,8 @@ use crate::descriptor::names::FileName;
 use crate::disk::{CreateOptions, Disk, Progress, StatusFlags, StatusHints};
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::qcow2::Fresh;
-use crate::parallel;
-use crate::storage::{NewFile, Storage, start_writeback, write_slice};
+use crate::parallel::{self, Buffer};
+use crate::storage::{NewFile, Storage, Writeback, write_slice};
 use crate::units::ByteRange;
 
 /// Restores `point` to `to`, which does not exist. Says how many bytes were written.
@@ -62,6 +62,8 @@ enum Target {
     Raw {
         storage: Arc<dyn Storage>,
         path: PathBuf,
+        /// The file system lets one write to a file at a time, and the others spin meanwhile. They have sums to compute.
+        writing: Mutex<()>,
     },
     Qcow2(Fresh),
 }
@@ -75,23 +77,34 @@ impl Target {
         storage
             .set_length(length)
             .map_err(|e| Error::io(&format!("give {length} bytes to"), &path, &e))?;
-        Ok(Self::Raw { storage, path })
+        Ok(Self::Raw {
+            storage,
+            path,
+            writing: Mutex::new(()),
+        })
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
         match self {
-            Self::Raw { storage, path } => write_slice(&**storage, bytes, offset).map_err(|e| {
-                let action = format!("write {} bytes at offset {offset} to", bytes.len());
-                Error::io(&action, path, &e)
-            }),
+            Self::Raw {
+                storage,
+                path,
+                writing,
+            } => {
+                let _turn = writing.lock().unwrap_or_else(PoisonError::into_inner);
+                write_slice(&**storage, bytes, offset).map_err(|e| {
+                    let action = format!("write {} bytes at offset {offset} to", bytes.len());
+                    Error::io(&action, path, &e)
+                })
+            }
             Self::Qcow2(image) => image.write(bytes, offset),
         }
     }
 
-    /// Nothing more comes to `range`.
-    fn passed(&self, range: ByteRange) {
+    /// Nothing more comes before `end`.
+    fn reached(&self, end: u64, writeback: &mut Writeback) {
         if let Self::Raw { storage, .. } = self {
-            start_writeback(&**storage, range);
+            writeback.reached(&**storage, end);
         }
     }
 
@@ -163,6 +176,7 @@ impl<'f> Chain<'f> {
         let mut walks: Vec<Walk<'_>> = self.links.iter().map(Walk::new).collect::<Result<_>>()?;
         let mut trees: Vec<TreeDigest> = self.links.iter().map(|_| TreeDigest::default()).collect();
         let mut written = 0;
+        let mut writeback = Writeback::default();
         parallel::in_order(
             || next(&mut walks),
             |piece, buffers| self.one(piece, target, &mut buffers[0]),
@@ -173,6 +187,7 @@ impl<'f> Chain<'f> {
                     }
                 }
                 written += done.written;
+                target.reached(piece.range.end(), &mut writeback);
                 pace.moved(done.written)?;
                 pace.reached(piece.range.end())
             },
@@ -184,7 +199,7 @@ impl<'f> Chain<'f> {
         Ok(written)
     }
 
-    fn one(&self, piece: &Piece, target: &Target, buffer: &mut Vec<u8>) -> Result<Done> {
+    fn one(&self, piece: &Piece, target: &Target, buffer: &mut Buffer) -> Result<Done> {
         let shown = self.shown(piece.range)?;
         let mut written = 0;
         let mut sums = Vec::with_capacity(piece.of.len());
@@ -193,7 +208,7 @@ impl<'f> Chain<'f> {
             let mut digest = BlockDigest::default();
             let mut empty = true;
             for step in chunk.steps() {
-                buffer.resize(usize::try_from(step.len()).unwrap_or(0), 0);
+                let buffer = buffer.take(usize::try_from(step.len()).unwrap_or(0));
                 self.links[*link].file.read(buffer, step.start())?;
                 for run in runs(buffer) {
                     let (from, bytes) = (step.start() + run.start as u64, &buffer[run]);
@@ -206,9 +221,6 @@ impl<'f> Chain<'f> {
                 }
             }
             sums.push((!empty).then(|| digest.finish()));
-        }
-        if written > 0 {
-            target.passed(piece.range);
         }
         Ok(Done { sums, written })
     }

@@ -14,7 +14,7 @@ use crate::backup::point::BackupPoint;
 use crate::descriptor::{Descriptor, Format};
 use crate::disk::{Disk, OpenOptions, Progress, TruncateFlags, WriteFlags};
 use crate::error::{Error, ErrorCode, Result};
-use crate::parallel::{self, Buffers};
+use crate::parallel::{self, Buffer, Buffers};
 use crate::state::{Lock, Sharing};
 use crate::storage::{Access, Folder as _, Role, Storage, SyncMode, Zeroing, start_writeback, write_slice};
 use crate::units::ByteRange;
@@ -184,14 +184,14 @@ struct Piece {
 fn make_equal(source: &Disk, target: &Target, piece: &Piece, buffers: &mut Buffers) -> Result<u64> {
     let (at, end) = (piece.range.start(), piece.range.end());
     let [new, old] = buffers;
-    fill(source, piece.from_has, new, at, end)?;
+    let new = fill(source, piece.from_has, new, at, end)?;
     let mut written = 0;
     let mut put = |run: std::ops::Range<usize>| {
         written += run.len() as u64;
         target.write(&new[run.clone()], at + run.start as u64)
     };
     if piece.into_has {
-        fill(target.content(), true, old, at, end)?;
+        let old = fill(target.content(), true, old, at, end)?;
         differing(new, old).try_for_each(&mut put)?;
     } else {
         runs(new).try_for_each(&mut put)?;
@@ -202,13 +202,20 @@ fn make_equal(source: &Disk, target: &Target, piece: &Piece, buffers: &mut Buffe
     Ok(written)
 }
 
-fn fill(content: &dyn Content, data: bool, buffer: &mut Vec<u8>, at: u64, end: u64) -> Result<()> {
-    buffer.clear();
-    buffer.resize(usize::try_from(end - at).unwrap_or(0), 0);
+fn fill<'b>(
+    content: &dyn Content,
+    data: bool,
+    buffer: &'b mut Buffer,
+    at: u64,
+    end: u64,
+) -> Result<&'b [u8]> {
+    let bytes = buffer.take(usize::try_from(end - at).unwrap_or(0));
     if data {
-        content.read(buffer, at)?;
+        content.read(bytes, at)?;
+    } else {
+        bytes.fill(0);
     }
-    Ok(())
+    Ok(bytes)
 }
 
 /// Runs of blocks in which two buffers of one length differ; each is zeros throughout, or has none that is.
