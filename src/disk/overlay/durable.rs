@@ -208,7 +208,9 @@ impl Durability {
             let others = &mut others[..words.len()];
             // In this order: a bit that is set meanwhile was pending before.
             own.serialize(start, words)?;
-            late.iter().for_each(|granules| add_to(words, start, *granules));
+            for granules in &late {
+                add_to(words, start, *granules);
+            }
             self.unsettled().pending.serialize(start, others)?;
             words
                 .iter_mut()
