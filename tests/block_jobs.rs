@@ -15,7 +15,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use proptest::prelude::*;
-use qbm::convert::Convert;
+use qbm::convert::{Compare, Convert, MeasureSource, QCOW2_CLUSTER, Verdict, measure};
 use qbm::descriptor::BackingEntry;
 use qbm::{
     AddBitmap, BackingFlags, CreateOptions, Disk, Format, Granularity, OpenOptions, TruncateFlags, WriteFlags,
@@ -34,16 +34,23 @@ const FORMATS: &[Maker] = &[
     },
     Maker {
         format: Format::Qbm,
-        stacks_on: &[Format::Raw, Format::Qbm, Format::Qcow2],
+        stacks_on: &[Format::Raw, Format::Qbm, Format::Qcow2, Format::Vmdk],
         unit: 1,
         make: make_qbm,
     },
     // Made by QEMU, which reads no qbm.
     Maker {
         format: Format::Qcow2,
-        stacks_on: &[Format::Raw, Format::Qcow2],
+        stacks_on: &[Format::Raw, Format::Qcow2, Format::Vmdk],
         unit: 512,
         make: make_qcow2,
+    },
+    // Only read: nothing can be committed into it.
+    Maker {
+        format: Format::Vmdk,
+        stacks_on: &[],
+        unit: 512,
+        make: make_vmdk,
     },
 ];
 
@@ -287,20 +294,48 @@ fn make_qbm(room: &Room, image: &Image, below: Option<&Image>, writes: &[Write])
     disk.close().expect("it closes");
 }
 
-fn make_qcow2(room: &Room, image: &Image, below: Option<&Image>, writes: &[Write]) {
-    let run = |program: &str, args: &[&str]| {
-        let output = Command::new(program)
-            .args(args)
-            .current_dir(room.dir.path().join(image.folder.to_string()))
-            .output()
-            .expect("it runs");
-        let said = [output.stdout, output.stderr].concat();
-        assert!(
-            output.status.success() && !String::from_utf8_lossy(&said).contains("failed"),
-            "{program} {args:?}: {}",
-            String::from_utf8_lossy(&said)
-        );
+/// Runs one of QEMU's programs in the folder where the image is to be.
+fn run_beside(room: &Room, image: &Image, program: &str, args: &[&str]) {
+    let output = Command::new(program)
+        .args(args)
+        .current_dir(room.dir.path().join(image.folder.to_string()))
+        .output()
+        .expect("it runs");
+    let said = [output.stdout, output.stderr].concat();
+    assert!(
+        output.status.success() && !String::from_utf8_lossy(&said).contains("failed"),
+        "{program} {args:?}: {}",
+        String::from_utf8_lossy(&said)
+    );
+}
+
+/// Of one file or of two: a granularity is drawn with every image, and says which.
+fn make_vmdk(room: &Room, image: &Image, _: Option<&Image>, _: &[Write]) {
+    let content = room.path(image).with_extension("content");
+    std::fs::write(&content, &image.content).expect("written");
+    let kind = if image.granularity < 8 * UNIT {
+        "subformat=monolithicSparse"
+    } else {
+        "subformat=monolithicFlat"
     };
+    let content = content.to_str().expect("UTF-8");
+    let args = [
+        "convert",
+        "-q",
+        "-f",
+        "raw",
+        "-O",
+        "vmdk",
+        "-o",
+        kind,
+        content,
+        &image.name,
+    ];
+    run_beside(room, image, "qemu-img", &args);
+}
+
+fn make_qcow2(room: &Room, image: &Image, below: Option<&Image>, writes: &[Write]) {
+    let run = |program: &str, args: &[&str]| run_beside(room, image, program, args);
     let (options, length) = (
         format!("cluster_size={}", image.granularity),
         image.content.len().to_string(),
@@ -513,6 +548,12 @@ impl World {
         let at = self.below.len() - 1 - number % self.below.len();
         let layer = u32::try_from(self.below.len() - at).expect("few");
         let done = self.disk().commit_into(layer, &mut Self::watched());
+        if self.below[at].format() == Format::Vmdk {
+            let error = done.expect_err("a vmdk");
+            let words = "is a vmdk, which can only be read";
+            assert!(error.to_string().contains(words), "{error}");
+            return;
+        }
         done.expect("committed");
         self.below.truncate(at + 1);
         let unit = FORMATS[self.below[at].maker].unit;
@@ -646,6 +687,51 @@ fn compare(world: &World, found: &[u8]) {
     }
 }
 
+/// The library's own comparison finds the model the same; and with one byte changed, it finds that byte.
+fn compare_with_the_model(world: &World, at: u64) {
+    let model = world.room.dir.path().join("own.img");
+    let verdict = |content: &[u8]| {
+        std::fs::write(&model, content).expect("written");
+        let options = OpenOptions::new().read_only(true).image_format(Format::Raw);
+        let raw = options.open(&model).expect("it opens");
+        let compared = Compare::new().run(world.disk(), &raw, &mut World::watched());
+        compared.map_err(|it| it.error).expect("compared")
+    };
+    let mut content = world.top.content.clone();
+    assert_eq!(verdict(&content), Verdict::Identical);
+    let at = at % world.length();
+    content[small(at)] ^= 0x55;
+    assert_eq!(verdict(&content), Verdict::Differs(at));
+}
+
+/// What is measured is enough for all that is no zeros, and for what a conversion makes of it.
+fn measured(world: &World, format: Format) {
+    let measured = measure(MeasureSource::Image(world.disk()), format, QCOW2_CLUSTER).expect("measured");
+    let (required, most) = (measured.required, measured.fully_allocated);
+    let unit = match format {
+        Format::Raw => {
+            let whole = world.length().next_multiple_of(512);
+            assert_eq!((required, most), (whole, whole));
+            return;
+        }
+        Format::Qcow2 => QCOW2_CLUSTER,
+        _ => 4096,
+    };
+    let has_data = |piece: &&[u8]| piece.iter().any(|byte| *byte != 0);
+    let pieces = world.top.content.chunks(small(unit)).filter(has_data).count() as u64;
+    assert!(
+        pieces * unit <= required && required <= most,
+        "{pieces} of {unit}: {measured:?}"
+    );
+    if format == Format::Qcow2 && world.length().is_multiple_of(512) {
+        let converted = world.room.dir.path().join("measured.qcow2");
+        let done = Convert::new().create(world.disk(), &converted, format, &mut World::watched());
+        done.expect("converted");
+        let takes = std::fs::metadata(&converted).expect("it is there").len();
+        assert!(takes <= required, "{takes}: {measured:?}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
@@ -654,6 +740,8 @@ proptest! {
         below in proptest::collection::vec(drawn(), 0..=5),
         top in drawn(),
         steps in proptest::collection::vec(step(), 0..20),
+        differs in any::<u64>(),
+        format in prop_oneof![Just(Format::Raw), Just(Format::Qbm), Just(Format::Qcow2)],
     ) {
         let mut world = World::new(&below, &top);
         world.check()?;
@@ -665,7 +753,12 @@ proptest! {
         let found = world.check()?;
         if have_qemu() {
             compare(&world, &found);
+            for image in world.below.iter().filter(|image| image.format() == Format::Qcow2) {
+                accepted(&world.room.path(image), &image.content);
+            }
         }
+        compare_with_the_model(&world, differs);
+        measured(&world, format);
         // And as a chain that nobody writes to.
         world.disk.take().expect("it is open").close().expect("it closes");
         let disk = OpenOptions::new().read_only(true).open(world.room.path(&world.top)).expect("it opens");
@@ -678,7 +771,7 @@ proptest! {
 fn it_is_said_where_qemu_is_missing() {
     if !have_qemu() {
         skip::skipped(
-            "qemu-img and qemu-io are not installed: no qcow2 was in the chains, and nothing compared by QEMU",
+            "qemu-img and qemu-io are not installed: no qcow2 and no vmdk was in the chains, and nothing compared by QEMU",
         );
     }
 }

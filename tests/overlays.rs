@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use qbm::{CreateOptions, Disk, Format, Granularity, WriteFlags};
+use qbm::{CreateOptions, Disk, Format, Granularity, StatusFlags, WriteFlags};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -206,10 +206,69 @@ impl Room {
         );
         theirs.chunk_by(|a, b| a == b).count()
     }
+
+    /// On the chain of qcow2 overlays, libqbm and QEMU say the same of where data is, and it is there. How many bytes of
+    /// each image were found, from the base on.
+    fn data_lies_where_it_is_said(&self, index: u64) -> Vec<u64> {
+        let (qcow2, top) = (format!("{index}.qcow2"), self.path(&format!("on-{index}.qbm")));
+        CreateOptions::new()
+            .backing(&qcow2, Format::Qcow2)
+            .create(&top)
+            .expect("an overlay");
+        let theirs = offsets(&self.run("qemu-img", &["map", "-f", "qcow2", "--output", "json", &qcow2]));
+        let disk = qbm::OpenOptions::new()
+            .read_only(true)
+            .open(&top)
+            .expect("it opens");
+        let mut found = vec![0; usize::try_from(index).expect("small") + 2];
+        let mut at = 0;
+        while at < disk.length() {
+            let status = disk.block_status(at, disk.length() - at).expect("a status");
+            let is_data = status.flags.contains(StatusFlags::DATA);
+            let ours = (is_data && status.flags.contains(StatusFlags::OFFSET_VALID)).then_some(status.offset);
+            for past in (0..status.length).step_by(512) {
+                let sector = usize::try_from((at + past) / 512).expect("small");
+                assert_eq!(
+                    ours.map(|offset| offset + past),
+                    theirs[sector],
+                    "sector {sector}"
+                );
+            }
+            if let Some(offset) = ours {
+                let layer = disk.layer(status.layer).expect("a layer");
+                let mut shown = vec![0; usize::try_from(status.length).expect("small")];
+                let mut there = shown.clone();
+                disk.read(&mut shown, at).expect("read");
+                let file = File::open(&layer.path).expect("it opens");
+                file.read_exact_at(&mut there, offset).expect("read");
+                assert!(shown == there, "{} bytes at {at}: {status:?}", status.length);
+                let from_base = usize::try_from(index + 2 - u64::from(status.layer)).expect("small");
+                found[from_base] += status.length;
+            }
+            at += status.length;
+        }
+        found
+    }
 }
 
-/// What a sector is: the depth at which it is, whether it reads as zeros, whether it is data.
-type Sector = (u64, bool, bool);
+/// Where each sector's data is in its file, by QEMU's map.
+fn offsets(json: &[u8]) -> Vec<Option<u64>> {
+    let list: Vec<Value> = serde_json::from_slice(json).expect("a list");
+    let mut offsets = Vec::new();
+    for entry in list {
+        let length = entry["length"].as_u64().expect("a length");
+        let offset = entry["offset"].as_u64().filter(|_| entry["data"] == true);
+        offsets.extend(
+            (0..length)
+                .step_by(512)
+                .map(|past| offset.map(|offset| offset + past)),
+        );
+    }
+    offsets
+}
+
+/// What a sector is: the depth at which it is, whether it reads as zeros, whether it is data, whether it is anywhere.
+type Sector = (u64, bool, bool, bool);
 
 /// A map, sector by sector.
 fn sectors(json: &[u8]) -> Vec<Sector> {
@@ -220,7 +279,7 @@ fn sectors(json: &[u8]) -> Vec<Sector> {
         let flag = |key: &str| entry[key].as_bool().expect(key);
         assert_eq!(number("start"), sectors.len() as u64 * 512);
         assert_eq!(number("length") % 512, 0);
-        let sector = (number("depth"), flag("zero"), flag("data"));
+        let sector = (number("depth"), flag("zero"), flag("data"), flag("present"));
         sectors.extend((0..number("length") / 512).map(|_| sector));
     }
     sectors
@@ -232,7 +291,7 @@ fn by_clusters(mut sectors: Vec<Sector>, cluster: u64, base_depth: u64) -> Vec<S
     for whole in sectors.chunks_mut(usize::try_from(cluster / 512).expect("small")) {
         let depth = whole[0].0;
         if depth < base_depth && whole.iter().any(|sector| sector.2) {
-            whole.fill((depth, false, true));
+            whole.fill((depth, false, true, true));
         }
     }
     sectors
@@ -257,6 +316,13 @@ fn qcow2_overlays_by_qemu_and_qbm_overlays_by_libqbm_are_equal() {
             room.work(index, &work);
             room.compare(index);
             extents += room.maps_agree(index, cluster);
+            let found = room.data_lies_where_it_is_said(index);
+            // With clusters of 1 MiB, each image hides all that is below it.
+            let hidden = if cluster < 1 << 20 { 0 } else { found.len() - 1 };
+            assert!(
+                found[hidden..].iter().all(|bytes| *bytes > 0),
+                "{cluster}: {found:?}"
+            );
         }
         // What each has of its own goes into the one below, by both.
         room.run("qemu-img", &["commit", "-q", "-f", "qcow2", "2.qcow2"]);

@@ -9,6 +9,7 @@ mod model;
 mod opening;
 mod rebase;
 mod rebase_crash;
+mod reshaped;
 mod resize;
 mod shadow;
 mod threads;
