@@ -11,6 +11,8 @@
 
 #[path = "common/mod.rs"]
 mod common;
+#[path = "qemu_import/copies.rs"]
+mod copies;
 #[path = "common/nbd.rs"]
 mod nbd;
 #[path = "common/nbd_bitmaps.rs"]

@@ -245,8 +245,8 @@ fn what_cannot_be_exported() {
         ),
         (
             &["over.qbm", "new.qcow2"],
-            "cannot export over.qbm to new.qcow2: it is an overlay, whose image has only what was written to it \
-             (committed, its backing has it all)",
+            "cannot export over.qbm to new.qcow2: it is an overlay, whose image has only what was written to it; a \
+             copy (--copy) can be made of any disk",
         ),
         (
             &["other.qbm", "new.qcow2"],
@@ -357,5 +357,40 @@ fn who_exports_a_raw_image_is_told_what_makes_a_disk_of_it() {
         &["export", "a.img", "a.qcow2"],
         "cannot open a.img: not UTF-8 from byte 0 on (it is no QBM descriptor; \"qbm create --image a.img a.qbm\" makes \
          one for a raw image)",
+    );
+}
+
+#[test]
+fn an_export_that_is_a_copy_says_so() {
+    let room = room();
+    assert_eq!(
+        room.done(&["export", "--copy", "disk.qbm", "copy.qcow2"]),
+        "exported disk.qbm to copy.qcow2: a copy of 1 MiB (1048576 bytes), 4 KiB written, bitmaps \"nightly\", \
+         \"off\"\n"
+    );
+    room.done(&["compare", "-f", "qbm", "-F", "qcow2", "disk.qbm", "copy.qcow2"]);
+    let said = room.done(&["export", "--copy", "--output", "json", "disk.qbm", "again.qcow2"]);
+    let facts: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    let wanted = serde_json::json!({
+        "filename": "again.qcow2",
+        "format": "qcow2",
+        "virtual-size": 1 << 20,
+        "written": 4096,
+        "bitmaps": ["nightly", "off"],
+        "left-out": [],
+    });
+    assert_eq!(facts, wanted);
+    let said = room.done(&["export", "--output", "json", "disk.qbm", "thin.qcow2"]);
+    let facts: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(facts["data-file"], whole(&room, "disk.img"));
+    assert_eq!(facts["written"], 0);
+    refused(
+        &room,
+        &["export", "--copy", "disk.qbm", "copy.qcow2"],
+        "cannot export disk.qbm to copy.qcow2: it exists already, and is not overwritten",
+    );
+    assert_eq!(
+        room.done(&["export", "--copy", "-q", "disk.qbm", "quiet.qcow2"]),
+        ""
     );
 }
