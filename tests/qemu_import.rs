@@ -20,6 +20,8 @@ mod nbd_bitmaps;
 #[path = "common/random.rs"]
 #[allow(dead_code, reason = "each test program uses a part")]
 mod random;
+#[path = "qemu_import/within.rs"]
+mod within;
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};

@@ -186,16 +186,16 @@ fn what_cannot_be_imported() {
     poke(&room, |_| 95, 1);
     refused(
         &room,
-        &["import", "disk.qcow2", "new.qbm"],
-        "cannot import disk.qcow2: its data file is no raw image (\"qemu-img convert -O raw\" makes one, which can be \
-         named as the image)",
+        &["import", "--bitmaps", "disk.qcow2", "disk.qbm"],
+        "cannot merge the bitmaps of disk.qcow2 into those of disk.qbm: its data file is no raw image, and so not a \
+         disk's (\"qbm import\" without --bitmaps makes a new disk of it)",
     );
     poke(&room, |_| 79, 0);
     refused(
         &room,
-        &["import", "disk.qcow2", "new.qbm"],
-        "cannot import disk.qcow2: its data lies within the qcow2, and not in a raw image (\"qemu-img convert -O raw\" \
-         makes one, which can be named as the image)",
+        &["import", "--bitmaps", "disk.qcow2", "disk.qbm"],
+        "cannot merge the bitmaps of disk.qcow2 into those of disk.qbm: its data lies within the qcow2, as that of a \
+         copy does, from which there is no way back (\"qbm import\" without --bitmaps makes a new disk of it)",
     );
     std::fs::copy(room.path("disk.img"), room.path("copy.img")).expect("copied");
     assert_eq!(
@@ -393,4 +393,51 @@ fn an_export_that_is_a_copy_says_so() {
         room.done(&["export", "--copy", "-q", "disk.qbm", "quiet.qcow2"]),
         ""
     );
+}
+
+#[test]
+fn a_copy_becomes_the_image_of_a_disk() {
+    let room = room();
+    room.done(&["export", "-q", "--copy", "disk.qbm", "copy.qcow2"]);
+    room.done(&["export", "-q", "--copy", "disk.qbm", "json.qcow2"]);
+    assert_eq!(
+        room.done(&["import", "copy.qcow2", "copy.qbm"]),
+        "imported copy.qcow2 as copy.qbm: data in copy.qcow2, bitmaps \"nightly\", \"off\"\nQEMU's bitmaps in copy.qcow2 \
+         are not valid any more\n"
+    );
+    assert_eq!(
+        room.done(&["bitmap", "dump", "copy.qbm", "nightly"]),
+        room.done(&["bitmap", "dump", "disk.qbm", "nightly"])
+    );
+    room.done(&["compare", "copy.qbm", "disk.qbm"]);
+    room.done(&["check", "copy.qbm"]);
+    // What QEMU is not to believe is not imported again.
+    let before = room.names();
+    refused(
+        &room,
+        &["import", "copy.qcow2", "again.qbm"],
+        "cannot import copy.qcow2: a program that knows nothing of bitmaps has written to it since they were saved, so \
+         that changes are missing in all of them, and the next backup must be a full one (--skip-in-use leaves such \
+         bitmaps out)",
+    );
+    assert_eq!(room.names(), before);
+    let facts = room.json(&["import", "--output", "json", "json.qcow2", "json.qbm"]);
+    let wanted = serde_json::json!({
+        "filename": "json.qbm",
+        "source": "json.qcow2",
+        "image": "json.qcow2",
+        "image-format": "qcow2",
+        "bitmaps": ["nightly", "off"],
+        "left-out": [],
+    });
+    assert_eq!(facts, wanted);
+    let facts = room.json(&[
+        "import",
+        "--bitmaps",
+        "--output",
+        "json",
+        "disk.qcow2",
+        "disk.qbm",
+    ]);
+    assert_eq!(facts["bitmaps"], serde_json::json!(["nightly", "off"]));
 }
