@@ -218,8 +218,37 @@ fn an_image_that_another_disk_has_open_stays_alone() {
         ),
         "{words}"
     );
+    let hint = "(stop the program that has it open, or have it closed there)\n";
+    assert!(words.ends_with(hint), "{words}");
+    assert_eq!(room.names(), before);
+    for copy in [&[][..], &["--copy"]] {
+        let (code, words) = room.fails(&[&["export"], copy, &["disk.qbm", "new.qcow2"]].concat());
+        assert!(code == 1 && words.ends_with(hint), "{words}");
+    }
     assert_eq!(room.names(), before);
     drop(open);
+}
+
+/// One with subclusters cannot be written to here.
+#[test]
+fn a_qcow2_that_no_disk_can_have_goes_by_way_of_a_raw_image() {
+    let room = room();
+    room.done(&["export", "-q", "--copy", "disk.qbm", "copy.qcow2"]);
+    // The incompatible feature of subclusters.
+    let mut bytes = room.read("copy.qcow2");
+    bytes[79] |= 1 << 4;
+    room.write("copy.qcow2", &bytes);
+    let before = room.names();
+    let (code, words) = room.fails(&["import", "copy.qcow2", "new.qbm"]);
+    assert_eq!((code, room.names()), (1, before));
+    assert!(
+        words.contains("extended L2 entries")
+            && words.ends_with(
+                "(\"qemu-img convert -O raw\" makes a raw image of it, and --image FILE takes the bitmaps along to \
+                 that)\n"
+            ),
+        "{words}"
+    );
 }
 
 #[test]

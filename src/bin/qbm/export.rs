@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::bar::Bar;
 use crate::failure::{Failure, Outcome};
 use crate::import::{line, names};
-use crate::open::{begins_like_json, how_to_describe};
+use crate::open::{begins_like_json, how_to_describe, stop_it_and_take};
 use crate::output::{Output, long_size, short_size};
 
 const AFTER_HELP: &str = "\
@@ -153,6 +153,7 @@ impl Told {
 
 fn explain(error: Error, args: &Args) -> Failure {
     let hint = match error.code() {
+        ErrorCode::Locked => stop_it_and_take(&error),
         ErrorCode::BitmapInconsistent => "--skip-inconsistent leaves such bitmaps out".to_owned(),
         ErrorCode::DescriptorInvalid if !begins_like_json(&args.disk) => {
             let command = how_to_describe(&args.disk, &args.disk.with_extension("qbm"));

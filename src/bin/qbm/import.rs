@@ -8,7 +8,7 @@ use qbm::{Error, ErrorCode, Format, ImportOptions, Imported, Merged};
 use serde_json::json;
 
 use crate::failure::{Failure, Outcome};
-use crate::open::{begins_like_json, how_to_describe};
+use crate::open::{STOP_IT, begins_like_json, how_to_describe};
 use crate::output::Output;
 
 const AFTER_HELP: &str = "\
@@ -163,6 +163,15 @@ pub fn line(what: &str, those: &[String]) -> String {
 }
 
 fn explain(error: Error, args: &Args) -> Failure {
+    if error.code() == ErrorCode::Locked {
+        return Failure::Hint(error, STOP_IT.to_owned());
+    }
+    if error.code() == ErrorCode::NotSupported && !args.bitmaps && args.image.is_none() {
+        return Failure::Hint(
+            error,
+            "\"qemu-img convert -O raw\" makes a raw image of it, and --image FILE takes the bitmaps along to that".to_owned(),
+        );
+    }
     if error.code() == ErrorCode::BitmapInconsistent && !args.skip_in_use {
         return Failure::Hint(error, "--skip-in-use leaves such bitmaps out".to_owned());
     }
