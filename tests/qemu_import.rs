@@ -11,6 +11,8 @@
 
 #[path = "common/mod.rs"]
 mod common;
+#[path = "qemu_import/copies.rs"]
+mod copies;
 #[path = "common/nbd.rs"]
 mod nbd;
 #[path = "common/nbd_bitmaps.rs"]
@@ -18,6 +20,8 @@ mod nbd_bitmaps;
 #[path = "common/random.rs"]
 #[allow(dead_code, reason = "each test program uses a part")]
 mod random;
+#[path = "qemu_import/within.rs"]
+mod within;
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -541,6 +545,21 @@ fn a_qcow2_that_is_being_written_to_is_locked() {
     assert_eq!(merge.map_err(|error| error.code()), Err(ErrorCode::Locked));
     let export = ExportOptions::new().export(room.path("disk.qbm"), room.path("two.qcow2"));
     assert_eq!(export.map_err(|error| error.code()), Err(ErrorCode::Locked));
+    // The tool says what to do.
+    let backup = ["backup", "-B", "every-512", "--to", "new", "disk.qbm"];
+    for args in [&["export", "disk.qbm", "new"][..], &backup] {
+        let tried = Command::new(env!("CARGO_BIN_EXE_qbm"))
+            .args(args)
+            .current_dir(room.dir.path())
+            .output()
+            .expect("qbm");
+        let words = String::from_utf8_lossy(&tried.stderr);
+        assert!(
+            words.contains("stop the program")
+                && words.contains("\"qbm import --bitmaps\" then takes what it recorded"),
+            "{words}"
+        );
+    }
     assert_eq!(room.names(), before);
     drop(server);
 }

@@ -6,6 +6,7 @@
 
 mod compare;
 mod copy;
+mod export;
 mod extents;
 mod measure;
 mod run;
@@ -14,6 +15,7 @@ mod target;
 mod tests;
 
 pub use compare::{Compare, CompareError, CompareStep, Verdict};
+pub use export::ExportedCopy;
 pub use measure::{MeasureSource, Measured, QCOW2_CLUSTER, measure};
 pub use run::{Convert, Converted};
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::descriptor::Descriptor;
 use crate::disk::{Disk, OpenOptions, WriteFlags};
 use crate::error::{Error, ErrorCode, Result};
-use crate::format::qcow2::Fresh;
+use crate::format::qcow2::{Fresh, NewBitmap};
 use crate::state::{Lock, Sharing};
 use crate::storage::{Access, Folder as _, HostFolder, Role, Storage, SyncMode, Zeroing, write_slice};
 use crate::units::ByteRange;
@@ -137,13 +137,18 @@ impl Target {
 
     /// Ends what was written: makes it durable, where it existed before; and what is new has a name to get yet.
     pub(super) fn finish(self) -> Result<()> {
+        self.finish_with(&[])
+    }
+
+    /// The same, with bitmaps in a new qcow2; nothing else can have any.
+    pub(super) fn finish_with(self, bitmaps: &[NewBitmap<'_>]) -> Result<()> {
         match self {
             Self::Raw(raw) => raw
                 .storage
                 .sync(SyncMode::All)
                 .map_err(|e| raw.failed("sync", &e)),
             Self::Disk(disk) => disk.close(),
-            Self::Qcow2(new) => new.image.finish(),
+            Self::Qcow2(new) => new.image.finish(bitmaps),
         }
     }
 }

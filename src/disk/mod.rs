@@ -43,6 +43,7 @@ pub use create::{CreateOptions, Preallocation};
 pub use info::{Info, Layer, OverlayInfo, StateFound, StateInfo};
 pub use open::{Notice, NoticeCode, OpenOptions};
 pub use overlay::{BackingFlags, Progress};
+pub(crate) use qemu::bitmaps_for_qemu;
 pub use qemu::{ExportOptions, Exported, ImportOptions, Imported, Merged};
 pub use resize::TruncateFlags;
 pub use session::{AddedBits, Recovery};

@@ -25,7 +25,7 @@ use super::{Child, Disk, StateInfo, Structure};
 use crate::bitmap::BitmapFile;
 use crate::descriptor::{BitmapEntry, Descriptor, Format, ImageEntry};
 use crate::error::{Error, ErrorCode, Result};
-use crate::state::{Lock, Sharing, spoil_shadow};
+use crate::state::{Lock, Sharing, Stamp, spoil_shadow};
 use crate::storage::{Access, Role};
 use crate::sync::Mutex;
 use crate::units::MAX_LENGTH;
@@ -142,6 +142,15 @@ impl OpenOptions {
             mut locks,
         } = found;
         let loading = Loading::new(self.max_bitmap_memory);
+        // A qcow2 that is opened for writing has its bitmaps made invalid by that: this is no foreign write.
+        let before = match &image {
+            ImageFound::File(file, path)
+                if self.image_access().write && descriptor.image().format != Format::Raw =>
+            {
+                Some(Stamp::of(&**file, path)?)
+            }
+            _ => None,
+        };
         let (child, below) = self
             .in_format(files, descriptor.image(), image, &loading, &mut locks)
             .inspect_err(|_| self.distrust_shadow(&state))?;
@@ -164,6 +173,7 @@ impl OpenOptions {
             options: self,
             place,
             image: &child,
+            before,
             overlay: overlay.as_ref(),
             length,
             loading: &loading,
@@ -266,7 +276,7 @@ impl OpenOptions {
 
     fn image_access(&self) -> Access {
         Access {
-            write: !self.read_only,
+            write: !self.read_only && !self.image_untouched,
             direct: self.direct,
         }
     }
@@ -305,7 +315,7 @@ impl OpenOptions {
         let image = OwnImage::look(files, Path::new(""), entry, (file, path), Role::Image, access)?;
         if !self.no_lock {
             for (part, path) in image.parts() {
-                locks.extend(Lock::image(part, path, self.sharing())?);
+                locks.extend(Lock::image(part, path, self.sharing_image())?);
             }
         }
         let below = image.chain(files, self.no_backing, loading)?;
@@ -332,6 +342,14 @@ impl OpenOptions {
         }
     }
 
+    fn sharing_image(&self) -> Sharing {
+        if self.image_untouched {
+            Sharing::Read
+        } else {
+            self.sharing()
+        }
+    }
+
     /// Locks the disk against those who would disturb it.
     fn lock(&self, state: &StateAtOpen, image: &ImageFound, locks: &mut Vec<Lock>) -> Result<()> {
         let sharing = self.sharing();
@@ -340,7 +358,7 @@ impl OpenOptions {
         }
         // A disk has locked its own.
         if let ImageFound::File(image, path) = image {
-            locks.extend(Lock::image(image, path, sharing)?);
+            locks.extend(Lock::image(image, path, self.sharing_image())?);
         }
         Ok(())
     }

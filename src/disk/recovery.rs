@@ -44,6 +44,8 @@ pub(super) struct Recovering<'o> {
     pub(super) options: &'o OpenOptions,
     pub(super) place: &'o Place,
     pub(super) image: &'o Child,
+    /// The stamp of the image's file from before it was opened in its format, which may have changed its header.
+    pub(super) before: Option<Stamp>,
     pub(super) overlay: Option<&'o Overlay>,
     pub(super) length: u64,
     pub(super) loading: &'o Loading,
@@ -135,10 +137,14 @@ impl Recovering<'_> {
         let mut recovery = None;
         // Whoever used an image that is a disk itself without this one is found out whatever became of this one.
         let mut foreign = self.other_user_of_image(&found)?;
+        let mut changed_by_open = false;
         match found.verdict(&now, self.length) {
             Verdict::Clean => {
                 if let (None, Some(then)) = (&foreign, &found.header().stamp) {
-                    foreign = then.difference(&Stamp::of(&*self.image.storage, &self.image.path)?);
+                    let now = Stamp::of(&*self.image.storage, &self.image.path)?;
+                    let found = self.before.map_or(now, |before| now.as_found(&before));
+                    changed_by_open = found != now;
+                    foreign = then.difference(&found);
                 }
             }
             Verdict::Exact => recovery = Some(Recovery::exact()),
@@ -179,7 +185,7 @@ impl Recovering<'_> {
                 // Durable before the stamp that tells of it is replaced.
                 adopted.mark(&recover::marks_of(bitmaps))?;
             }
-            if foreign.is_some() {
+            if foreign.is_some() || changed_by_open {
                 adopted.renew_stamp();
             }
             // Whoever opens this disk as his image has just been told.

@@ -72,6 +72,17 @@ impl Stamp {
         Ok(stamp)
     }
 
+    /// The same stamp with the time of a file from before it was changed by its own opener.
+    pub(crate) fn as_found(self, before: &Self) -> Self {
+        match (self.trace, before.trace) {
+            (Trace::Modified(_), Trace::Modified(_)) => Self {
+                trace: before.trace,
+                ..self
+            },
+            _ => self,
+        }
+    }
+
     fn look(image: &dyn Storage) -> io::Result<Self> {
         let size = image.length()?;
         if let Some(version) = image.version()? {

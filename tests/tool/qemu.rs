@@ -186,16 +186,16 @@ fn what_cannot_be_imported() {
     poke(&room, |_| 95, 1);
     refused(
         &room,
-        &["import", "disk.qcow2", "new.qbm"],
-        "cannot import disk.qcow2: its data file is no raw image (\"qemu-img convert -O raw\" makes one, which can be \
-         named as the image)",
+        &["import", "--bitmaps", "disk.qcow2", "disk.qbm"],
+        "cannot merge the bitmaps of disk.qcow2 into those of disk.qbm: its data file is no raw image, and so not a \
+         disk's (\"qbm import\" without --bitmaps makes a new disk of it)",
     );
     poke(&room, |_| 79, 0);
     refused(
         &room,
-        &["import", "disk.qcow2", "new.qbm"],
-        "cannot import disk.qcow2: its data lies within the qcow2, and not in a raw image (\"qemu-img convert -O raw\" \
-         makes one, which can be named as the image)",
+        &["import", "--bitmaps", "disk.qcow2", "disk.qbm"],
+        "cannot merge the bitmaps of disk.qcow2 into those of disk.qbm: its data lies within the qcow2, as that of a \
+         copy does, from which there is no way back (\"qbm import\" without --bitmaps makes a new disk of it)",
     );
     std::fs::copy(room.path("disk.img"), room.path("copy.img")).expect("copied");
     assert_eq!(
@@ -218,8 +218,37 @@ fn an_image_that_another_disk_has_open_stays_alone() {
         ),
         "{words}"
     );
+    let hint = "(stop the program that has it open, or have it closed there)\n";
+    assert!(words.ends_with(hint), "{words}");
+    assert_eq!(room.names(), before);
+    for copy in [&[][..], &["--copy"]] {
+        let (code, words) = room.fails(&[&["export"], copy, &["disk.qbm", "new.qcow2"]].concat());
+        assert!(code == 1 && words.ends_with(hint), "{words}");
+    }
     assert_eq!(room.names(), before);
     drop(open);
+}
+
+/// One with subclusters cannot be written to here.
+#[test]
+fn a_qcow2_that_no_disk_can_have_goes_by_way_of_a_raw_image() {
+    let room = room();
+    room.done(&["export", "-q", "--copy", "disk.qbm", "copy.qcow2"]);
+    // The incompatible feature of subclusters.
+    let mut bytes = room.read("copy.qcow2");
+    bytes[79] |= 1 << 4;
+    room.write("copy.qcow2", &bytes);
+    let before = room.names();
+    let (code, words) = room.fails(&["import", "copy.qcow2", "new.qbm"]);
+    assert_eq!((code, room.names()), (1, before));
+    assert!(
+        words.contains("extended L2 entries")
+            && words.ends_with(
+                "(\"qemu-img convert -O raw\" makes a raw image of it, and --image FILE takes the bitmaps along to \
+                 that)\n"
+            ),
+        "{words}"
+    );
 }
 
 #[test]
@@ -245,8 +274,8 @@ fn what_cannot_be_exported() {
         ),
         (
             &["over.qbm", "new.qcow2"],
-            "cannot export over.qbm to new.qcow2: it is an overlay, whose image has only what was written to it \
-             (committed, its backing has it all)",
+            "cannot export over.qbm to new.qcow2: it is an overlay, whose image has only what was written to it; a \
+             copy (--copy) can be made of any disk",
         ),
         (
             &["other.qbm", "new.qcow2"],
@@ -358,4 +387,86 @@ fn who_exports_a_raw_image_is_told_what_makes_a_disk_of_it() {
         "cannot open a.img: not UTF-8 from byte 0 on (it is no QBM descriptor; \"qbm create --image a.img a.qbm\" makes \
          one for a raw image)",
     );
+}
+
+#[test]
+fn an_export_that_is_a_copy_says_so() {
+    let room = room();
+    assert_eq!(
+        room.done(&["export", "--copy", "disk.qbm", "copy.qcow2"]),
+        "exported disk.qbm to copy.qcow2: a copy of 1 MiB (1048576 bytes), 4 KiB written, bitmaps \"nightly\", \
+         \"off\"\n"
+    );
+    room.done(&["compare", "-f", "qbm", "-F", "qcow2", "disk.qbm", "copy.qcow2"]);
+    let said = room.done(&["export", "--copy", "--output", "json", "disk.qbm", "again.qcow2"]);
+    let facts: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    let wanted = serde_json::json!({
+        "filename": "again.qcow2",
+        "format": "qcow2",
+        "virtual-size": 1 << 20,
+        "written": 4096,
+        "bitmaps": ["nightly", "off"],
+        "left-out": [],
+    });
+    assert_eq!(facts, wanted);
+    let said = room.done(&["export", "--output", "json", "disk.qbm", "thin.qcow2"]);
+    let facts: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(facts["data-file"], whole(&room, "disk.img"));
+    assert_eq!(facts["written"], 0);
+    refused(
+        &room,
+        &["export", "--copy", "disk.qbm", "copy.qcow2"],
+        "cannot export disk.qbm to copy.qcow2: it exists already, and is not overwritten",
+    );
+    assert_eq!(
+        room.done(&["export", "--copy", "-q", "disk.qbm", "quiet.qcow2"]),
+        ""
+    );
+}
+
+#[test]
+fn a_copy_becomes_the_image_of_a_disk() {
+    let room = room();
+    room.done(&["export", "-q", "--copy", "disk.qbm", "copy.qcow2"]);
+    room.done(&["export", "-q", "--copy", "disk.qbm", "json.qcow2"]);
+    assert_eq!(
+        room.done(&["import", "copy.qcow2", "copy.qbm"]),
+        "imported copy.qcow2 as copy.qbm: data in copy.qcow2, bitmaps \"nightly\", \"off\"\nQEMU's bitmaps in copy.qcow2 \
+         are not valid any more\n"
+    );
+    assert_eq!(
+        room.done(&["bitmap", "dump", "copy.qbm", "nightly"]),
+        room.done(&["bitmap", "dump", "disk.qbm", "nightly"])
+    );
+    room.done(&["compare", "copy.qbm", "disk.qbm"]);
+    room.done(&["check", "copy.qbm"]);
+    // What QEMU is not to believe is not imported again.
+    let before = room.names();
+    refused(
+        &room,
+        &["import", "copy.qcow2", "again.qbm"],
+        "cannot import copy.qcow2: a program that knows nothing of bitmaps has written to it since they were saved, so \
+         that changes are missing in all of them, and the next backup must be a full one (--skip-in-use leaves such \
+         bitmaps out)",
+    );
+    assert_eq!(room.names(), before);
+    let facts = room.json(&["import", "--output", "json", "json.qcow2", "json.qbm"]);
+    let wanted = serde_json::json!({
+        "filename": "json.qbm",
+        "source": "json.qcow2",
+        "image": "json.qcow2",
+        "image-format": "qcow2",
+        "bitmaps": ["nightly", "off"],
+        "left-out": [],
+    });
+    assert_eq!(facts, wanted);
+    let facts = room.json(&[
+        "import",
+        "--bitmaps",
+        "--output",
+        "json",
+        "disk.qcow2",
+        "disk.qbm",
+    ]);
+    assert_eq!(facts["bitmaps"], serde_json::json!(["nightly", "off"]));
 }

@@ -111,7 +111,7 @@ impl Target {
     fn finish(&self) -> Result<()> {
         match self {
             Self::Raw { .. } => Ok(()),
-            Self::Qcow2(image) => image.finish(),
+            Self::Qcow2(image) => image.finish(&[]),
         }
     }
 }

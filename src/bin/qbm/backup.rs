@@ -175,6 +175,10 @@ fn back_up(args: &Run) -> Outcome {
 
 fn open_disk(path: &Path) -> Outcome<Disk> {
     open::to_write(path).map_err(|failure| match failure {
+        Failure::Hint(error, _) if error.code() == ErrorCode::Locked && error.message().contains("(qemu") => {
+            let hint = open::stop_it_and_take(&error);
+            Failure::Hint(error, hint)
+        }
         // In place of the general hint: here, too, the other program can do it.
         Failure::Hint(error, _) if error.code() == ErrorCode::Locked => Failure::Hint(
             error,

@@ -35,7 +35,7 @@ Examples:
   qbm convert -p clone.qbm flat.img
       What an overlay and all that is below it show, as one raw image.
   qbm convert -O qcow2 disk.qbm disk.qcow2
-      The same as a qcow2, for QEMU. (qbm export makes one on the disk's own image, without copying.)
+      The same as a qcow2, for QEMU. (qbm export takes the dirty bitmaps along.)
   qbm convert -n -f raw -O raw disk.img /dev/vg0/vm1
       Onto a block device.
   qbm compare -F raw clone.qbm flat.img
@@ -145,7 +145,10 @@ impl Missing {
                 self.backing.is_some(),
                 "-B: an overlay is made by \"qbm create -b\", and takes what is written to it",
             ),
-            (self.bitmaps, "--bitmaps: bitmaps are not taken along"),
+            (
+                self.bitmaps,
+                "--bitmaps: bitmaps are not taken along (\"qbm export --copy\" does that)",
+            ),
             (self.salvage, "--salvage: what cannot be read ends it"),
             (
                 self.target_is_zero,

@@ -46,6 +46,19 @@ pub fn to_write(path: &Path) -> Outcome<Disk> {
     })
 }
 
+/// What to do where another program has a lock that is in the way.
+pub const STOP_IT: &str = "stop the program that has it open, or have it closed there";
+
+/// And where that is a QEMU, which may have recorded what it wrote: it names its process with its lock.
+pub fn stop_it_and_take(error: &Error) -> String {
+    if error.message().contains("(qemu") {
+        return format!(
+            "{STOP_IT}; if it runs on an export of the disk, \"qbm import --bitmaps\" then takes what it recorded"
+        );
+    }
+    STOP_IT.to_owned()
+}
+
 pub fn explain(error: Error, path: &Path) -> Failure {
     if error.code() == ErrorCode::DescriptorInvalid && !begins_like_json(path) {
         return Failure::Hint(error, NO_DESCRIPTOR.to_owned());

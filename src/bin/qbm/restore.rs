@@ -4,11 +4,13 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use qbm::ErrorCode;
 use qbm::backup::{BackupFolder, Restore, RestoreFormat};
 use serde_json::json;
 
 use crate::bar::Bar;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
+use crate::open::STOP_IT;
 use crate::output::{Output, long_size, short_size};
 use crate::size::parse_size;
 
@@ -85,7 +87,12 @@ pub fn run(args: &Args) -> Outcome {
         how = how.limit(limit);
     }
     let bar = Bar::new(args.quiet, "restoring");
-    let restored = how.run(&folder, point, &args.to, &mut |done, total| bar.show(done, total))?;
+    let restored = how
+        .run(&folder, point, &args.to, &mut |done, total| bar.show(done, total))
+        .map_err(|error| match error.code() {
+            ErrorCode::Locked => Failure::Hint(error, STOP_IT.to_owned()),
+            _ => Failure::Engine(error),
+        })?;
     drop(bar);
     if args.quiet {
         return Ok(());

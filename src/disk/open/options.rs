@@ -64,6 +64,8 @@ pub struct OpenOptions {
     pub(super) image_format: Option<Format>,
     /// Such an image is to be written to.
     pub(super) image_writable: bool,
+    /// See [`OpenOptions::image_untouched`].
+    pub(super) image_untouched: bool,
     pub(super) folder: Option<Arc<dyn Folder>>,
     pub(super) backing_format: Option<Format>,
     pub(in crate::disk) notify: Notify,
@@ -137,6 +139,12 @@ impl OpenOptions {
     #[must_use]
     pub fn image_format(mut self, format: Format) -> Self {
         self.image_format = (format != Format::Qbm).then_some(format);
+        self
+    }
+
+    /// The bitmaps are to be changed, and the image only read: it is opened, and locked, for reading.
+    pub(in crate::disk) fn image_untouched(mut self) -> Self {
+        self.image_untouched = true;
         self
     }
 

@@ -71,7 +71,7 @@ impl ExportOptions {
         if disk.own.current().layered {
             return Err(Error::new(
                 ErrorCode::NotSupported,
-                "it is an overlay, whose image has only what was written to it (committed, its backing has it all)",
+                format!("it is an overlay, whose image has only what was written to it; {COPY}"),
             ));
         }
         let image = disk.layer(0)?;
@@ -79,12 +79,18 @@ impl ExportOptions {
             return Err(Error::new(
                 ErrorCode::NotSupported,
                 format!(
-                    "its image is a {}, and the data file of the new qcow2 must be raw; \"qemu-img convert\" makes it so",
+                    "its image is a {}, and the data file of such a qcow2 must be raw; {COPY}",
                     image.format
                 ),
             ));
         }
         let (bitmaps, left_out) = self.choose(disk)?;
+        if bitmaps.iter().any(|info| info.name == SINCE_EXPORT) {
+            return Err(Error::new(
+                ErrorCode::BitmapExists,
+                format!("its bitmap {SINCE_EXPORT:?} has the name of one that the qcow2 is to have besides"),
+            ));
+        }
         let place = Place::find(target, None, false)?;
         // QEMU takes a relative name from the folder that it happens to run in.
         let image = in_words(&whole_path(&image.path)?)?;
@@ -107,7 +113,7 @@ impl ExportOptions {
     }
 
     /// Those that go along, and the names of those that are left out.
-    fn choose(self, disk: &Disk) -> Result<(Vec<BitmapInfo>, Vec<String>)> {
+    pub(crate) fn choose(self, disk: &Disk) -> Result<(Vec<BitmapInfo>, Vec<String>)> {
         let (broken, sound): (Vec<_>, Vec<_>) = disk
             .bitmap_list()?
             .into_iter()
@@ -122,28 +128,32 @@ impl ExportOptions {
                 ),
             ));
         }
-        if sound.iter().any(|info| info.name == SINCE_EXPORT) {
-            return Err(Error::new(
-                ErrorCode::BitmapExists,
-                format!("its bitmap {SINCE_EXPORT:?} has the name of one that the qcow2 is to have besides"),
-            ));
-        }
         Ok((sound, broken.into_iter().map(|info| info.name).collect()))
     }
 }
 
+/// What else there is, in the words of an error.
+const COPY: &str = "a copy (--copy) can be made of any disk";
+
+/// The disk's bitmaps, as a qcow2 takes them.
+pub(crate) fn bitmaps_for_qemu<'d>(disk: &'d Disk, infos: &'d [BitmapInfo]) -> Result<Vec<NewBitmap<'d>>> {
+    infos
+        .iter()
+        .map(|info| {
+            Ok(NewBitmap {
+                name: &info.name,
+                granularity: info.granularity,
+                recording: info.recording,
+                bytes: disk.bitmap_serialized_len(&info.name)?,
+                serialize: Box::new(|offset, out| disk.bitmap_serialize(&info.name, offset, out)),
+            })
+        })
+        .collect()
+}
+
 /// The bitmaps of the qcow2, with one more where there must be a way back.
 fn in_qcow2<'d>(disk: &'d Disk, infos: &'d [BitmapInfo]) -> Result<Vec<NewBitmap<'d>>> {
-    let mut bitmaps = Vec::with_capacity(infos.len() + 1);
-    for info in infos {
-        bitmaps.push(NewBitmap {
-            name: &info.name,
-            granularity: info.granularity,
-            recording: info.recording,
-            bytes: disk.bitmap_serialized_len(&info.name)?,
-            serialize: Box::new(|offset, out| disk.bitmap_serialize(&info.name, offset, out)),
-        });
-    }
+    let mut bitmaps = bitmaps_for_qemu(disk, infos)?;
     let recording = bitmaps.iter().filter(|bitmap| bitmap.recording);
     // As fine as the finest: the way back is to make none of them coarser.
     if let Some(finest) = recording.min_by_key(|bitmap| bitmap.granularity) {

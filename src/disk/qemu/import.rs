@@ -1,17 +1,18 @@
-//! A QBM disk on the raw image that a qcow2 has its data in.
+//! A QBM disk of a qcow2: on the raw image that it has its data in, or on the qcow2 itself.
 //!
-//! Invariant: nothing that exists is changed, and a failure leaves nothing behind (M1).
+//! Invariant: no data is changed, and a failure leaves nothing behind (M1). The bitmaps in a qcow2 that becomes an image
+//! lose their validity, and not before the disk has them.
 
 use std::path::{Path, PathBuf};
 
 use super::source::{self, Source};
 use super::{SINCE_EXPORT, name_from};
-use crate::descriptor::Descriptor;
 use crate::descriptor::names::child_path;
+use crate::descriptor::{Descriptor, Format};
 use crate::disk::open::Place;
-use crate::disk::{AddBitmap, BitmapAction, BitmapContent, CreateOptions, Disk};
-use crate::error::{Error, Result};
-use crate::format::qcow2::{BitmapRecord, Qcow2};
+use crate::disk::{AddBitmap, BitmapAction, BitmapContent, CreateOptions, Disk, OpenOptions};
+use crate::error::{Error, ErrorCode, Result};
+use crate::format::qcow2::{BitmapRecord, DataFile, Qcow2};
 use crate::storage::{Access, Role};
 
 /// How to take over a disk, or its bitmaps, from QEMU; then [`import`](ImportOptions::import) it, or
@@ -25,8 +26,10 @@ pub struct ImportOptions {
 /// What an import has made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Imported {
-    /// The raw image, as the descriptor names it.
+    /// The image, as the descriptor names it.
     pub image: String,
+    /// What that is: raw, or a qcow2, which is the source then.
+    pub format: Format,
     /// The bitmaps that the disk has now.
     pub bitmaps: Vec<String>,
     /// Those that were left out, as they were in use.
@@ -34,7 +37,7 @@ pub struct Imported {
 }
 
 impl ImportOptions {
-    /// The qcow2 names the image, and all its bitmaps are usable.
+    /// The image is the raw one that the qcow2 names, or else the qcow2 itself; and all its bitmaps are usable.
     pub fn new() -> Self {
         Self::default()
     }
@@ -55,12 +58,14 @@ impl ImportOptions {
         self
     }
 
-    /// Makes the disk `disk` on the raw data file of the qcow2 `source`, with its persistent bitmaps.
+    /// Makes the disk `disk` on the raw data file of the qcow2 `source`, with its persistent bitmaps. Where it has none,
+    /// the disk's image is the qcow2 itself.
     ///
-    /// Neither of the two files is changed, and nothing is copied but bits. The bitmaps get new epochs; those that QEMU
-    /// calls auto record. From then on what is written by one of the programs is not in the bitmaps of the other.
+    /// No data is changed, and nothing is copied but bits. The bitmaps get new epochs; those that QEMU calls auto record.
+    /// From then on what is written by one of the programs is not in the bitmaps of the other. So those in a qcow2 that
+    /// becomes the image are made invalid, as the format provides for that; any other is not changed at all.
     ///
-    /// Fails with `BitmapInconsistent` where a bitmap is in use, `NotSupported` where there is no raw image,
+    /// Fails with `BitmapInconsistent` where a bitmap is in use, `NotSupported` where the qcow2 cannot be written to here,
     /// `FileInvalid` where it is of another length than the qcow2, and `Locked` where somebody writes to one of them.
     pub fn import(&self, source: impl AsRef<Path>, disk: impl AsRef<Path>) -> Result<Imported> {
         let (source, disk) = (source.as_ref(), disk.as_ref());
@@ -68,24 +73,44 @@ impl ImportOptions {
             .map_err(|error| error.context(format_args!("cannot import {}", source.display())))
     }
 
-    fn import_parts(&self, source: &Path, disk: &Path) -> Result<Imported> {
-        let source = Source::open(source)?;
+    fn import_parts(&self, path: &Path, disk: &Path) -> Result<Imported> {
+        let source = Source::open(path)?;
         let qcow2 = source.read()?;
         let place = Place::find(disk, None, false).map_err(|e| e.context(disk.display()))?;
-        let (image, length) = self.image_of(&source, &qcow2, &place)?;
+        let is_image = self.image.is_none() && !matches!(qcow2.data_file(), DataFile::Raw(_));
+        let (image, format, length) = if is_image {
+            (name_from(&place.shown, path)?, Format::Qcow2, qcow2.size())
+        } else {
+            let (image, length) = self.image_of(&source, &qcow2, &place)?;
+            (image, Format::Raw, length)
+        };
         let (taken, left_out) = self.choose(&qcow2)?;
         let mut contents = Vec::with_capacity(taken.len());
         for record in &taken {
             contents.push(source::content(&qcow2, record, length)?);
         }
-        CreateOptions::new().image(&image).size(length).create(disk)?;
-        if let Err(error) = add(disk, &taken, &contents) {
+        let options = CreateOptions::new().image(&image).size(length);
+        options.image_format(format).create(disk)?;
+        let mut open = OpenOptions::new();
+        if is_image {
+            // It stays as it is, and locked, until the disk has the bitmaps.
+            open = open.image_untouched();
+        }
+        let added = source.sync().and_then(|()| add(&open, disk, &taken, &contents));
+        let bitmaps = taken.iter().map(|record| record.name.clone()).collect();
+        drop(source);
+        let made = match added {
+            Ok(()) if is_image => make_theirs_invalid(disk),
+            done => done,
+        };
+        if let Err(error) = made {
             take_back(&place);
             return Err(error);
         }
         Ok(Imported {
             image,
-            bitmaps: taken.iter().map(|record| record.name.clone()).collect(),
+            format,
+            bitmaps,
             left_out,
         })
     }
@@ -126,8 +151,8 @@ impl ImportOptions {
 }
 
 /// Gives the new disk its bitmaps, all of them or none.
-fn add(disk: &Path, records: &[&BitmapRecord], contents: &[BitmapContent]) -> Result<()> {
-    let disk = Disk::open(disk)?;
+fn add(open: &OpenOptions, disk: &Path, records: &[&BitmapRecord], contents: &[BitmapContent]) -> Result<()> {
+    let disk = open.open(disk)?;
     let mut actions = Vec::with_capacity(2 * records.len());
     for (record, content) in records.iter().zip(contents) {
         let name = record.name.as_str();
@@ -140,6 +165,23 @@ fn add(disk: &Path, records: &[&BitmapRecord], contents: &[BitmapContent]) -> Re
         actions.push(BitmapAction::Replace { name, content });
     }
     disk.bitmap_transaction(&actions)?;
+    disk.close()
+}
+
+/// Opens the disk as it will be used. Its image loses QEMU's bitmaps by that: they would not see what is written to the disk,
+/// and QEMU would believe them.
+fn make_theirs_invalid(disk: &Path) -> Result<()> {
+    let disk = Disk::open(disk)?;
+    // For a moment nobody had the image locked.
+    if let Some(info) = disk.bitmap_list()?.iter().find(|info| info.inconsistent) {
+        return Err(Error::new(
+            ErrorCode::BitmapInconsistent,
+            format!(
+                "it was written to meanwhile, so that changes are missing in bitmap {:?}",
+                info.name
+            ),
+        ));
+    }
     disk.close()
 }
 

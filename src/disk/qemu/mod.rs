@@ -11,6 +11,7 @@ mod source;
 use std::path::{Path, PathBuf};
 
 pub use back::Merged;
+pub(crate) use export::bitmaps_for_qemu;
 pub use export::{ExportOptions, Exported};
 pub use import::{ImportOptions, Imported};
 

@@ -11,7 +11,7 @@ use crate::disk::open::Place;
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::qcow2::{BitmapRecord, DataFile, Part, Qcow2, shown_length};
 use crate::state::{Lock, Sharing};
-use crate::storage::{Access, Role, Storage};
+use crate::storage::{Access, Role, Storage, SyncMode};
 
 /// An open qcow2.
 pub(super) struct Source {
@@ -40,6 +40,13 @@ impl Source {
 
     pub(super) fn read(&self) -> Result<Qcow2<'_>> {
         Qcow2::read(&*self.storage, &self.path)
+    }
+
+    /// Makes durable what whoever wrote to it last has left.
+    pub(super) fn sync(&self) -> Result<()> {
+        self.storage
+            .sync(SyncMode::Data)
+            .map_err(|e| Error::io("sync", &self.path, &e))
     }
 
     /// Where a data file of this name is. QEMU takes a relative one from the folder that it runs in, and people from that
@@ -75,11 +82,11 @@ impl Source {
             }
             DataFile::Raw(None) => Err(refused("it does not say which raw image its data file is")),
             DataFile::Inside => Err(refused(
-                "its data lies within the qcow2, and not in a raw image (\"qemu-img convert -O raw\" makes one, which can \
-                 be named as the image)",
+                "its data lies within the qcow2, as that of a copy does, from which there is no way back (\"qbm import\" \
+                 without --bitmaps makes a new disk of it)",
             )),
             DataFile::Mapped => Err(refused(
-                "its data file is no raw image (\"qemu-img convert -O raw\" makes one, which can be named as the image)",
+                "its data file is no raw image, and so not a disk's (\"qbm import\" without --bitmaps makes a new disk of it)",
             )),
         }
     }

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::bitmaps::{NewBitmap, PlacedBitmaps};
 use super::tables::{COPIED, Clusters, Head, numbers, numbers_32, refcounts, write_refcounts};
 use super::{EXTENSION_END, SECTOR};
 use crate::error::{Error, ErrorCode, Result};
@@ -107,8 +108,8 @@ impl Fresh {
         Ok(())
     }
 
-    /// Writes all that makes it a qcow2. Not durable yet.
-    pub(crate) fn finish(&self) -> Result<()> {
+    /// Writes all that makes it a qcow2, with these bitmaps in it. Not durable yet.
+    pub(crate) fn finish(&self, bitmaps: &[NewBitmap<'_>]) -> Result<()> {
         let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = u64::from(map.next);
         let put = |bytes: &[u8], at: u64| self.put(bytes, at);
@@ -131,7 +132,14 @@ impl Fresh {
             count: (l1_table.len() as u64 * 8).div_ceil(CLUSTER),
         };
         put(&numbers(&l1_table), at(l1.first))?;
-        let (table, blocks) = refcounts(l1.first + l1.count, CLUSTER);
+        next = l1.first + l1.count;
+        let placed = PlacedBitmaps::find(bitmaps, CLUSTER_BITS, &mut |count| {
+            let first = next;
+            next += count;
+            Clusters { first, count }
+        })?;
+        placed.write(bitmaps, &put)?;
+        let (table, blocks) = refcounts(next, CLUSTER);
         let total = blocks.first + blocks.count;
         write_refcounts(CLUSTER_BITS, total, (table, blocks), &put)?;
         self.storage
@@ -144,9 +152,10 @@ impl Fresh {
             l1,
             refcount_table: table,
             incompatible: 0,
-            autoclear: 0,
+            autoclear: placed.autoclear(),
         }
         .fields();
+        header.extend(placed.extension());
         header.extend(numbers_32(&[EXTENSION_END, 0]));
         put(&header, 0)
     }

@@ -4,6 +4,7 @@
 //! May call `storage`, `units` and `error`. Invariant: no field is used before it was checked, and a file that is
 //! written names nothing that is not written yet: the header comes last.
 
+mod bitmaps;
 mod directory;
 mod fields;
 mod fresh;
@@ -17,13 +18,14 @@ mod tables;
 mod tests;
 mod write;
 
+pub(crate) use bitmaps::NewBitmap;
 pub(crate) use directory::BitmapRecord;
 pub(crate) use fresh::Fresh;
 pub(crate) use header::DataFile;
 pub(crate) use opening::Unopened;
 pub(super) use order::Order;
 pub(crate) use read::{Part, Qcow2};
-pub(crate) use write::{NewBitmap, Thin};
+pub(crate) use write::Thin;
 
 /// `QFI\xfb`.
 const MAGIC: u32 = 0x5146_49fb;

@@ -5,15 +5,11 @@
 
 use std::path::Path;
 
+use super::bitmaps::{NewBitmap, PlacedBitmaps};
 use super::tables::{COPIED, Clusters, Head, low_32, numbers, numbers_32, refcounts, write_refcounts};
-use super::{
-    ALL_ONES, AUTO, BITMAPS_EXTENSION_BYTES, BITMAPS_VALID, DIRTY, ENTRY_BYTES, EXTENSION_BITMAPS,
-    EXTENSION_DATA_FILE, EXTENSION_END, EXTERNAL_DATA, MAX_BITMAP_BYTES, MAX_BITMAPS, MAX_DIRECTORY_BYTES,
-    RAW_EXTERNAL_DATA,
-};
+use super::{EXTENSION_DATA_FILE, EXTENSION_END, EXTERNAL_DATA, RAW_EXTERNAL_DATA};
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::{Storage, write_slice};
-use crate::units::Granularity;
 
 /// Clusters are 64 KiB, QEMU's default, and larger only where the tables would grow beyond [`TABLES_WANTED`].
 const MIN_CLUSTER_BITS: u32 = 16;
@@ -33,30 +29,13 @@ pub(crate) struct Thin<'a> {
     pub(crate) bitmaps: Vec<NewBitmap<'a>>,
 }
 
-/// Copies a serialized form from an offset on, as much as the slice holds.
-type Serialize<'a> = Box<dyn Fn(u64, &mut [u8]) -> Result<()> + 'a>;
-
-/// A bitmap that is to be in it.
-pub(crate) struct NewBitmap<'a> {
-    pub(crate) name: &'a str,
-    pub(crate) granularity: Granularity,
-    pub(crate) recording: bool,
-    /// The length of the serialized form, in bytes.
-    pub(crate) bytes: u64,
-    /// Hands it out.
-    pub(crate) serialize: Serialize<'a>,
-}
-
 /// Where everything goes. Cluster 0 is the header's.
 struct Layout {
     cluster_bits: u32,
     l1_entries: u64,
     l1: Clusters,
     l2: Clusters,
-    /// Of each bitmap, its table, and behind it the clusters that are stored.
-    bitmaps: Vec<(Clusters, Vec<u64>)>,
-    directory: Clusters,
-    directory_bytes: u64,
+    bitmaps: PlacedBitmaps,
     refcount_table: Clusters,
     refcount_blocks: Clusters,
     total: u64,
@@ -74,13 +53,7 @@ impl Thin<'_> {
             .set_length(layout.total << layout.cluster_bits)
             .map_err(|e| Error::io("grow", self.path, &e))?;
         self.write_map(&layout, &put)?;
-        for (bitmap, (table, entries)) in self.bitmaps.iter().zip(&layout.bitmaps) {
-            write_bitmap(bitmap, entries, &layout, &put)?;
-            put(&numbers(entries), layout.at(table.first))?;
-        }
-        if layout.directory.count > 0 {
-            put(&self.directory(&layout), layout.at(layout.directory.first))?;
-        }
+        layout.bitmaps.write(&self.bitmaps, &put)?;
         write_refcounts(
             layout.cluster_bits,
             layout.total,
@@ -111,25 +84,7 @@ impl Thin<'_> {
         // A disk of no length has a table all the same, as QEMU makes it.
         let l1_entries = l2.count.max(1);
         let l1 = take((l1_entries * 8).div_ceil(cluster));
-        if self.bitmaps.len() > MAX_BITMAPS as usize {
-            return Err(refused(format!(
-                "{} bitmaps are more than the limit of {MAX_BITMAPS}",
-                self.bitmaps.len()
-            )));
-        }
-        let mut bitmaps = Vec::with_capacity(self.bitmaps.len());
-        for bitmap in &self.bitmaps {
-            let mut entries = entries_of(bitmap, cluster)?;
-            for entry in entries.iter_mut().filter(|entry| **entry == TO_STORE) {
-                *entry = take(1).first << cluster_bits;
-            }
-            bitmaps.push((take((entries.len() as u64 * 8).div_ceil(cluster)), entries));
-        }
-        let directory_bytes = self.bitmaps.iter().map(entry_bytes).sum();
-        if directory_bytes > MAX_DIRECTORY_BYTES {
-            return Err(refused("the names of the bitmaps are too long together"));
-        }
-        let directory = take(u64::div_ceil(directory_bytes, cluster));
+        let bitmaps = PlacedBitmaps::find(&self.bitmaps, cluster_bits, &mut take)?;
         let (refcount_table, refcount_blocks) = refcounts(next, cluster);
         Ok(Layout {
             cluster_bits,
@@ -137,8 +92,6 @@ impl Thin<'_> {
             l1,
             l2,
             bitmaps,
-            directory,
-            directory_bytes,
             refcount_table,
             refcount_blocks,
             total: next + refcount_table.count + refcount_blocks.count,
@@ -169,29 +122,7 @@ impl Thin<'_> {
         put(&numbers(&l1), layout.at(layout.l1.first))
     }
 
-    fn directory(&self, layout: &Layout) -> Vec<u8> {
-        let mut out = Vec::new();
-        for (bitmap, (table, entries)) in self.bitmaps.iter().zip(&layout.bitmaps) {
-            out.extend(layout.at(table.first).to_be_bytes());
-            out.extend(low_32(entries.len() as u64).to_be_bytes());
-            out.extend(if bitmap.recording { AUTO } else { 0 }.to_be_bytes());
-            out.push(DIRTY);
-            #[allow(
-                clippy::cast_possible_truncation,
-                reason = "the exponent of a number of 64 bits"
-            )]
-            out.push(bitmap.granularity.bytes().trailing_zeros() as u8);
-            // A descriptor's bitmap has a name of at most 1023 bytes.
-            out.extend(u16::try_from(bitmap.name.len()).unwrap_or(u16::MAX).to_be_bytes());
-            out.extend(0u32.to_be_bytes());
-            out.extend(bitmap.name.as_bytes());
-            out.resize(out.len().next_multiple_of(8), 0);
-        }
-        out
-    }
-
     fn header(&self, layout: &Layout) -> Result<Vec<u8>> {
-        let has_bitmaps = !self.bitmaps.is_empty();
         let mut out = Head {
             cluster_bits: layout.cluster_bits,
             size: self.size,
@@ -199,21 +130,14 @@ impl Thin<'_> {
             l1: layout.l1,
             refcount_table: layout.refcount_table,
             incompatible: EXTERNAL_DATA,
-            autoclear: RAW_EXTERNAL_DATA | if has_bitmaps { BITMAPS_VALID } else { 0 },
+            autoclear: RAW_EXTERNAL_DATA | layout.bitmaps.autoclear(),
         }
         .fields();
         let name = self.data_file.as_bytes();
         out.extend(numbers_32(&[EXTENSION_DATA_FILE, low_32(name.len() as u64)]));
         out.extend(name);
         out.resize(out.len().next_multiple_of(8), 0);
-        if has_bitmaps {
-            out.extend(numbers_32(&[EXTENSION_BITMAPS, BITMAPS_EXTENSION_BYTES]));
-            out.extend(numbers_32(&[low_32(self.bitmaps.len() as u64), 0]));
-            out.extend(numbers(&[
-                layout.directory_bytes,
-                layout.at(layout.directory.first),
-            ]));
-        }
+        out.extend(layout.bitmaps.extension());
         out.extend(numbers_32(&[EXTENSION_END, 0]));
         if out.len() > 1 << layout.cluster_bits {
             return Err(refused(format!(
@@ -229,74 +153,6 @@ impl Layout {
     fn at(&self, cluster: u64) -> u64 {
         cluster << self.cluster_bits
     }
-}
-
-/// In a table that is being planned: this cluster is stored. No entry of a file says that.
-const TO_STORE: u64 = u64::MAX;
-
-/// The table of a bitmap, its stored clusters without a place yet.
-fn entries_of(bitmap: &NewBitmap<'_>, cluster: u64) -> Result<Vec<u64>> {
-    if bitmap.bytes > MAX_BITMAP_BYTES {
-        return Err(refused(format!(
-            "bitmap {:?}: a granularity of {} bytes is too fine for QEMU on a disk of this length, which limits a bitmap \
-             to {MAX_BITMAP_BYTES} bytes",
-            bitmap.name,
-            bitmap.granularity.bytes()
-        )));
-    }
-    let mut entries = Vec::new();
-    each_cluster(bitmap, cluster, &mut |bytes| {
-        let first = bytes.first().copied().unwrap_or(0);
-        let uniform = matches!(first, 0 | 0xff) && bytes.iter().all(|byte| *byte == first);
-        // A last one that the bits do not fill is never all ones: those behind the disk's end are to be zero.
-        entries.push(match (uniform, first) {
-            (true, 0) => 0,
-            (true, _) if bytes.len() as u64 == cluster => ALL_ONES,
-            _ => TO_STORE,
-        });
-        Ok(())
-    })?;
-    Ok(entries)
-}
-
-fn write_bitmap(
-    bitmap: &NewBitmap<'_>,
-    entries: &[u64],
-    layout: &Layout,
-    put: &dyn Fn(&[u8], u64) -> Result<()>,
-) -> Result<()> {
-    let mut entries = entries.iter();
-    each_cluster(
-        bitmap,
-        1 << layout.cluster_bits,
-        &mut |bytes| match entries.next() {
-            Some(at) if !matches!(*at, 0 | ALL_ONES) => put(bytes, *at),
-            _ => Ok(()),
-        },
-    )
-}
-
-/// The serialized form, a cluster at a time; the last may be shorter.
-fn each_cluster(
-    bitmap: &NewBitmap<'_>,
-    cluster: u64,
-    each: &mut dyn FnMut(&[u8]) -> Result<()>,
-) -> Result<()> {
-    let mut buffer = vec![0; usize::try_from(cluster).unwrap_or(0)];
-    let mut at = 0;
-    while at < bitmap.bytes {
-        let len = cluster.min(bitmap.bytes - at);
-        let part = &mut buffer[..usize::try_from(len).unwrap_or(0)];
-        (bitmap.serialize)(at, part)?;
-        each(part)?;
-        at += len;
-    }
-    Ok(())
-}
-
-/// What the directory's entry of a bitmap takes.
-fn entry_bytes(bitmap: &NewBitmap<'_>) -> u64 {
-    ((ENTRY_BYTES + bitmap.name.len()) as u64).next_multiple_of(8)
 }
 
 #[cold]

@@ -1,0 +1,168 @@
+//! A qcow2 that has its data in itself becomes the image of a disk.
+
+use std::path::PathBuf;
+
+use qbm::{BitmapInfo, Disk, ErrorCode, Format, ImportOptions, OpenOptions, WriteFlags};
+
+use super::{GRANULARITIES, Random, Room, dirty, nbd_bitmaps, of, requests, scribble, stamp};
+
+/// `vm.qcow2`, made and written by QEMU, with a bitmap of each granularity and one that is off.
+fn of_qemu(room: &Room, options: &[&str], length: u64, random: &mut Random) -> Vec<String> {
+    let size = length.to_string();
+    let args = [&["create", "-q", "-f", "qcow2"], options, &["vm.qcow2", &size]].concat();
+    room.qemu_img(&args);
+    room.qemu_io("vm.qcow2", &requests(length, random, 20));
+    let mut names = Vec::new();
+    for bytes in GRANULARITIES {
+        let (name, bytes) = (format!("every-{bytes}"), bytes.to_string());
+        room.qemu_img(&["bitmap", "--add", "-g", &bytes, "vm.qcow2", &name]);
+        names.push(name);
+    }
+    room.qemu_img(&["bitmap", "--add", "--disable", "vm.qcow2", "off"]);
+    names.push("off".to_owned());
+    room.qemu_io("vm.qcow2", &requests(length, random, 10));
+    names
+}
+
+fn import(room: &Room) -> qbm::Result<qbm::Imported> {
+    ImportOptions::new().import(room.path("vm.qcow2"), room.path("vm.qbm"))
+}
+
+fn open(room: &Room) -> Disk {
+    Disk::open(room.path("vm.qbm")).expect("it opens")
+}
+
+/// QEMU believes in no bitmap of the image.
+fn assert_none_of_qemu(room: &Room) {
+    let facts = room.facts("vm.qcow2");
+    let listed = &facts["format-specific"]["data"]["bitmaps"];
+    assert!(listed.is_null() || listed == &serde_json::json!([]), "{facts}");
+    let served = std::process::Command::new("qemu-nbd")
+        .args(["-f", "qcow2", "--read-only", "-B", "every-512", "-k"])
+        .arg(room.path("never.sock"))
+        .arg(room.path("vm.qcow2"))
+        .output()
+        .expect("qemu-nbd");
+    assert!(!served.status.success(), "a stale bitmap is served");
+}
+
+#[test]
+fn it_brings_its_bitmaps_and_they_go_on() {
+    let mut random = Random::new(Random::seed());
+    for (length, options) in [
+        (1 << 20, &[][..]),
+        ((9 << 20) + 512, &["-o", "cluster_size=512"]),
+        ((3 << 30) + 1536, &["-o", "cluster_size=2M"]),
+        (5 << 20, &["-b", "base.img", "-F", "raw"]),
+        (4 << 20, &["-o", "data_file=vm.data"]),
+    ] {
+        let Some(room) = Room::new() else { return };
+        room.image("base.img", 3 << 20);
+        let names = of_qemu(&room, options, length, &mut random);
+        room.qemu_img(&["convert", "-f", "qcow2", "-O", "raw", "vm.qcow2", "before.img"]);
+        let server = nbd_bitmaps::serve(room.dir.path(), &room.path("vm.qcow2"), &names);
+        let theirs: Vec<_> = names
+            .iter()
+            .map(|name| nbd_bitmaps::dirty(&server, name, length))
+            .collect();
+        drop(server);
+        let imported = import(&room).expect("imported");
+        assert_eq!((&*imported.image, imported.format), ("vm.qcow2", Format::Qcow2));
+        assert_eq!(imported.bitmaps, names);
+        assert_none_of_qemu(&room);
+        // Once more: the image's own header was changed, and by nobody else.
+        open(&room).close().expect("closed");
+        let disk = open(&room);
+        let bits = |disk: &Disk| -> Vec<_> { names.iter().map(|name| dirty(disk, name)).collect() };
+        assert_eq!(bits(&disk), theirs);
+        for BitmapInfo {
+            name,
+            recording,
+            inconsistent,
+            granularity,
+            epoch,
+            ..
+        } in disk.bitmap_list().expect("a list")
+        {
+            assert_eq!(recording, name != "off", "{name}");
+            assert!(!inconsistent && epoch.is_some(), "{name}");
+            assert!(
+                name == "off" || name == format!("every-{}", granularity.bytes()),
+                "{name}"
+            );
+        }
+        room.qemu_img(&[
+            "compare",
+            "-U",
+            "-f",
+            "qcow2",
+            "-F",
+            "raw",
+            "vm.qcow2",
+            "before.img",
+        ]);
+        disk.write(b"z", length - 1, WriteFlags::empty())
+            .expect("a write");
+        assert!(disk.bitmap_get("every-512", length - 1).expect("a bit"));
+        scribble(&disk, &mut random, 5);
+        disk.close().expect("closed");
+        assert_none_of_qemu(&room);
+        // Only the space of the bitmaps is lost, which QEMU gives back.
+        room.qemu_img(&["check", "-q", "-r", "leaks", "vm.qcow2"]);
+        assert!(
+            room.qemu_img(&["check", "vm.qcow2"])
+                .contains("No errors were found")
+        );
+        let seen = OpenOptions::new()
+            .read_only(true)
+            .open(room.path("vm.qbm"))
+            .expect("it opens");
+        drop(seen);
+    }
+}
+
+/// D1: what QEMU writes to the image afterwards is in no bitmap of the disk, which must know.
+#[test]
+fn what_qemu_writes_to_it_afterwards_makes_its_bitmaps_inconsistent() {
+    let mut random = Random::new(Random::seed());
+    let Some(room) = Room::new() else { return };
+    of_qemu(&room, &[], 1 << 20, &mut random);
+    import(&room).expect("imported");
+    // With a bitmap of its own in it again, so that the open has a header to change.
+    room.qemu_img(&["bitmap", "--add", "vm.qcow2", "theirs"]);
+    room.qemu_io("vm.qcow2", &["write -q 0 4096".to_owned()]);
+    let disk = open(&room);
+    let infos = disk.bitmap_list().expect("a list");
+    assert!(
+        infos.iter().all(|info| info.inconsistent == info.recording),
+        "{infos:?}"
+    );
+}
+
+#[test]
+fn a_qcow2_whose_bitmaps_cannot_be_had_stays_as_it_is() {
+    let mut random = Random::new(Random::seed());
+    let Some(room) = Room::new() else { return };
+    of_qemu(&room, &[], 1 << 20, &mut random);
+    let before = (room.names(), stamp(&room.path("vm.qcow2")));
+    let there: PathBuf = room.path("there.qbm");
+    std::fs::write(&there, "mine").expect("written");
+    let taken = ImportOptions::new().import(room.path("vm.qcow2"), &there);
+    assert_eq!(taken.map_err(|e| e.code()), Err(ErrorCode::FileExists));
+    std::fs::remove_file(&there).expect("removed");
+    // The same disk twice: the other user keeps it.
+    let server = nbd_bitmaps::serve(room.dir.path(), &room.path("vm.qcow2"), &[]);
+    let locked = import(&room);
+    assert_eq!(locked.map_err(|e| e.code()), Err(ErrorCode::Locked));
+    drop(server);
+    assert_eq!((room.names(), stamp(&room.path("vm.qcow2"))), before);
+    let facts = room.facts("vm.qcow2");
+    assert_eq!(
+        facts["format-specific"]["data"]["bitmaps"]
+            .as_array()
+            .map(Vec::len),
+        Some(7)
+    );
+    import(&room).expect("imported");
+    open(&room).bitmap_add("more", of(4096, true)).expect("a bitmap");
+}
