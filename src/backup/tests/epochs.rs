@@ -84,16 +84,52 @@ fn a_bitmap_that_is_gone_or_inconsistent_means_a_full_backup() {
     fs::write(&image, content).unwrap();
     assert_eq!(
         next(&room).reason,
-        "the bitmap was inconsistent: the image may have been written to behind its back"
+        "the bitmap was inconsistent: the image may have been written to behind its back; what QEMU wrote through an \
+         export comes by \"qbm import --bitmaps\" first"
     );
     room.write(5, 4000, 3);
     assert_eq!(next(&room).kind(), BackupKind::Incremental);
 }
 
 #[test]
-fn a_bitmap_of_another_name_means_a_full_backup() {
+fn a_bitmap_of_another_name_is_refused_while_the_disk_has_the_folder_s() {
+    let (room, second) = two_backups();
+    for exists in [false, true] {
+        if exists {
+            room.with(|disk| disk.bitmap_add("weekly", crate::AddBitmap::default()));
+        }
+        let before = files(&room.path("backups"));
+        let error = room.try_back_up(&Backup::new("weekly"), "backups").unwrap_err();
+        assert!(
+            error.message().ends_with(
+                "were made with the bitmap \"nightly\", which the disk has; a full backup begins a new series"
+            ),
+            "{error}"
+        );
+        assert!(files(&room.path("backups")) == before);
+        room.with(|disk| {
+            assert_eq!(disk.bitmap_list()?.len(), if exists { 2 } else { 1 });
+            Ok(())
+        });
+    }
+    // One that is the folder's, by another name.
+    room.with(|disk| disk.bitmap_rename("nightly", "daily"));
+    room.with(|disk| disk.bitmap_add("nightly", crate::AddBitmap::default()));
+    let third = room.back_up_with(&Backup::new("daily"));
+    assert_eq!(
+        (third.kind(), third.parent),
+        (BackupKind::Incremental, Some(second.name))
+    );
+    let series = room.back_up_with(&Backup::new("weekly").full(true));
+    assert_eq!(series.reason, "it was asked for");
+    assert!(room.restored(&series.name) == room.content());
+}
+
+#[test]
+fn a_bitmap_of_another_name_means_a_full_backup_where_the_folder_s_is_gone() {
     let (room, second) = two_backups();
     room.with(|disk| disk.bitmap_add("weekly", crate::AddBitmap::default()));
+    room.with(|disk| disk.bitmap_remove("nightly"));
     let point = room.back_up_with(&Backup::new("weekly"));
     let expected = format!(
         "the newest backup, {}, was made with bitmap \"nightly\", not \"weekly\"",
@@ -214,4 +250,54 @@ fn a_disk_that_moved_is_known_by_its_bitmap() {
         .run(&disk, &mut folder, &mut |_, _| ControlFlow::Continue(()))
         .unwrap();
     assert_eq!(done.point.kind(), BackupKind::Incremental);
+}
+
+/// Recovery belongs to an earlier open than the backup, and others that close come between the two.
+#[test]
+fn a_bitmap_that_recovery_had_widened_says_so_until_it_starts_anew() {
+    for state_is_lost in [false, true] {
+        let (room, _) = two_backups();
+        let disk = Disk::open(room.disk()).unwrap();
+        disk.write(&[5; 100], 200_000, WriteFlags::empty()).unwrap();
+        // As it is found after a crash, and in other files, so that nothing vouches for them.
+        room.snapshot("crashed");
+        drop(disk);
+        room.roll_back("crashed");
+        if state_is_lost {
+            fs::remove_file(room.path("vm/disk.state")).unwrap();
+        }
+        let widened = |disk: &Disk| disk.bitmap_info("nightly").unwrap().widened;
+        room.with(|disk| {
+            assert!(!disk.info().unwrap().recovery.unwrap().added.is_empty());
+            assert!(widened(disk));
+            Ok(())
+        });
+        room.write(6, 300_000, 100);
+        room.with(|disk| {
+            assert!(disk.info().unwrap().recovery.is_none());
+            assert!(widened(disk), "state is lost: {state_is_lost}");
+            Ok(())
+        });
+        let canceled = |_, _| ControlFlow::Break(());
+        let disk = Disk::open(room.disk()).unwrap();
+        small()
+            .run(&disk, &mut room.folder(), &mut { canceled })
+            .unwrap_err();
+        disk.close().unwrap();
+
+        let point = next(&room);
+        assert_eq!(point.kind(), BackupKind::Incremental);
+        assert_eq!(
+            point.reason,
+            "the bitmap was widened by recovery after the disk was not closed: what that added is in this one too, \
+             changed or not"
+        );
+        room.with(|disk| {
+            assert!(!widened(disk));
+            Ok(())
+        });
+        room.write(7, 400_000, 100);
+        let point = next(&room);
+        assert_eq!((point.kind(), &*point.reason), (BackupKind::Incremental, ""));
+    }
 }
