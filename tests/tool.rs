@@ -25,6 +25,8 @@ mod check;
 mod errors;
 #[path = "tool/generated.rs"]
 mod generated;
+#[path = "tool/letters.rs"]
+mod letters;
 #[path = "tool/map.rs"]
 mod map;
 #[path = "tool/picture.rs"]
@@ -180,6 +182,7 @@ fn info_has_qemu_imgs_keys_in_json() {
                         "file": "disk.state",
                         "usable": true,
                         "closed": true,
+                        "in-use": false,
                         "policy": "write-through",
                         "region-size": 64 << 20,
                         "active-regions": 0,

@@ -10,7 +10,7 @@ use super::run::threads;
 use super::target::{NewQcow2, Target, place_for_new, taken};
 use crate::disk::{Disk, ExportOptions, OpenOptions, Progress, bitmaps_for_qemu};
 use crate::error::{Error, ErrorCode, Result};
-use crate::format::qcow2::{Fresh, shown_length};
+use crate::format::qcow2::{DEFAULT_CLUSTER, Fresh, shown_length};
 use crate::storage::NewFile;
 use crate::zeros::BLOCK_BYTES;
 
@@ -62,7 +62,7 @@ impl ExportOptions {
         let failed = |e: &io::Error| Error::io("create", target, e);
         let mut file = NewFile::create(folder).map_err(|e| failed(&e))?;
         let new = Target::Qcow2(NewQcow2 {
-            image: Fresh::new(file.storage(), target.to_owned(), length)?,
+            image: Fresh::new(file.storage(), target.to_owned(), length, DEFAULT_CLUSTER)?,
             holes: true,
         });
         let how = How {

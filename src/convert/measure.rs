@@ -6,6 +6,7 @@ use super::Disk;
 use super::extents::Extents;
 use crate::descriptor::Format;
 use crate::error::{Error, ErrorCode, Result};
+use crate::format::qcow2::DEFAULT_CLUSTER;
 use crate::state::STATE_FILE_BYTES;
 use crate::units::MAX_LENGTH;
 use crate::zeros::BLOCK;
@@ -32,7 +33,7 @@ pub enum MeasureSource<'d> {
 }
 
 /// The cluster size of a qcow2 unless another is given: QEMU's default, 64 KiB.
-pub const QCOW2_CLUSTER: u64 = 64 << 10;
+pub const QCOW2_CLUSTER: u64 = DEFAULT_CLUSTER;
 
 /// What an image of `format` would take. `cluster` is of a qcow2: a power of two from 512 to 2 MiB.
 ///

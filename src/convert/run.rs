@@ -9,7 +9,7 @@ use crate::descriptor::Format;
 use crate::descriptor::names::FileName;
 use crate::disk::{CreateOptions, Disk, Progress};
 use crate::error::{Error, ErrorCode, Result};
-use crate::format::qcow2::Fresh;
+use crate::format::qcow2::{DEFAULT_CLUSTER, Fresh};
 use crate::parallel::{MOST_WORKERS, WORKERS};
 use crate::storage::NewFile;
 use crate::units::ByteRange;
@@ -24,6 +24,7 @@ pub struct Convert {
     sparse: Option<u64>,
     offload: bool,
     threads: Option<usize>,
+    cluster: Option<u64>,
 }
 
 /// What was converted, in bytes.
@@ -67,6 +68,14 @@ impl Convert {
         self
     }
 
+    /// How many bytes a cluster of a new qcow2 has, a power of two from 512 to 2 MiB; 64 KiB unless it is said. Other formats
+    /// have none.
+    #[must_use]
+    pub fn cluster_size(mut self, bytes: u64) -> Self {
+        self.cluster = Some(bytes);
+        self
+    }
+
     /// Makes the image `target`, raw, a qcow2 or a QBM disk, with what `source` shows, which must not change meanwhile. Durable on
     /// return.
     ///
@@ -75,10 +84,10 @@ impl Convert {
     /// image, which [`CheckOptions`](crate::CheckOptions) finds once there is a disk of that name). Where the file system
     /// can share space between files, nothing is copied.
     ///
-    /// A qcow2 is of version 3, with clusters of 64 KiB, and has those that have data.
+    /// A qcow2 is of version 3, and has the clusters that have data.
     ///
     /// Fails with `FileExists` where the name is taken, `NotSupported` for other formats, `InvalidArgument` for a qcow2
-    /// whose length is no multiple of 512, and `Canceled` where `progress` says so.
+    /// whose length is no multiple of 512, or whose cluster size there is not, and `Canceled` where `progress` says so.
     pub fn create(
         &self,
         source: &Disk,
@@ -108,7 +117,10 @@ impl Convert {
         let io_failed = |e: &io::Error| Error::io("create", target, e);
         let mut file = NewFile::create(folder).map_err(|e| io_failed(&e))?;
         let copied = if format == Format::Qcow2 {
-            fill_qcow2(&file, source, target, how, progress)?
+            let storage = file.storage();
+            let cluster = self.cluster.unwrap_or(DEFAULT_CLUSTER);
+            let image = Fresh::new(storage, target.to_owned(), source.length(), cluster)?;
+            fill_qcow2(image, source, how, progress)?
         } else {
             fill(&file, source, target, how, progress)?
         };
@@ -222,16 +234,10 @@ fn fill(file: &NewFile, source: &Disk, path: &Path, how: How, progress: &mut Pro
     copy::copy(source, &Target::Raw(target), how, progress)
 }
 
-/// Writes all of the new file, as a qcow2.
-fn fill_qcow2(
-    file: &NewFile,
-    source: &Disk,
-    path: &Path,
-    how: How,
-    progress: &mut Progress<'_>,
-) -> Result<Copied> {
+/// Writes all of the new file, a qcow2.
+fn fill_qcow2(image: Fresh, source: &Disk, how: How, progress: &mut Progress<'_>) -> Result<Copied> {
     let target = Target::Qcow2(NewQcow2 {
-        image: Fresh::new(file.storage(), path.to_owned(), source.length())?,
+        image,
         holes: how.sparse > 0,
     });
     let copied = copy::copy(source, &target, how, progress)?;

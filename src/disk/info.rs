@@ -60,8 +60,10 @@ pub struct StateInfo {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StateFound {
-    /// The disk had been closed.
+    /// The disk had been closed, and not written to since.
     pub closed: bool,
+    /// Somebody else had it open for writing. Only an open without locks can meet that, and only of a host's file.
+    pub in_use: bool,
     /// How its last user saved bitmaps.
     pub policy: BitmapPolicy,
     /// How many bytes of the disk a region of the intent map has.

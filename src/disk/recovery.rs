@@ -147,7 +147,7 @@ impl Recovering<'_> {
         bitmaps: &mut [Bitmap],
     ) -> Result<Recovered> {
         recover::apply_marks(bitmaps, &found.header().marks);
-        let said = said(&found);
+        let said = said(&found, self.options.no_lock && Lock::is_written(&*storage));
         let now = self.evidence(&*storage, bitmaps)?;
         let mut recovery = None;
         // Whoever used an image that is a disk itself without this one is found out whatever became of this one.
@@ -471,10 +471,11 @@ impl Recovery {
     }
 }
 
-fn said(found: &Found) -> StateFound {
+fn said(found: &Found, in_use: bool) -> StateFound {
     let header = found.header();
     StateFound {
         closed: header.clean,
+        in_use,
         policy: header.policy,
         region_bytes: header.region.bytes(),
         // After a clean close the map says nothing.

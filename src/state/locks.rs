@@ -113,6 +113,12 @@ impl Lock {
         }
     }
 
+    /// Whether somebody else has locked a state file to write; no, too, where that cannot be found out. Takes no lock.
+    pub(crate) fn is_written(storage: &dyn Storage) -> bool {
+        let found = storage.host_file().map(|fd| sys::test_shared(fd, WHOLE));
+        matches!(found, Some(Ok(Some(_))))
+    }
+
     /// Whether it is on an image, not on a state file.
     pub(crate) fn is_of_image(&self) -> bool {
         self.of_image

@@ -54,7 +54,16 @@ pub(super) struct Obstacle {
 
 /// What stands against an exclusive lock; `None` where nothing does. Locks of the same description never do.
 pub(super) fn test_exclusive(fd: BorrowedFd<'_>, bytes: Bytes) -> io::Result<Option<Obstacle>> {
-    let mut lock = flock_of(libc::F_WRLCK, bytes);
+    test(fd, libc::F_WRLCK, bytes)
+}
+
+/// What stands against a shared lock.
+pub(super) fn test_shared(fd: BorrowedFd<'_>, bytes: Bytes) -> io::Result<Option<Obstacle>> {
+    test(fd, libc::F_RDLCK, bytes)
+}
+
+fn test(fd: BorrowedFd<'_>, kind: c_int, bytes: Bytes) -> io::Result<Option<Obstacle>> {
+    let mut lock = flock_of(kind, bytes);
     // SAFETY: the command reads one `flock64` and writes it.
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) })?;
     Ok((c_int::from(lock.l_type) != libc::F_UNLCK).then_some(Obstacle {

@@ -25,6 +25,11 @@ fn facts(room: &Room, verb: &str, file: &str) -> Value {
 
 /// QEMU finds nothing wrong with it, and as many clusters as it says.
 fn assert_sound(room: &Room, file: &str) -> Value {
+    assert_sound_with(room, file, 65_536)
+}
+
+/// The same of other clusters than the usual ones.
+fn assert_sound_with(room: &Room, file: &str, cluster: u64) -> Value {
     // What is wrong makes it fail; leaks too.
     let check = facts(room, "check", file);
     for wrong in ["corruptions", "leaks", "check-errors"] {
@@ -41,9 +46,41 @@ fn assert_sound(room: &Room, file: &str) -> Value {
     assert_eq!(specific["corrupt"], false, "{info}");
     assert_eq!(specific["refcount-bits"], 16, "{info}");
     assert_eq!(info["dirty-flag"], false, "{info}");
-    assert_eq!(info["cluster-size"], 65_536, "{info}");
+    assert_eq!(info["cluster-size"], cluster, "{info}");
     assert!(info["backing-filename"].is_null(), "{info}");
     check
+}
+
+#[test]
+fn a_qcow2_may_have_clusters_of_every_size() {
+    if !have_qemu() {
+        return;
+    }
+    let mut random = Random::new(Random::seed());
+    for bits in 9..=21 {
+        let room = Room::new();
+        let cluster = 1u64 << bits;
+        // Several tables, where they are small enough.
+        scatter(&room, "in.img", (9 << 20) + 512, &mut random);
+        let option = format!("cluster_size={cluster}");
+        room.done(&[
+            "convert",
+            "-f",
+            "raw",
+            "-O",
+            "qcow2",
+            "-o",
+            &option,
+            "in.img",
+            "out.qcow2",
+        ]);
+        let check = assert_sound_with(&room, "out.qcow2", cluster);
+        let verdict = qemu(
+            &room,
+            &["compare", "-f", "raw", "-F", "qcow2", "in.img", "out.qcow2"],
+        );
+        assert_eq!(verdict, "Images are identical.\n", "{cluster}: {check}");
+    }
 }
 
 #[test]

@@ -143,11 +143,11 @@ fn a_source_that_cannot_be_merged_from() {
         "cannot open raw.img: not readable as JSON: expected value at line 1 column 1 (it is no QBM descriptor; \
          \"qbm create --image\" makes one for a raw image)",
     );
-    cannot(
-        &room,
-        &merge(&["old.qcow2", "-F", "qcow2"]),
-        "cannot merge from old.qcow2: its format is given as \"qcow2\", and only the bitmaps of QBM disks can be \
-         merged (-F qbm)",
+    let line = "cannot merge from old.qcow2: its format is given as \"qcow2\", and only the bitmaps of QBM disks can be \
+                merged (-F qbm)";
+    assert_eq!(
+        room.fails(&[&["bitmap"], &*merge(&["old.qcow2", "-F", "qcow2"])].concat()),
+        (2, format!("qbm: {line}\n"))
     );
     cannot(
         &room,

@@ -198,7 +198,7 @@ fn a_disk_in_use_is_shared_by_force_only() {
     let said = room.done(&["info", "-U", "disk.qbm"]);
     assert!(
         said.contains(
-            "state file: disk.state (in use, or not closed; 1 active regions of 64 MiB; bitmaps write-through)\n\
+            "state file: disk.state (in use; 1 active regions of 64 MiB; bitmaps write-through)\n\
              recovery: due at the next open for writing, and shown here as done: "
         ),
         "{said}"
@@ -252,6 +252,6 @@ fn create_takes_qemu_imgs_options() {
         "1M",
     ];
     let (code, said) = room.fails(&twice);
-    assert_eq!(code, 1);
+    assert_eq!(code, 2);
     assert!(said.contains("are the same; give one of them"), "{said}");
 }

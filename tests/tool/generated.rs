@@ -66,11 +66,11 @@ fn the_man_page_of_no_verb_is_refused() {
     let room = Room::new();
     assert_eq!(
         room.fails(&["man", "frob"]),
-        (1, "qbm: there is no command \"frob\"\n".to_owned())
+        (2, "qbm: there is no command \"frob\"\n".to_owned())
     );
     assert_eq!(
         room.fails(&["man", "bitmap", "frob"]),
-        (1, "qbm: there is no command \"bitmap frob\"\n".to_owned())
+        (2, "qbm: there is no command \"bitmap frob\"\n".to_owned())
     );
 }
 

@@ -18,7 +18,7 @@ use crate::backup::verify::{check_data, damaged};
 use crate::descriptor::names::FileName;
 use crate::disk::{CreateOptions, Disk, Progress, StatusFlags, StatusHints};
 use crate::error::{Error, ErrorCode, Result};
-use crate::format::qcow2::Fresh;
+use crate::format::qcow2::{DEFAULT_CLUSTER, Fresh};
 use crate::parallel::{self, Buffer};
 use crate::storage::{NewFile, Storage, Writeback, write_slice};
 use crate::units::ByteRange;
@@ -72,7 +72,7 @@ impl Target {
     fn new(file: &NewFile, format: RestoreFormat, path: &Path, length: u64) -> Result<Self> {
         let (storage, path) = (file.storage(), path.to_owned());
         if format == RestoreFormat::Qcow2 {
-            return Fresh::new(storage, path, length).map(Self::Qcow2);
+            return Fresh::new(storage, path, length, DEFAULT_CLUSTER).map(Self::Qcow2);
         }
         storage
             .set_length(length)

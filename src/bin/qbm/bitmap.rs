@@ -18,6 +18,7 @@ use qbm::{AddBitmap, BitmapAction, BitmapContent, Disk, Error, ErrorCode, Granul
 use crate::dirty;
 use crate::failure::{Failure, Outcome};
 use crate::forms::{Forms, Usage};
+use crate::letters::Described;
 use crate::open;
 use crate::size::parse_granularity;
 use actions::{Action, Actions};
@@ -73,6 +74,9 @@ pub struct Change {
     #[arg(short = 'F', long, value_name = "FORMAT", requires = "source_file")]
     source_format: Option<String>,
 
+    #[command(flatten)]
+    described: Described,
+
     /// The disk's descriptor
     #[arg(value_name = "DISK.qbm")]
     disk: PathBuf,
@@ -119,10 +123,11 @@ impl Change {
 
     /// What each of the merges takes from the disk `file`; nothing where that is the disk itself.
     fn contents_of(&self, file: &Path) -> Outcome<Vec<BitmapContent>> {
-        let refused = |why: &str| Failure::Refused(format!("cannot merge from {}: {why}", file.display()));
         if let Some(format) = self.source_format.as_deref().filter(|format| *format != "qbm") {
-            return Err(refused(&format!(
-                "its format is given as {format:?}, and only the bitmaps of QBM disks can be merged (-F qbm)"
+            return Err(Failure::Usage(format!(
+                "cannot merge from {}: its format is given as {format:?}, and only the bitmaps of QBM disks can be merged \
+                 (-F qbm)",
+                file.display()
             )));
         }
         // As if it had not been given: the merges see what the actions before them do.

@@ -12,6 +12,7 @@ use qbm::{CheckOptions, CheckReport, ErrorCode, Finding, FindingKind, Repair, Se
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, Outcome};
+use crate::letters::Described;
 use crate::open::{self, Share};
 use crate::output::Output;
 
@@ -21,13 +22,17 @@ image, the images below, and files that a crash has left behind. A disk that can
 repair takes anything from an image.
 
 What -r repairs:
-  leaks   files that no descriptor in the folder names are removed, and nothing else is changed
-  all     that; bits behind the disk's end are cleared; a disk that was not closed is recovered; a state file that is
-          damaged or missing is made anew, and then every bit of every bitmap set, as nothing is known of the last user
-  dirty   every bit is set in bitmaps that are inconsistent, or are so since others wrote to the image: the next backup
-          copies everything
-  trust   the image is taken as it is: that others wrote to it does not count. Only before an open for writing has made
-          the bitmaps inconsistent; from then on writes went by unrecorded, and only -r dirty helps
+  leaks   files that no descriptor in the folder names are removed, and
+          nothing else is changed
+  all     that; bits behind the disk's end are cleared; a disk that was not
+          closed is recovered; a state file that is damaged or missing is made
+          anew, and then every bit of every bitmap set, as nothing is known of
+          the last user
+  dirty   every bit is set in bitmaps that are inconsistent, or are so since
+          others wrote to the image: the next backup copies everything
+  trust   the image is taken as it is: that others wrote to it does not count.
+          Only before an open for writing has made the bitmaps inconsistent;
+          from then on writes went by unrecorded, and only -r dirty helps
 
 Exit status, as qemu-img check's and after repairs: 0 sound; 1 something could not be checked or repaired; 2 corruptions;
 3 leaks and nothing worse. Notes count for nothing.
@@ -61,6 +66,9 @@ pub struct Args {
 
     #[command(flatten)]
     share: Share,
+
+    #[command(flatten)]
+    described: Described,
 
     /// The disk's descriptor
     #[arg(value_name = "DISK.qbm")]

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::bar::Bar;
 use crate::failure::{Failure, Outcome};
+use crate::letters::{self, Described};
 use crate::open;
 use crate::output::{Output, short_size};
 
@@ -34,7 +35,7 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// Into this image of the overlay's chain, by the name that \"qbm info --backing-chain\" shows, or relative to the
+    /// Into this image of the overlay's chain, by the name that "qbm info --backing-chain" shows, or relative to the
     /// descriptor's folder [default: the one that the overlay is on]
     #[arg(short, long, value_name = "BASE")]
     base: Option<PathBuf>,
@@ -47,12 +48,53 @@ pub struct Args {
     #[arg(short, long)]
     quiet: bool,
 
+    /// Show how far it is, on a terminal, as is done in any case
+    #[arg(short, long, conflicts_with = "quiet")]
+    progress: bool,
+
+    #[command(flatten)]
+    missing: Missing,
+
+    #[command(flatten)]
+    described: Described,
+
     /// The overlay's descriptor
     #[arg(value_name = "DISK.qbm")]
     disk: PathBuf,
 }
 
+/// What qemu-img has and this has not.
+#[derive(clap::Args)]
+struct Missing {
+    #[arg(short = 't', hide = true)]
+    cache: Option<String>,
+    #[arg(short = 'd', hide = true)]
+    keep: bool,
+    #[arg(short = 'r', hide = true)]
+    rate: Option<String>,
+}
+
+impl Missing {
+    fn refuse(&self) -> Outcome {
+        letters::refuse(&[
+            (
+                self.cache.is_some(),
+                "-t: there is one mode, through the page cache, and all is durable at the end",
+            ),
+            (
+                self.keep,
+                "-d: an overlay is always emptied, since its backing has it all then",
+            ),
+            (
+                self.rate.is_some(),
+                "-r: there is no limit of the rate (ionice and cgroups have one)",
+            ),
+        ])
+    }
+}
+
 pub fn run(args: &Args) -> Outcome {
+    args.missing.refuse()?;
     let disk = open::to_write(&args.disk)?;
     let layer = match &args.base {
         None => 1,

@@ -10,6 +10,8 @@ use serde_json::json;
 use crate::bar::Bar;
 use crate::failure::{Failure, Outcome};
 use crate::image::{self, parse_format};
+use crate::letters;
+use crate::measure::parse_cluster;
 use crate::open::Share;
 use crate::output::{Output, long_size, short_size};
 use crate::size::parse_size;
@@ -22,7 +24,7 @@ descriptor without being told.
 TARGET must not exist, unless -n is given, and gets its name when all of it is there and durable: after a failure nothing
 is left. With -n what exists is overwritten up to the length of SOURCE, and a failure leaves it half written; in a QBM
 disk the dirty bitmaps record it. A QBM disk that is made is a descriptor and a raw image beside it. A qcow2 is always a
-new one, of version 3 with clusters of 64 KiB, and its length must be a multiple of 512.
+new one, of version 3, and its length must be a multiple of 512.
 
 Zeros become holes (-S), and what the file system can share between the two files takes neither time nor space.
 
@@ -57,6 +59,11 @@ pub struct Args {
     /// Overwrite TARGET, which exists and is as long as SOURCE at least
     #[arg(short = 'n', long)]
     no_create: bool,
+
+    /// cluster_size=BYTES of a new qcow2, a power of two from 512 to 2M [default: cluster_size=64k]
+    #[allow(clippy::doc_markdown, reason = "this is the help, and is printed as it is")]
+    #[arg(short = 'o', value_name = "KEY=VALUE", value_parser = parse_cluster, conflicts_with = "no_create")]
+    options: Option<u64>,
 
     /// So many zeros become a hole, a multiple of 512; with 0 there are no holes, and all space is taken
     #[arg(short = 'S', long, value_name = "BYTES", value_parser = parse_size, default_value = "4k")]
@@ -127,7 +134,7 @@ struct Missing {
 
 impl Missing {
     fn refuse(&self) -> Outcome {
-        let words = [
+        letters::refuse(&[
             (self.compress, "-c: what is written is not compressed"),
             (
                 self.snapshot.is_some(),
@@ -154,17 +161,12 @@ impl Missing {
                 self.target_is_zero,
                 "--target-is-zero: zeros are written where TARGET exists",
             ),
-        ];
-        match words.iter().find(|(given, _)| *given) {
-            Some((_, words)) => Err(Failure::Refused((*words).to_owned())),
-            None => Ok(()),
-        }
+        ])
     }
 }
 
 pub fn run(args: &Args) -> Outcome {
     args.missing.refuse()?;
-    let source = image::to_read(&args.source, args.format, &args.share, "-f")?;
     let format = args
         .target_format
         .unwrap_or(if image::is_named_qbm(&args.target) {
@@ -172,7 +174,16 @@ pub fn run(args: &Args) -> Outcome {
         } else {
             Format::Raw
         });
+    if args.options.is_some() && format != Format::Qcow2 {
+        return Err(Failure::Usage(format!(
+            "cluster_size is of qcow2 images, not of {format} ones"
+        )));
+    }
+    let source = image::to_read(&args.source, args.format, &args.share, "-f")?;
     let mut how = Convert::new().sparse(args.sparse_size).offload(args.copy_offload);
+    if let Some(cluster) = args.options {
+        how = how.cluster_size(cluster);
+    }
     if let Some(threads) = args.threads {
         how = how.threads(threads.into());
     }

@@ -8,6 +8,7 @@ use qbm::{CreateOptions, ErrorCode, Format, Granularity, OpenOptions};
 
 use crate::failure::{Failure, Outcome};
 use crate::image::parse_format;
+use crate::letters;
 use crate::output::long_size;
 use crate::size::{parse_granularity, parse_size};
 
@@ -66,7 +67,7 @@ pub struct Args {
     image: Option<String>,
 
     /// What the image that exists is: raw, qbm, qcow2 or vmdk (which can only be read). It is never guessed [default: raw]
-    #[arg(short = 'f', long, value_name = "FORMAT", requires = "image", value_parser = parse_format)]
+    #[arg(short = 'f', long, value_name = "FORMAT", value_parser = parse_format)]
     image_format: Option<Format>,
 
     /// How much of the new image's space is reserved at once [default: off]
@@ -83,6 +84,10 @@ pub struct Args {
     /// Print nothing when it is done
     #[arg(short, long)]
     quiet: bool,
+
+    /// qemu-img's: a backing that is not there
+    #[arg(short = 'u', hide = true)]
+    unseen_backing: bool,
 
     /// The descriptor to make
     #[arg(value_name = "DISK.qbm")]
@@ -142,6 +147,16 @@ fn parse_option(text: &str) -> Result<KeyValue, String> {
 }
 
 pub fn run(args: &Args) -> Outcome {
+    letters::refuse(&[
+        (
+            args.unseen_backing,
+            "-u: a backing must be there when an overlay is made on it; \"qbm rebase -u\" names another one later",
+        ),
+        (
+            args.image_format.is_some() && args.image.is_none(),
+            "a new disk is always qbm; -f is for --image",
+        ),
+    ])?;
     let mut options = CreateOptions::new();
     if let Some(mode) = args.preallocation {
         options = options.preallocation(mode.into());
@@ -150,7 +165,7 @@ pub fn run(args: &Args) -> Outcome {
         options = match *option {
             KeyValue::Preallocation(_) if args.preallocation.is_some() => {
                 let words = "--preallocation and -o preallocation are the same; give one of them";
-                return Err(Failure::Refused(words.to_owned()));
+                return Err(Failure::Usage(words.to_owned()));
             }
             KeyValue::Preallocation(mode) => options.preallocation(mode.into()),
             KeyValue::State(on) => options.no_state(!on),
@@ -173,10 +188,28 @@ pub fn run(args: &Args) -> Outcome {
         options = options.granularity(granularity);
     }
     options.create(&args.disk).map_err(|error| explain(error, args))?;
-    if !args.quiet {
-        report(&args.disk)?;
+    if args.quiet {
+        return Ok(());
     }
-    Ok(())
+    if let (Some(backing), Some(Format::Raw)) = (&args.backing, args.backing_format)
+        && let Some(other) = named_otherwise(backing)
+    {
+        // Where it cannot be said, the disk is made all the same.
+        let _ = writeln!(
+            io::stderr(),
+            "qbm: note: {backing} is taken as raw: what is shown are the bytes of that file itself; if it is a {other}, \
+             \"qbm rebase -u -F {other} {}\" says so",
+            args.disk.display()
+        );
+    }
+    report(args)
+}
+
+/// The format that a name tells of, where that is not raw.
+fn named_otherwise(name: &str) -> Option<Format> {
+    let extension = Path::new(name).extension()?.to_str()?.to_ascii_lowercase();
+    let format: Format = extension.parse().ok()?;
+    (format != Format::Raw).then_some(format)
 }
 
 /// People tend to name an image from where they stand; the descriptor names it from where it lies.
@@ -194,7 +227,8 @@ fn explain(error: qbm::Error, args: &Args) -> Failure {
     Failure::Engine(error)
 }
 
-fn report(path: &Path) -> Outcome {
+fn report(args: &Args) -> Outcome {
+    let path = &args.disk;
     let shown = path.display();
     let mut out = io::stdout().lock();
     // The disk is made, whether or not it can be looked at: an image may be writable only.
@@ -209,6 +243,14 @@ fn report(path: &Path) -> Outcome {
             long_size(image.length),
             image.path.display()
         )?,
+        Err(error) if error.code() == ErrorCode::Locked => {
+            let below = args.backing.as_ref().or(args.image.as_ref());
+            let below = below.map_or("what it is on", String::as_str);
+            writeln!(
+                out,
+                "created {shown}, which cannot be opened until {below} is closed: it is open for writing elsewhere"
+            )?;
+        }
         Err(_) => writeln!(out, "created {shown}")?,
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::process::ExitCode;
 
 /// What a verb ends with.
 pub type Outcome<T = ()> = Result<T, Failure>;
@@ -14,11 +15,21 @@ pub enum Failure {
     Hint(qbm::Error, String),
     /// What the tool itself refuses.
     Refused(String),
+    /// A command line that makes no sense, whatever the files are like.
+    Usage(String),
     /// Standard output took no more.
     Output(io::Error),
 }
 
 impl Failure {
+    /// What to exit with.
+    pub fn code(&self) -> ExitCode {
+        match self {
+            Self::Usage(_) => ExitCode::from(2),
+            _ => ExitCode::FAILURE,
+        }
+    }
+
     /// Whether the reader of standard output went away.
     pub fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
@@ -30,7 +41,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Engine(error) => write!(f, "{error}"),
             Self::Hint(error, hint) => write!(f, "{error} ({hint})"),
-            Self::Refused(words) => f.write_str(words),
+            Self::Refused(words) | Self::Usage(words) => f.write_str(words),
             Self::Output(error) => {
                 write!(f, "{}", qbm::Error::io("write to", "standard output", error))
             }

@@ -50,7 +50,7 @@ pub fn man(args: &ManArgs) -> Outcome {
         words.push(word);
         command = command.find_subcommand(word).ok_or_else(|| {
             let name = words[1..].join(" ");
-            Failure::Refused(format!("there is no command {name:?}"))
+            Failure::Usage(format!("there is no command {name:?}"))
         })?;
     }
     let page = Page::of(command, &words)?;

@@ -25,7 +25,7 @@ pub fn to_read(path: &Path, format: Option<Format>, share: &Share, letter: &str)
         Some(format) => format,
         None if is_named_qbm(path) => Format::Qbm,
         None => {
-            return Err(Failure::Refused(format!(
+            return Err(Failure::Usage(format!(
                 "{letter} must say what {} is, as its name does not end in .qbm: raw, qbm, qcow2 or vmdk (it is not \
                  guessed: a guest could make a raw image look like another)",
                 path.display()

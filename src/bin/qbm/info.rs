@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::dirty;
 use crate::failure::Outcome;
+use crate::letters::Described;
 use crate::open::{self, Share};
 use crate::output::{Output, long_size, short_size};
 
@@ -42,6 +43,9 @@ pub struct Args {
 
     #[command(flatten)]
     share: Share,
+
+    #[command(flatten)]
+    described: Described,
 
     /// The disk's descriptor
     #[arg(value_name = "DISK.qbm")]

@@ -20,6 +20,7 @@ mod help;
 mod image;
 mod import;
 mod info;
+mod letters;
 mod map;
 mod measure;
 mod open;
@@ -132,7 +133,7 @@ fn main() -> ExitCode {
         Err(failure) => {
             // Where standard error is gone too, only the exit code is left to say it.
             let _ = writeln!(std::io::stderr(), "qbm: {failure}");
-            ExitCode::FAILURE
+            failure.code()
         }
     }
 }

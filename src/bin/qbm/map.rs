@@ -15,6 +15,7 @@ use qbm::{BlockStatus, ByteRange, Disk, StatusFlags};
 
 use crate::dirty::Runs;
 use crate::failure::{Failure, Outcome};
+use crate::letters::Described;
 use crate::open::{self, Share};
 use crate::output::{Output, hex};
 use crate::span::Span;
@@ -73,6 +74,9 @@ pub struct Args {
 
     #[command(flatten)]
     share: Share,
+
+    #[command(flatten)]
+    described: Described,
 
     /// The disk's descriptor
     #[arg(value_name = "DISK.qbm")]

@@ -58,7 +58,7 @@ pub struct Args {
     source: Option<PathBuf>,
 }
 
-fn parse_cluster(text: &str) -> Result<u64, String> {
+pub fn parse_cluster(text: &str) -> Result<u64, String> {
     match text.split_once('=') {
         Some(("cluster_size", size)) => match parse_size(size)? {
             bytes if bytes.is_power_of_two() && (512..=2 << 20).contains(&bytes) => Ok(bytes),
@@ -72,7 +72,7 @@ fn parse_cluster(text: &str) -> Result<u64, String> {
 
 pub fn run(args: &Args) -> Outcome {
     if args.options.is_some() && args.target_format != Format::Qcow2 {
-        return Err(Failure::Refused(format!(
+        return Err(Failure::Usage(format!(
             "cluster_size is of qcow2 images, not of {} ones",
             args.target_format
         )));

@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::bar::Bar;
 use crate::failure::{Failure, Outcome};
 use crate::image::parse_format;
+use crate::letters::{self, Described};
 use crate::open;
 use crate::output::{Output, short_size};
 
@@ -35,6 +36,7 @@ Examples:
 /// Put an overlay on another backing image, or on none; it shows the same afterwards
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Args {
     /// The new backing image; "" is none. A relative name is relative to the descriptor's folder, not to the current
     /// one, and goes into the descriptor as it is. May be left out with -u: the name stays as it is
@@ -62,12 +64,78 @@ pub struct Args {
     #[arg(short, long)]
     quiet: bool,
 
+    /// Show how far it is, on a terminal, as is done in any case
+    #[arg(short, long, conflicts_with = "quiet")]
+    progress: bool,
+
+    #[command(flatten)]
+    missing: Missing,
+
+    #[command(flatten)]
+    described: Described,
+
     /// The overlay's descriptor
     #[arg(value_name = "DISK.qbm")]
     disk: PathBuf,
 }
 
+/// What qemu-img has and this has not.
+#[derive(clap::Args)]
+struct Missing {
+    #[arg(short = 't', hide = true)]
+    cache: Option<String>,
+    #[arg(short = 'T', hide = true)]
+    source_cache: Option<String>,
+    #[arg(short = 'c', hide = true)]
+    compress: bool,
+    #[arg(short = 'd', hide = true)]
+    keep: bool,
+    #[arg(short = 'r', hide = true)]
+    rate: Option<String>,
+    #[arg(short = 'U', hide = true)]
+    force_share: bool,
+}
+
+impl Missing {
+    fn refuse(&self) -> Outcome {
+        letters::refuse(&[
+            (
+                self.cache.is_some() || self.source_cache.is_some(),
+                "-t and -T: there is one mode, through the page cache, and all is durable at the end",
+            ),
+            (self.compress, "-c: what is written is not compressed"),
+            (self.keep, "-d: it is no option of a rebase"),
+            (
+                self.rate.is_some(),
+                "-r: there is no limit of the rate (ionice and cgroups have one)",
+            ),
+            (
+                self.force_share,
+                "-U: a rebase writes, and needs the disk for itself",
+            ),
+        ])
+    }
+}
+
+impl Args {
+    /// Whether what was given makes sense, whatever the disk is like.
+    fn check(&self) -> Outcome {
+        self.missing.refuse()?;
+        let why = match (self.backing.as_deref(), self.backing_format) {
+            (Some(""), Some(_)) => "there is no format of no backing; leave -F out",
+            (Some(file), None) if !file.is_empty() => "-F must say what the backing is; it is never guessed",
+            (None, None) => "neither -b nor -F says what is to change",
+            _ => return Ok(()),
+        };
+        Err(Failure::Usage(format!(
+            "cannot rebase {}: {why}",
+            self.disk.display()
+        )))
+    }
+}
+
 pub fn run(args: &Args) -> Outcome {
+    args.check()?;
     let refused = |why: &str| Failure::Refused(format!("cannot rebase {}: {why}", args.disk.display()));
     let disk = if args.only_name {
         open_for_name(args)?
@@ -78,14 +146,11 @@ pub fn run(args: &Args) -> Outcome {
     let before = facts(&disk)?;
     let current = || before.as_ref().and_then(|overlay| overlay.backing.clone());
     let backing = match (args.backing.as_deref(), args.backing_format) {
-        (Some(""), None) => None,
-        (Some(""), Some(_)) => return Err(refused("there is no format of no backing; leave -F out")),
         (Some(file), Some(format)) => Some(BackingEntry {
             file: file.to_owned(),
             format,
         }),
-        (Some(_), None) => return Err(refused("-F must say what the backing is; it is never guessed")),
-        (None, None) => return Err(refused("neither -b nor -F says what is to change")),
+        (_, None) => None,
         (None, Some(format)) => match current() {
             Some(entry) => Some(BackingEntry { format, ..entry }),
             None => return Err(refused("it has no backing image whose format could be set")),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use qbm::TruncateFlags;
 
 use crate::failure::{Failure, Outcome};
+use crate::letters::Described;
 use crate::open;
 use crate::output::long_size;
 use crate::size::{NewLength, parse_new_length};
@@ -33,6 +34,9 @@ pub struct Args {
     /// Print nothing when it is done
     #[arg(short, long)]
     quiet: bool,
+
+    #[command(flatten)]
+    described: Described,
 
     /// The disk's descriptor
     #[arg(value_name = "DISK.qbm")]

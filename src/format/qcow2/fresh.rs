@@ -3,6 +3,7 @@
 //! Invariant: a cluster of the disk that nothing is written to has none in the file; and the header, without which it is
 //! no qcow2, is written last.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -14,13 +15,11 @@ use crate::storage::{Storage, Zeroing, write_slice};
 use crate::sync::{Mutex, PoisonError};
 use crate::units::ByteRange;
 
-/// QEMU's default, 64 KiB.
-const CLUSTER_BITS: u32 = 16;
-const CLUSTER: u64 = 1 << CLUSTER_BITS;
+/// QEMU's default, in bytes.
+pub(crate) const DEFAULT_CLUSTER: u64 = 64 << 10;
 
-/// How many clusters of the disk an L2 table says the places of.
-const PER_TABLE: u64 = TABLE as u64;
-const TABLE: usize = 1 << (CLUSTER_BITS - 3);
+/// The cluster sizes that there are, by their bits: 512 bytes to QEMU's most, 2 MiB.
+const CLUSTER_BITS: RangeInclusive<u32> = 9..=21;
 
 /// QEMU opens no longer an L1 table: 32 MiB.
 const MOST_TABLES: u64 = (32 << 20) / 8;
@@ -35,6 +34,7 @@ pub(crate) struct Fresh {
     path: PathBuf,
     /// The length of the disk; a multiple of 512.
     size: u64,
+    cluster_bits: u32,
     map: Mutex<Map>,
 }
 
@@ -50,20 +50,28 @@ struct Map {
 }
 
 impl Fresh {
-    /// A disk of `size` zeros, in an empty file.
-    pub(crate) fn new(storage: Arc<dyn Storage>, path: PathBuf, size: u64) -> Result<Self> {
+    /// A disk of `size` zeros in clusters of so many bytes, in an empty file.
+    pub(crate) fn new(storage: Arc<dyn Storage>, path: PathBuf, size: u64, cluster: u64) -> Result<Self> {
+        let cluster_bits = cluster.trailing_zeros();
+        if !cluster.is_power_of_two() || !CLUSTER_BITS.contains(&cluster_bits) {
+            return Err(Error::new(
+                ErrorCode::InvalidArgument,
+                format!("a cluster of {cluster} bytes: it must be a power of two from 512 to 2 MiB"),
+            ));
+        }
         if !size.is_multiple_of(SECTOR) {
             return Err(Error::new(
                 ErrorCode::InvalidArgument,
                 format!("a qcow2 cannot be {size} bytes long: it must be a multiple of {SECTOR}"),
             ));
         }
-        let tables = size.div_ceil(CLUSTER).div_ceil(PER_TABLE);
+        let tables = size.div_ceil(cluster).div_ceil(per_table(cluster_bits));
         match usize::try_from(tables) {
             Ok(tables) if tables as u64 <= MOST_TABLES => Ok(Self {
                 storage,
                 path,
                 size,
+                cluster_bits,
                 map: Mutex::new(Map {
                     tables: vec![None; tables],
                     next: 1,
@@ -72,7 +80,7 @@ impl Fresh {
             }),
             _ => Err(Error::new(
                 ErrorCode::NotSupported,
-                format!("a disk of {size} bytes is too long for a qcow2"),
+                format!("a disk of {size} bytes is too long for a qcow2 with clusters of {cluster} bytes"),
             )),
         }
     }
@@ -111,6 +119,7 @@ impl Fresh {
     /// Writes all that makes it a qcow2, with these bitmaps in it. Not durable yet.
     pub(crate) fn finish(&self, bitmaps: &[NewBitmap<'_>]) -> Result<()> {
         let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = |cluster| self.at(cluster);
         let mut next = u64::from(map.next);
         let put = |bytes: &[u8], at: u64| self.put(bytes, at);
         let mut l1_table = vec![0; map.tables.len().max(1)];
@@ -129,24 +138,24 @@ impl Fresh {
         }
         let l1 = Clusters {
             first: next,
-            count: (l1_table.len() as u64 * 8).div_ceil(CLUSTER),
+            count: (l1_table.len() as u64 * 8).div_ceil(self.cluster_bytes()),
         };
         put(&numbers(&l1_table), at(l1.first))?;
         next = l1.first + l1.count;
-        let placed = PlacedBitmaps::find(bitmaps, CLUSTER_BITS, &mut |count| {
+        let placed = PlacedBitmaps::find(bitmaps, self.cluster_bits, &mut |count| {
             let first = next;
             next += count;
             Clusters { first, count }
         })?;
         placed.write(bitmaps, &put)?;
-        let (table, blocks) = refcounts(next, CLUSTER);
+        let (table, blocks) = refcounts(next, self.cluster_bytes());
         let total = blocks.first + blocks.count;
-        write_refcounts(CLUSTER_BITS, total, (table, blocks), &put)?;
+        write_refcounts(self.cluster_bits, total, (table, blocks), &put)?;
         self.storage
             .set_length(at(total))
             .map_err(|e| self.failed("set the length of", &e))?;
         let mut header = Head {
-            cluster_bits: CLUSTER_BITS,
+            cluster_bits: self.cluster_bits,
             size: self.size,
             l1_entries: l1_table.len() as u64,
             l1,
@@ -165,10 +174,11 @@ impl Fresh {
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
         let mut places: Vec<ByteRange> = Vec::new();
         let (mut here, end) = (offset, offset + len);
+        let cluster = self.cluster_bytes();
         while here < end {
-            let cluster = self.cluster(&mut map, here / CLUSTER)?;
-            let stop = end.min((here / CLUSTER + 1) * CLUSTER);
-            let start = at(cluster) + here % CLUSTER;
+            let place = self.cluster(&mut map, here / cluster)?;
+            let stop = end.min((here / cluster + 1) * cluster);
+            let start = self.at(place) + here % cluster;
             let place = ByteRange::between(start, start + (stop - here));
             match places.last_mut() {
                 Some(last) if last.end() == place.start() => {
@@ -184,22 +194,30 @@ impl Fresh {
     /// The place of a cluster of the disk, new or not.
     fn cluster(&self, map: &mut Map, index: u64) -> Result<u64> {
         let outside = || Error::new(ErrorCode::InvalidArgument, "it is behind the end of the disk");
-        let table = usize::try_from(index / PER_TABLE).map_err(|_| outside())?;
-        let entry = usize::try_from(index % PER_TABLE).map_err(|_| outside())?;
+        let per_table = per_table(self.cluster_bits);
+        let number = |of: u64| usize::try_from(of).map_err(|_| outside());
+        let (table, entry, entries) = (
+            number(index / per_table)?,
+            number(index % per_table)?,
+            number(per_table)?,
+        );
         let table = map.tables.get_mut(table).ok_or_else(outside)?;
-        let table = table.get_or_insert_with(|| vec![0; TABLE].into_boxed_slice());
+        let table = table.get_or_insert_with(|| vec![0; entries].into_boxed_slice());
         let place = table.get_mut(entry).ok_or_else(outside)?;
         if *place == 0 {
             let behind = map.next.checked_add(1).ok_or_else(|| {
                 Error::new(
                     ErrorCode::NotSupported,
-                    "there is too much data for one qcow2 of 64 KiB clusters",
+                    format!(
+                        "there is too much data for one qcow2 with clusters of {} bytes",
+                        self.cluster_bytes()
+                    ),
                 )
             })?;
             if u64::from(behind) > map.length {
                 let longer = map.length.max(1) + GROWTH;
                 self.storage
-                    .set_length(at(longer))
+                    .set_length(self.at(longer))
                     .map_err(|e| self.failed("grow", &e))?;
                 map.length = longer;
             }
@@ -214,12 +232,21 @@ impl Fresh {
             .map_err(|e| self.failed(&format!("write {} bytes at offset {at} of", bytes.len()), &e))
     }
 
+    fn cluster_bytes(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// Where a cluster of the file begins.
+    fn at(&self, cluster: u64) -> u64 {
+        cluster << self.cluster_bits
+    }
+
     fn failed(&self, action: &str, error: &std::io::Error) -> Error {
         Error::io(action, &self.path, error)
     }
 }
 
-/// Where a cluster of the file begins.
-fn at(cluster: u64) -> u64 {
-    cluster << CLUSTER_BITS
+/// How many clusters of the disk an L2 table, which is one cluster, says the places of.
+fn per_table(cluster_bits: u32) -> u64 {
+    1 << (cluster_bits - 3)
 }

@@ -20,7 +20,7 @@ mod write;
 
 pub(crate) use bitmaps::NewBitmap;
 pub(crate) use directory::BitmapRecord;
-pub(crate) use fresh::Fresh;
+pub(crate) use fresh::{DEFAULT_CLUSTER, Fresh};
 pub(crate) use header::DataFile;
 pub(crate) use opening::Unopened;
 pub(super) use order::Order;

@@ -18,14 +18,24 @@ pub fn print_human(info: &Info, out: &mut impl Write) -> io::Result<()> {
         None => writeln!(out, "state file: {} (missing or damaged)", state.file)?,
         Some(found) if found.closed => writeln!(
             out,
-            "state file: {} (closed; regions of {})",
+            "state file: {} ({}; regions of {})",
             state.file,
+            if found.in_use {
+                "in use, and not written to since it was opened"
+            } else {
+                "closed"
+            },
             short_size(found.region_bytes)
         )?,
         Some(found) => writeln!(
             out,
-            "state file: {} (in use, or not closed; {} active regions of {}; bitmaps {})",
+            "state file: {} ({}; {} active regions of {}; bitmaps {})",
             state.file,
+            if found.in_use {
+                "in use"
+            } else {
+                "in use, or not closed"
+            },
             found.active_regions,
             short_size(found.region_bytes),
             policy(found.policy)
@@ -63,6 +73,7 @@ pub fn to_json(info: &Info) -> Value {
         "file": state.file,
         "usable": found.is_some(),
         "closed": found.map(|it| it.closed),
+        "in-use": found.map(|it| it.in_use),
         "policy": found.map(|it| policy(it.policy)),
         "region-size": found.map(|it| it.region_bytes),
         "active-regions": found.map(|it| it.active_regions),
