@@ -29,6 +29,10 @@ use super::digest;
 /// What a backup writes into `creator`.
 const CREATOR: &str = concat!("libqbm ", env!("CARGO_PKG_VERSION"));
 
+/// Why an incremental backup is larger whose bitmap says more than was written.
+const WIDENED: &str = "the bitmap was widened by recovery after the disk was not closed: what that added is in this one \
+                       too, changed or not";
+
 /// So many backups may stand on one another; reading one opens all below it.
 const MAX_CHAIN: usize = 128;
 
@@ -435,18 +439,21 @@ impl Basis {
             return Err("the bitmap has no epoch, and so it is not known since when it records".to_owned());
         };
         let mut also = Vec::new();
-        let mut reason = String::new();
+        let mut reasons = Vec::new();
         if newest.starts != epoch {
             if newest.based_on.as_deref() != Some(epoch) {
                 return Err(foreign(folder, newest, info, epoch));
             }
-            reason = format!(
+            reasons.push(format!(
                 "the bitmap starts where it did for {}, as after a backup that was killed at its very end or a disk \
                  that was rolled back: what that backup has is in this one too",
                 newest.name
-            );
+            ));
             // A full one began with a clean bitmap at its very point: nothing was dirty that is not so now.
             also.extend(newest.parent.is_some().then(|| newest.name.clone()));
+        }
+        if info.widened {
+            reasons.push(WIDENED.to_owned());
         }
         let unreadable = |error: Error| {
             format!(
@@ -495,7 +502,7 @@ impl Basis {
             parent: parent.name.clone(),
             shortest,
             also,
-            reason,
+            reason: reasons.join("; "),
         })
     }
 }

@@ -86,6 +86,21 @@ impl Recovering<'_> {
         if let Some(epoch) = &self.options.cache_epoch {
             Evidence::of_epoch(epoch)?;
         }
+        let recovered = self.look(state, descriptor, bitmaps)?;
+        let widened = recovered.recovery.as_ref().is_some_and(|it| !it.added.is_empty());
+        if let (true, Some(session)) = (widened, &recovered.session) {
+            // Behind the bits: whoever is killed between the two has a backup that does not say why it is larger.
+            session.mark(&recover::marks_of(bitmaps), &recover::notes_of(bitmaps))?;
+        }
+        Ok(recovered)
+    }
+
+    fn look(
+        &self,
+        state: StateAtOpen,
+        descriptor: &mut Descriptor,
+        bitmaps: &mut [Bitmap],
+    ) -> Result<Recovered> {
         match state {
             StateAtOpen::None => {
                 self.load(bitmaps)?;
@@ -183,7 +198,7 @@ impl Recovering<'_> {
             }
             if !distrusted.is_empty() && !mutation::on(Fault::StampFirst) {
                 // Durable before the stamp that tells of it is replaced.
-                adopted.mark(&recover::marks_of(bitmaps))?;
+                adopted.mark(&recover::marks_of(bitmaps), &recover::notes_of(bitmaps))?;
             }
             if foreign.is_some() || changed_by_open {
                 adopted.renew_stamp();
@@ -207,7 +222,7 @@ impl Recovering<'_> {
     }
 
     /// Nothing is known of the last user: every bitmap may lack any bit.
-    fn distrust_all(&self, bitmaps: &[Bitmap], why: String) -> Result<Recovery> {
+    fn distrust_all(&self, bitmaps: &mut [Bitmap], why: String) -> Result<Recovery> {
         let whole = [ByteRange::between(0, self.length)];
         let recovery = self.widen(bitmaps, Suspects::All, &whole, why)?;
         if !self.options.read_only {
@@ -309,7 +324,7 @@ impl Recovering<'_> {
 
     fn widen(
         &self,
-        bitmaps: &[Bitmap],
+        bitmaps: &mut [Bitmap],
         suspects: Suspects,
         ranges: &[ByteRange],
         why: String,

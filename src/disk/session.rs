@@ -233,11 +233,16 @@ impl Session {
         let _ = self.file.note_failure();
     }
 
-    /// Puts the marks of inconsistent bitmaps into the file, durably; and forgets those of bitmaps that are no more.
-    pub(super) fn mark(&self, inconsistent: &[MarkId]) -> Result<()> {
+    /// Puts the marks of inconsistent bitmaps, and the notes of those that were `widened`, into the file, durably; and
+    /// forgets those of bitmaps that are no more.
+    pub(super) fn mark(&self, inconsistent: &[MarkId], widened: &[MarkId]) -> Result<()> {
         self.file.update(|header| {
             header.marks.retain(|id| inconsistent.contains(&id));
-            inconsistent.iter().try_for_each(|id| header.marks.insert(*id))
+            inconsistent.iter().try_for_each(|id| header.marks.insert(*id))?;
+            for id in widened {
+                header.marks.note(*id);
+            }
+            Ok(())
         })?;
         self.owes.store(true, Ordering::Release);
         Ok(())

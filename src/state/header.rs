@@ -47,14 +47,23 @@ pub(crate) struct MarkId(u64);
 
 impl MarkId {
     pub(crate) fn of(name: &str, epoch: Option<&str>) -> Self {
-        let bytes = name.bytes().chain([0]).chain(epoch.unwrap_or_default().bytes());
+        Self::hash(name.bytes().chain([0]).chain(epoch.unwrap_or_default().bytes()))
+    }
+
+    /// The note that recovery has widened it since that starting point: with a zero byte and `widened` behind the epoch.
+    pub(crate) fn widened(name: &str, epoch: &str) -> Self {
+        let bytes = name.bytes().chain([0]).chain(epoch.bytes());
+        Self::hash(bytes.chain(*b"\0widened"))
+    }
+
+    fn hash(bytes: impl Iterator<Item = u8>) -> Self {
         Self(bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
         }))
     }
 }
 
-/// The bitmaps that are inconsistent.
+/// The bitmaps that are inconsistent, and notes of those that recovery has widened.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(crate) struct Marks(Vec<MarkId>);
 
@@ -78,6 +87,11 @@ impl Marks {
         }
         self.0.insert(place, id);
         Ok(())
+    }
+
+    /// Notes that a bitmap was widened, where there is room. It only explains, so nothing fails for the lack of it.
+    pub(crate) fn note(&mut self, id: MarkId) {
+        let _ = self.insert(id);
     }
 
     /// Drops the marks of all bitmaps but those that `known` says exist.

@@ -215,3 +215,53 @@ fn a_disk_that_moved_is_known_by_its_bitmap() {
         .unwrap();
     assert_eq!(done.point.kind(), BackupKind::Incremental);
 }
+
+/// Recovery belongs to an earlier open than the backup, and others that close come between the two.
+#[test]
+fn a_bitmap_that_recovery_had_widened_says_so_until_it_starts_anew() {
+    for state_is_lost in [false, true] {
+        let (room, _) = two_backups();
+        let disk = Disk::open(room.disk()).unwrap();
+        disk.write(&[5; 100], 200_000, WriteFlags::empty()).unwrap();
+        // As it is found after a crash, and in other files, so that nothing vouches for them.
+        room.snapshot("crashed");
+        drop(disk);
+        room.roll_back("crashed");
+        if state_is_lost {
+            fs::remove_file(room.path("vm/disk.state")).unwrap();
+        }
+        let widened = |disk: &Disk| disk.bitmap_info("nightly").unwrap().widened;
+        room.with(|disk| {
+            assert!(!disk.info().unwrap().recovery.unwrap().added.is_empty());
+            assert!(widened(disk));
+            Ok(())
+        });
+        room.write(6, 300_000, 100);
+        room.with(|disk| {
+            assert!(disk.info().unwrap().recovery.is_none());
+            assert!(widened(disk), "state is lost: {state_is_lost}");
+            Ok(())
+        });
+        let canceled = |_, _| ControlFlow::Break(());
+        let disk = Disk::open(room.disk()).unwrap();
+        small()
+            .run(&disk, &mut room.folder(), &mut { canceled })
+            .unwrap_err();
+        disk.close().unwrap();
+
+        let point = next(&room);
+        assert_eq!(point.kind(), BackupKind::Incremental);
+        assert_eq!(
+            point.reason,
+            "the bitmap was widened by recovery after the disk was not closed: what that added is in this one too, \
+             changed or not"
+        );
+        room.with(|disk| {
+            assert!(!widened(disk));
+            Ok(())
+        });
+        room.write(7, 400_000, 100);
+        let point = next(&room);
+        assert_eq!((point.kind(), &*point.reason), (BackupKind::Incremental, ""));
+    }
+}

@@ -39,12 +39,31 @@ impl Lost {
     }
 }
 
+/// What the state file may say of the disk's bitmaps.
+#[derive(Default)]
+struct Known {
+    marks: BTreeSet<MarkId>,
+    /// That they were widened.
+    notes: BTreeSet<MarkId>,
+}
+
+impl Known {
+    fn of<'b>(bitmaps: impl Iterator<Item = &'b Bitmap>) -> Self {
+        let mut known = Self::default();
+        for bitmap in bitmaps {
+            known.marks.insert(bitmap.mark());
+            known.notes.extend(bitmap.note());
+        }
+        known
+    }
+}
+
 /// Marks bitmaps that cannot be written.
 pub(in crate::disk) struct Excuses {
     file: Arc<StateFile>,
     notify: Notify,
     /// The bitmaps that the descriptor on disk can name: marks of others mean nothing any more.
-    known: Mutex<BTreeSet<MarkId>>,
+    known: Mutex<Known>,
     /// Many writers may meet one broken file; the first marks it.
     one_at_a_time: Mutex<()>,
 }
@@ -59,17 +78,17 @@ impl Excuses {
         Self {
             file,
             notify,
-            known: Mutex::new(known.map(Bitmap::mark).collect()),
+            known: Mutex::new(Known::of(known)),
             one_at_a_time: Mutex::new(()),
         }
     }
 
     /// These are the disk's bitmaps now, durably.
     pub(super) fn know<'b>(&self, bitmaps: impl Iterator<Item = &'b Bitmap>) {
-        *self.known() = bitmaps.map(Bitmap::mark).collect();
+        *self.known() = Known::of(bitmaps);
     }
 
-    fn known(&self) -> MutexGuard<'_, BTreeSet<MarkId>> {
+    fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -87,8 +106,14 @@ impl Excuses {
                 }
                 // Bitmaps come and go; their marks would fill the room there is.
                 let known = self.known();
-                header.marks.retain(|id| known.contains(&id));
-                header.marks.insert(id)
+                header
+                    .marks
+                    .retain(|id| known.marks.contains(&id) || known.notes.contains(&id));
+                header.marks.insert(id).or_else(|_| {
+                    // Notes only explain, and give way.
+                    header.marks.retain(|id| known.marks.contains(&id));
+                    header.marks.insert(id)
+                })
             })
             .map_err(|unmarked| {
                 let words = format!("{why}; and that the bitmap is inconsistent cannot be noted: {unmarked}");

@@ -136,6 +136,8 @@ pub(super) struct Bitmap {
     /// Where it is kept; `None` of a transient one.
     kept: Option<Kept>,
     start: Start,
+    /// The epoch in which recovery has last added bits to it: another one has nothing of them.
+    widened_in: Option<Arc<str>>,
     /// Empty until they are loaded.
     bits: Arc<OnceLock<Arc<Bits>>>,
     frozen: Option<Frozen>,
@@ -201,6 +203,7 @@ impl Bitmap {
                 epoch: entry.epoch.as_deref().map(Into::into),
                 length: entry.start_length,
             },
+            widened_in: None,
             bits: Arc::default(),
             frozen: None,
         }
@@ -219,6 +222,11 @@ impl Bitmap {
     /// Whether it can no longer be trusted.
     fn is_inconsistent(&self) -> bool {
         self.inconsistent || self.lost.is()
+    }
+
+    /// Whether recovery has added bits to it since its starting point.
+    fn is_widened(&self) -> bool {
+        self.widened_in.is_some() && self.widened_in == self.start.epoch
     }
 
     /// The bits that are in memory.

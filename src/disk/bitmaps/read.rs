@@ -16,7 +16,7 @@ use crate::units::{ByteRange, Granularity};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(
     clippy::struct_excessive_bools,
-    reason = "they are the four flags, each with a rule of its own"
+    reason = "they are flags, each with a rule of its own"
 )]
 pub struct BitmapInfo {
     /// Its name.
@@ -33,6 +33,9 @@ pub struct BitmapInfo {
     pub persistent: bool,
     /// It can no longer be trusted.
     pub inconsistent: bool,
+    /// Recovery has added bits to it since its starting point, as the disk was not closed: not all of what is dirty has
+    /// changed.
+    pub widened: bool,
     /// How many bits are set; `None` in a list where they are not in memory, as counting them means loading them.
     pub count: Option<u64>,
     /// The random id of its starting point; `None` where its descriptor has none.
@@ -158,6 +161,7 @@ fn info(bitmap: &Bitmap) -> BitmapInfo {
         busy: bitmap.frozen.is_some(),
         persistent: bitmap.kept.is_some(),
         inconsistent: bitmap.is_inconsistent(),
+        widened: bitmap.is_widened(),
         count: bitmap.loaded().map(|bits| bits.count()),
         epoch: bitmap.start.epoch.as_deref().map(str::to_owned),
         start_length: bitmap.start.length,

@@ -29,12 +29,21 @@ impl Bitmap {
     pub(in crate::disk) fn mark(&self) -> MarkId {
         MarkId::of(&self.name, self.start.epoch.as_deref())
     }
+
+    /// What the state file says of it if it was widened. Without an epoch it could never be forgotten.
+    pub(in crate::disk) fn note(&self) -> Option<MarkId> {
+        let epoch = self.start.epoch.as_deref()?;
+        Some(MarkId::widened(&self.name, epoch))
+    }
 }
 
-/// The bitmaps that `marks` names are inconsistent.
+/// The bitmaps that `marks` names are inconsistent, or were widened.
 pub(in crate::disk) fn apply_marks(bitmaps: &mut [Bitmap], marks: &Marks) {
     for bitmap in bitmaps {
         bitmap.inconsistent |= marks.contains(bitmap.mark());
+        if bitmap.note().is_some_and(|note| marks.contains(note)) {
+            bitmap.widened_in.clone_from(&bitmap.start.epoch);
+        }
     }
 }
 
@@ -55,16 +64,26 @@ pub(in crate::disk) fn marks_of(bitmaps: &[Bitmap]) -> Vec<MarkId> {
     inconsistent.map(Bitmap::mark).collect()
 }
 
+/// The notes of those that were widened.
+pub(in crate::disk) fn notes_of(bitmaps: &[Bitmap]) -> Vec<MarkId> {
+    let widened = bitmaps.iter().filter(|bitmap| bitmap.is_widened());
+    widened.filter_map(Bitmap::note).collect()
+}
+
 /// Makes `ranges` dirty in the bitmaps that may lack them. In memory alone.
 pub(in crate::disk) fn widen(
-    bitmaps: &[Bitmap],
+    bitmaps: &mut [Bitmap],
     suspects: Suspects,
     ranges: &[ByteRange],
     loading: &Loading,
     length: u64,
 ) -> Result<Vec<AddedBits>> {
     let mut added = Vec::new();
-    for bitmap in bitmaps.iter().filter(|bitmap| suspects.has(bitmap)) {
+    for index in 0..bitmaps.len() {
+        let bitmap = &bitmaps[index];
+        if !suspects.has(bitmap) {
+            continue;
+        }
         let bits = loading.bits(bitmap, bitmaps, length)?;
         let bytes: u64 = ranges
             .iter()
@@ -77,6 +96,7 @@ pub(in crate::disk) fn widen(
                 bitmap: bitmap.name.to_string(),
                 bytes,
             });
+            bitmaps[index].widened_in.clone_from(&bitmaps[index].start.epoch);
         }
     }
     Ok(added)

@@ -150,6 +150,7 @@ impl<'d> Stage<'d> {
             lost: Lost::default(),
             kept: None,
             start: Start::now(self.length)?,
+            widened_in: None,
             bits: Arc::new(OnceLock::from(Arc::new(bits))),
             frozen: None,
         });

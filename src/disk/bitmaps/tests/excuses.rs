@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::disk::{NoticeCode, OnBitmapError};
+use crate::state::MarkId;
 use crate::storage::simulated::{Fault, Keep};
 
 const BITMAP: &str = "disk-b.bitmap";
@@ -293,4 +294,33 @@ fn marks_of_bitmaps_that_are_gone_take_no_room() {
     let world = reopen(&after, OnBitmapError::MarkInconsistent);
     assert!(inconsistent(&world.disk, "b"));
     assert!(!inconsistent(&world.disk, "sound"));
+}
+
+/// Notes of what recovery has widened only explain: they stay while there is room, and give way to a mark.
+#[test]
+fn notes_give_way_to_marks() {
+    for (notes, stay) in [(419, true), (420, false)] {
+        let world = world(OnBitmapError::MarkInconsistent);
+        let names: Vec<String> = (0..notes).map(|number| format!("n{number}")).collect();
+        let add = |name| BitmapAction::Add {
+            name,
+            options: AddBitmap::default(),
+        };
+        let actions: Vec<_> = names.iter().map(|name| add(name.as_str())).collect();
+        world.disk.bitmap_transaction(&actions).unwrap();
+        let epoch = |name: &str| world.disk.bitmap_info(name).unwrap().epoch.unwrap();
+        let ids = names.iter().map(|name| MarkId::widened(name, &epoch(name)));
+        let session = world.disk.session.as_ref().unwrap();
+        session.mark(&[], &ids.collect::<Vec<_>>()).unwrap();
+        world.sim.fail(broken(CallKind::Write, BITMAP, libc::EIO));
+        write(&world.disk, MIB, 1).unwrap();
+        world.sim.heal();
+        world.disk.close().unwrap();
+        let world = reopen(&world.sim, OnBitmapError::FailWrite);
+        assert!(inconsistent(&world.disk, "b"));
+        for name in &names {
+            let info = world.disk.bitmap_info(name).unwrap();
+            assert_eq!((info.widened, info.inconsistent), (stay, false), "{notes} notes");
+        }
+    }
 }
