@@ -172,7 +172,10 @@ int main(void)
     CHECK(rename("disk.qbm", "moved.qbm") == 0);
     disk = open_disk("moved.qbm", 0);
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "moved", qbm_backup(disk, "new", "backups", NULL, NULL));
+    /* Nor is another bitmap taken for the folder's, which the disk has too. */
     options.flags = QBM_BACKUP_MOVED;
+    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "nightly", qbm_backup(disk, "new", "backups", &options, NULL));
+    options.flags = QBM_BACKUP_MOVED | QBM_BACKUP_FULL;
     CHECK_OK(qbm_backup(disk, "new", "backups", &options, NULL));
     CHECK_OK(qbm_close(disk));
     return 0;

@@ -1792,7 +1792,8 @@ int qbm_backup_end(struct qbm_views *views,
  *
  * Returns 0: the backup is durable, and the bitmap knows. Otherwise the folder
  * is as it was, and the bitmap has all bits; after a full one that failed, the
- * next is full too. -EINVAL: the folder has the backups of another disk;
+ * next is full too. -EINVAL: the folder has the backups of another disk,
+ * or of another bitmap that the disk has too, and QBM_BACKUP_FULL is not set;
  * QBM_ERROR_BITMAP_STATE: the bitmap is disabled. -EBUSY: the bitmap is frozen,
  * or a backup of the disk is under way; QBM_ERROR_LOCKED: somebody else changes
  * the folder. -ENOENT: since. -ECANCELED: progress ended it. -ENOSPC: the

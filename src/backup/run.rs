@@ -195,6 +195,7 @@ impl Backup {
             Err(error) => return Err(error),
         };
         self.check_folder(folder, &source, bitmap.as_ref())?;
+        self.check_name(disk, folder, bitmap.as_ref())?;
         if let Some(info) = &bitmap {
             check_bitmap(info)?;
         }
@@ -244,6 +245,28 @@ impl Backup {
                 "the backups in {} are of {}; use another folder, or say that the disk was moved",
                 folder.path().display(),
                 newest.source
+            ),
+        ))
+    }
+
+    /// Another bitmap than the folder's, while the disk has that one too, is mostly a typo.
+    fn check_name(&self, disk: &Disk, folder: &BackupFolder, bitmap: Option<&BitmapInfo>) -> Result<()> {
+        let Some(newest) = folder.points().last() else {
+            return Ok(());
+        };
+        let epoch = bitmap.and_then(|info| info.epoch.as_deref());
+        // One that was renamed is known by its starting point.
+        let known =
+            epoch.is_some() && (newest.based_on.as_deref() == epoch || Some(&*newest.starts) == epoch);
+        if self.full || known || newest.bitmap == self.bitmap || !has(disk, &newest.bitmap)? {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorCode::InvalidArgument,
+            format!(
+                "the backups in {} were made with the bitmap {:?}, which the disk has; a full backup begins a new series",
+                folder.path().display(),
+                newest.bitmap
             ),
         ))
     }
@@ -432,7 +455,9 @@ impl Basis {
         };
         if info.inconsistent {
             return Err(
-                "the bitmap was inconsistent: the image may have been written to behind its back".to_owned(),
+                "the bitmap was inconsistent: the image may have been written to behind its back; what QEMU wrote \
+                 through an export comes by \"qbm import --bitmaps\" first"
+                    .to_owned(),
             );
         }
         let Some(epoch) = info.epoch.as_deref() else {
@@ -509,6 +534,12 @@ impl Basis {
 
 /// Why a bitmap that starts elsewhere does not fit.
 fn foreign(folder: &BackupFolder, newest: &BackupPoint, info: &BitmapInfo, epoch: &str) -> String {
+    if newest.bitmap != info.name {
+        return format!(
+            "the newest backup, {}, was made with bitmap {:?}, not {:?}",
+            newest.name, newest.bitmap, info.name
+        );
+    }
     if let Some(older) = folder.points().iter().find(|point| point.starts == epoch) {
         return format!(
             "the bitmap starts at the older backup {}, not at {}: the disk was rolled back, or this folder came back \
@@ -516,17 +547,15 @@ fn foreign(folder: &BackupFolder, newest: &BackupPoint, info: &BitmapInfo, epoch
             older.name, newest.name
         );
     }
-    if newest.bitmap != info.name {
-        return format!(
-            "the newest backup, {}, was made with bitmap {:?}, not {:?}",
-            newest.name, newest.bitmap, info.name
-        );
-    }
     format!(
         "the bitmap does not start at {}: it was cleared, enabled anew, made anew or used for another folder since, \
          or the disk was rolled back",
         newest.name
     )
+}
+
+fn has(disk: &Disk, bitmap: &str) -> Result<bool> {
+    Ok(disk.bitmap_list()?.iter().any(|info| info.name == bitmap))
 }
 
 fn check_bitmap(info: &BitmapInfo) -> Result<()> {

@@ -194,7 +194,7 @@ fn mistakes_are_told_in_words() {
     );
     refused(
         &room,
-        &["restore", "backups", "--to", "disk.qbm"],
+        &["restore", "backups", "--to", "disk.qbm", "-O", "raw"],
         &format!(
             "cannot restore {first} to disk.qbm: it is a QBM descriptor, which a raw image would replace; ask for the \
              format qbm, or name the image"
@@ -205,6 +205,76 @@ fn mistakes_are_told_in_words() {
         &["backup", "prune", "--keep-last", "0", "backups"],
         "cannot prune backups: no rule says which backups to keep, and at least one backup must be kept",
     );
+}
+
+#[test]
+fn what_is_missing_or_too_much_is_told_in_words() {
+    let room = room();
+    back_up(&room, &[]);
+    for to in ["y.qbm", "x.qcow2", "x.VMDK", "disk.qbm"] {
+        refused(
+            &room,
+            &["restore", "backups", "--to", to],
+            &format!("-O must say what {to} is to be"),
+        );
+    }
+    room.done(&["restore", "-q", "backups", "-O", "raw", "--to", "raw.qcow2"]);
+    refused(
+        &room,
+        &["restore", "backups@", "--to", "x.img"],
+        "behind the @ of \"backups@\" a backup is missing: its name, which is a time, the beginning of that, or latest",
+    );
+    refused(
+        &room,
+        &["backup", "--bitmap", "nigthly", "--to", "backups", "disk.qbm"],
+        "cannot back up disk.qbm: the backups in backups were made with the bitmap \"nightly\", which the disk has; a \
+         full backup begins a new series (--full)",
+    );
+    let bitmaps = room.json(&["bitmap", "list", "--output", "json", "disk.qbm"]);
+    assert_eq!(bitmaps.as_array().map(Vec::len), Some(1), "none was added");
+    room.done(&[
+        "backup", "-q", "--full", "--bitmap", "weekly", "--to", "backups", "disk.qbm",
+    ]);
+
+    room.folder("empty");
+    assert_eq!(room.done(&["backup", "verify", "empty"]), "no backups\n");
+    for dry_run in [&["--dry-run"][..], &[]] {
+        let args = [&["backup", "prune", "--keep-last", "1", "empty"], dry_run].concat();
+        assert_eq!(room.done(&args), "no backups\n");
+    }
+
+    let misused = |args: &[&str]| {
+        let before = room.names();
+        let (code, complaint) = room.fails(args);
+        assert_eq!((code, room.names()), (2, before), "{args:?}");
+        complaint
+    };
+    for args in [["backup", "lst", "backups"], ["backup", "disk.qbm", "backups"]] {
+        let complaint = misused(&args);
+        let needed = [
+            "--to <FOLDER>",
+            "--bitmap <NAME>",
+            "qbm backup list ",
+            "qbm backup verify ",
+            "qbm backup prune ",
+        ];
+        for words in needed {
+            assert!(complaint.contains(words), "{args:?}: {complaint}");
+        }
+    }
+    let args = [&["backup"], &TO[..], &["backups"]].concat();
+    assert_eq!(
+        misused(&args),
+        "error: \"backups\" is one name too many: the folder of the backups comes behind --to\n"
+    );
+    let restore = ["restore", "backups", "--to", "x.img"];
+    for args in [[&["backup"], &TO[..]].concat(), restore.to_vec()] {
+        let complaint = misused(&[&args[..], &["--rate-limit", "0"]].concat());
+        assert!(
+            complaint.contains("at no bytes in a second nothing would ever be done"),
+            "{complaint}"
+        );
+    }
 }
 
 #[test]

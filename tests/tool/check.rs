@@ -63,7 +63,7 @@ fn leaks_are_code_3_and_go() {
             3,
             format!(
                 "leak: {words}\n\
-                 disk.qbm: 0 corruptions, 1 leaks, 0 things that could not be checked or repaired\n"
+                 disk.qbm: 0 corruptions, 1 leak, 0 things that could not be checked or repaired\n"
             )
         )
     );

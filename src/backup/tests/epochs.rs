@@ -84,16 +84,52 @@ fn a_bitmap_that_is_gone_or_inconsistent_means_a_full_backup() {
     fs::write(&image, content).unwrap();
     assert_eq!(
         next(&room).reason,
-        "the bitmap was inconsistent: the image may have been written to behind its back"
+        "the bitmap was inconsistent: the image may have been written to behind its back; what QEMU wrote through an \
+         export comes by \"qbm import --bitmaps\" first"
     );
     room.write(5, 4000, 3);
     assert_eq!(next(&room).kind(), BackupKind::Incremental);
 }
 
 #[test]
-fn a_bitmap_of_another_name_means_a_full_backup() {
+fn a_bitmap_of_another_name_is_refused_while_the_disk_has_the_folder_s() {
+    let (room, second) = two_backups();
+    for exists in [false, true] {
+        if exists {
+            room.with(|disk| disk.bitmap_add("weekly", crate::AddBitmap::default()));
+        }
+        let before = files(&room.path("backups"));
+        let error = room.try_back_up(&Backup::new("weekly"), "backups").unwrap_err();
+        assert!(
+            error.message().ends_with(
+                "were made with the bitmap \"nightly\", which the disk has; a full backup begins a new series"
+            ),
+            "{error}"
+        );
+        assert!(files(&room.path("backups")) == before);
+        room.with(|disk| {
+            assert_eq!(disk.bitmap_list()?.len(), if exists { 2 } else { 1 });
+            Ok(())
+        });
+    }
+    // One that is the folder's, by another name.
+    room.with(|disk| disk.bitmap_rename("nightly", "daily"));
+    room.with(|disk| disk.bitmap_add("nightly", crate::AddBitmap::default()));
+    let third = room.back_up_with(&Backup::new("daily"));
+    assert_eq!(
+        (third.kind(), third.parent),
+        (BackupKind::Incremental, Some(second.name))
+    );
+    let series = room.back_up_with(&Backup::new("weekly").full(true));
+    assert_eq!(series.reason, "it was asked for");
+    assert!(room.restored(&series.name) == room.content());
+}
+
+#[test]
+fn a_bitmap_of_another_name_means_a_full_backup_where_the_folder_s_is_gone() {
     let (room, second) = two_backups();
     room.with(|disk| disk.bitmap_add("weekly", crate::AddBitmap::default()));
+    room.with(|disk| disk.bitmap_remove("nightly"));
     let point = room.back_up_with(&Backup::new("weekly"));
     let expected = format!(
         "the newest backup, {}, was made with bitmap \"nightly\", not \"weekly\"",

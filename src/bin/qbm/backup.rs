@@ -8,6 +8,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use clap::error::ErrorKind;
 use qbm::backup::{Backup, BackupFolder, BackupKind};
 use qbm::{Disk, ErrorCode, Granularity};
 use serde_json::json;
@@ -17,7 +18,7 @@ use crate::failure::{Failure, Outcome};
 use crate::forms::{Forms, Usage};
 use crate::open;
 use crate::output::{Output, short_size};
-use crate::size::{parse_granularity, parse_size};
+use crate::size::{parse_granularity, parse_rate};
 
 const AFTER_HELP: &str = "\
 The first backup adds the bitmap to the disk and copies all of it; each later one copies what the bitmap says was
@@ -82,7 +83,7 @@ pub struct Run {
     granularity: Option<Granularity>,
 
     /// At most so many bytes in a second, or with a suffix k, M, G
-    #[arg(short, long, value_name = "BYTES", value_parser = parse_size)]
+    #[arg(short, long, value_name = "BYTES", value_parser = parse_rate)]
     rate_limit: Option<u64>,
 
     /// Print for people or for programs
@@ -96,6 +97,10 @@ pub struct Run {
     /// The disk's descriptor
     #[arg(value_name = "DISK.qbm")]
     disk: PathBuf,
+
+    /// One too many
+    #[arg(value_name = "FOLDER", hide = true)]
+    more: Vec<String>,
 }
 
 impl Usage for Run {
@@ -116,6 +121,10 @@ pub fn run(args: &Args) -> Outcome {
 }
 
 fn back_up(args: &Run) -> Outcome {
+    if let Some(more) = args.more.first() {
+        let words = format!("{more:?} is one name too many: the folder of the backups comes behind --to\n");
+        clap::Error::raw(ErrorKind::UnknownArgument, words).exit();
+    }
     // First, so that a wrong disk makes no folder.
     let disk = open_disk(&args.disk)?;
     let mut folder = BackupFolder::open_or_create(&args.to)?;
@@ -195,6 +204,7 @@ fn hint(error: qbm::Error, disk: &Path) -> Failure {
             disk.display()
         ),
         ErrorCode::InvalidArgument if error.message().contains("was moved") => "--moved".to_owned(),
+        ErrorCode::InvalidArgument if error.message().contains("a new series") => "--full".to_owned(),
         _ => return Failure::Engine(error),
     };
     Failure::Hint(error, hint)

@@ -189,9 +189,17 @@ fn print_human(args: &Args, report: &CheckReport, out: &mut impl io::Write) -> i
     }
     writeln!(
         out,
-        "{}: {corruptions} corruptions, {leaks} leaks, {errors} things that could not be checked or repaired",
-        args.disk.display()
+        "{}: {}, {}, {} that could not be checked or repaired",
+        args.disk.display(),
+        counted(corruptions, "corruption"),
+        counted(leaks, "leak"),
+        counted(errors, "thing")
     )
+}
+
+fn counted(count: u64, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
 }
 
 /// qemu-img's keys, which are left out where nothing was repaired, as it does; and the findings.

@@ -12,7 +12,7 @@ use crate::bar::Bar;
 use crate::failure::{Failure, Outcome};
 use crate::open::STOP_IT;
 use crate::output::{Output, long_size, short_size};
-use crate::size::parse_size;
+use crate::size::parse_rate;
 
 const AFTER_HELP: &str = "\
 All that the backup stands on is compared with its checksums. A new file gets its name when all of it is there and was
@@ -38,12 +38,12 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     to: PathBuf,
 
-    /// What FILE is, or is to be
-    #[arg(short = 'O', long, value_name = "FORMAT", default_value = "raw")]
-    format: Format,
+    /// What FILE is, or is to be [default: raw, but of a name that ends in .qbm, .qcow2 or .vmdk it must be said]
+    #[arg(short = 'O', long, value_name = "FORMAT")]
+    format: Option<Format>,
 
     /// Write at most so many bytes in a second, or with a suffix k, M, G
-    #[arg(short, long, value_name = "BYTES", value_parser = parse_size)]
+    #[arg(short, long, value_name = "BYTES", value_parser = parse_rate)]
     rate_limit: Option<u64>,
 
     /// Print for people or for programs
@@ -70,15 +70,27 @@ enum Format {
 }
 
 pub fn run(args: &Args) -> Outcome {
+    let Some(format) = args.format.or_else(|| format_of(&args.to)) else {
+        return Err(Failure::Refused(format!(
+            "-O must say what {} is to be",
+            args.to.display()
+        )));
+    };
     let (folder, point) = match args.from.rsplit_once('@') {
         // A folder may have that sign in its name.
         Some(_) if Path::new(&args.from).is_dir() => (&*args.from, "latest"),
+        Some((_, "")) => {
+            return Err(Failure::Refused(format!(
+                "behind the @ of {:?} a backup is missing: its name, which is a time, the beginning of that, or latest",
+                args.from
+            )));
+        }
         Some((folder, point)) => (folder, point),
         None => (&*args.from, "latest"),
     };
     let folder = BackupFolder::open(folder)?;
     let point = folder.find(point)?;
-    let mut how = Restore::new().format(match args.format {
+    let mut how = Restore::new().format(match format {
         Format::Raw => RestoreFormat::Raw,
         Format::Qbm => RestoreFormat::Qbm,
         Format::Qcow2 => RestoreFormat::Qcow2,
@@ -113,4 +125,13 @@ pub fn run(args: &Args) -> Outcome {
         )?,
     }
     Ok(())
+}
+
+/// Raw, but for a name that promises something else.
+fn format_of(path: &Path) -> Option<Format> {
+    let end = path.extension().unwrap_or_default();
+    let other = ["qbm", "qcow2", "vmdk"]
+        .iter()
+        .any(|it| end.eq_ignore_ascii_case(it));
+    (!other).then_some(Format::Raw)
 }

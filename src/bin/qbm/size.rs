@@ -23,6 +23,14 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// So many bytes in a second, in the same spelling.
+pub fn parse_rate(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        0 => Err("at no bytes in a second nothing would ever be done; leave it out for no limit".to_owned()),
+        rate => Ok(rate),
+    }
+}
+
 /// A granularity, in [`parse_size`]'s spelling.
 pub fn parse_granularity(text: &str) -> Result<Granularity, String> {
     let bytes = parse_size(text)?;

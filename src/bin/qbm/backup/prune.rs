@@ -117,7 +117,9 @@ pub fn run(args: &Args) -> Outcome {
             for name in &pruned.removed {
                 writeln!(out, "{removed} {name}")?;
             }
-            if pruned.removed.is_empty() {
+            if folder.points().is_empty() {
+                writeln!(out, "no backups")?;
+            } else if pruned.removed.is_empty() {
                 writeln!(out, "nothing to remove")?;
             }
         }

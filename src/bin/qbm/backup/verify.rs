@@ -57,6 +57,9 @@ pub fn run(args: &Args) -> Outcome {
             writeln!(out, "{list:#}")?;
         }
         Output::Human => {
+            if found.is_empty() {
+                writeln!(out, "no backups")?;
+            }
             for (name, error) in &found {
                 match error {
                     None => writeln!(out, "{name}  sound")?,
