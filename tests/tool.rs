@@ -8,6 +8,10 @@
 #[path = "tool/room.rs"]
 mod room;
 
+#[path = "common/mounted.rs"]
+mod mounted;
+#[path = "common/run.rs"]
+mod run;
 #[path = "common/skip.rs"]
 mod skip;
 
@@ -15,6 +19,8 @@ mod skip;
 mod backup;
 #[path = "tool/backup_killed.rs"]
 mod backup_killed;
+#[path = "tool/backup_places.rs"]
+mod backup_places;
 #[path = "tool/bitmap.rs"]
 mod bitmap;
 #[path = "tool/bitmap_mistakes.rs"]

@@ -2,6 +2,7 @@
 
 mod epochs;
 mod keeping;
+mod limits;
 mod model;
 mod online;
 
