@@ -10,6 +10,9 @@ use crate::storage::simulated::{CrashPoint, Keep, SimDisk};
 use crate::units::Granularity;
 
 const INNER: &str = "inner.qbm";
+const INNER_STATE: &str = "inner.state";
+/// Where the bits of a shadow are in a state file.
+const BITS: usize = 77_824;
 const NONE: WriteFlags = WriteFlags::empty();
 
 /// What the outer disk showed when it was left: what was flushed, and what was acknowledged.
@@ -126,6 +129,32 @@ fn nobody_uses_the_inner_disk_unnoticed() {
         assert_eq!(written_to(closed), 0, "closed: {closed}");
     }
     assert_eq!(dropped(), 0);
+}
+
+/// What the two disks of `left` show after `act` and a kill, and what they are to show.
+fn after_kill(left: &Left, act: impl FnOnce(&Disk)) -> (Vec<u8>, Vec<u8>) {
+    let disk = open(&left.sim, NAME, "first").unwrap();
+    act(&disk);
+    let acknowledged = content(&disk).unwrap();
+    let reader = |cache| {
+        let options = Kind::RAW.options(&left.sim.kill(), cache).read_only(true);
+        content(&options.open(NAME).unwrap()).unwrap()
+    };
+    (reader("first"), acknowledged)
+}
+
+/// The inner disk had all granules before, so that its shadow has no bit when its process is killed; it has lost nothing.
+#[test]
+fn an_empty_shadow_of_the_inner_disk_vouches_for_the_outer_one() {
+    let left = left(true).unwrap();
+    let inner = open(&left.sim, INNER, "first").unwrap();
+    inner
+        .write(&vec![4; super::life::bytes(LENGTH)], 0, NONE)
+        .unwrap();
+    inner.close().unwrap();
+    let (found, acknowledged) = after_kill(&left, |disk| disk.write(&[5; 3000], 9000, NONE).unwrap());
+    assert!(left.sim.read(INNER_STATE).unwrap().len() <= BITS);
+    assert!(found == acknowledged);
 }
 
 /// Each of these is seen, or the test guards nothing.
