@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::info::Listed;
 use super::open::Files;
 use super::overlay::{Below, Chain};
+use super::session::Session;
 use super::status::{BlockStatus, StatusHints};
 use super::{Child, Disk, StatusFlags, TruncateFlags, WriteFlags};
 use crate::error::Result;
@@ -320,8 +321,12 @@ impl Disk {
 
     /// Whether what is acknowledged is there after a kill, for as long as the page cache lives.
     fn outlives_kill(&self) -> bool {
-        let shadowed =
-            !self.own.current().layered || self.session.as_ref().is_some_and(|it| it.shadow().is_some());
+        let shadowed = !self.own.current().layered
+            || self
+                .session
+                .as_ref()
+                .and_then(Session::shadow)
+                .is_some_and(|it| it.serves());
         shadowed && self.image().outlives_kill()
     }
 

@@ -13,7 +13,7 @@ use super::bitmaps::{Bitmap, Loading};
 use super::open::{OpenOptions, Place};
 use super::overlay::Overlay;
 use super::session::{RETIRE_INTERVAL, Recovery, Session};
-use super::{Child, NoticeCode, StateFound};
+use super::{Child, Disk, NoticeCode, StateFound};
 use crate::bitmap::{BitmapFile, Bits};
 use crate::descriptor::names::{FileName, create_unique};
 use crate::descriptor::save::{self, SaveError};
@@ -107,6 +107,8 @@ impl Recovering<'_> {
                 let mut recovered = self.add(descriptor, bitmaps)?;
                 // Bits that no state file vouches for may have gone with the process that set them.
                 recovered.content.kept = self.overlay.is_none();
+                // It has nothing to say of its own, but hides nothing of what is below it.
+                recovered.content.foreign = self.image.disk().and_then(Disk::foreign).map(str::to_owned);
                 Ok(recovered)
             }
             StateAtOpen::Missing(why) => {

@@ -168,7 +168,7 @@ impl Session {
                 *begun = Begun::Content;
             }
             self.other_content.store(false, Ordering::Release);
-            return image.begin(of_image);
+            return self.begin_image(image, of_image);
         }
         let policy = if mutation::on(Fault::PolicyUntold) {
             BitmapPolicy::WriteThrough
@@ -180,7 +180,17 @@ impl Session {
         self.owes.store(true, Ordering::Release);
         *begun = if content { Begun::Content } else { Begun::Arranged };
         self.other_content.store(false, Ordering::Release);
-        image.begin(of_image)
+        self.begin_image(image, of_image)
+    }
+
+    /// Begins an image that is a disk itself. Where that has found no room for its shadow, its recovery does not know what it
+    /// has kept, and no shadow above it will be believed: what this one would have kept is made durable instead, too.
+    fn begin_image(&self, image: &Child, tenure: Option<Tenure>) -> Result<()> {
+        image.begin(tenure)?;
+        if let Some(shadow) = self.shadow().filter(|_| !image.outlives_kill()) {
+            shadow.spoil();
+        }
+        Ok(())
     }
 
     /// The disk has not the content that its last user left, or has lost what was acknowledged to him: whoever has it as his

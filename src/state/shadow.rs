@@ -10,7 +10,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::evidence::{Evidence, NoEvidence};
 use super::file::{Found, LENGTH, StateFile};
@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::mutation::{self, Fault};
 use crate::storage::{Storage, read_slice, write_slice};
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::units::{Granularity, GranuleRange};
 
 const MAGIC: [u8; 8] = *b"QBMSHADE";
@@ -52,6 +53,14 @@ impl ShadowId {
     }
 }
 
+/// How far a shadow is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begun {
+    No,
+    /// With what the header is to say of it; nothing where it could not be begun.
+    As(Option<ShadowId>),
+}
+
 /// The shadow of a disk that is open for writing.
 pub(crate) struct Shadow {
     state: Arc<StateFile>,
@@ -59,7 +68,7 @@ pub(crate) struct Shadow {
     granularity: Granularity,
     /// That the page caches of the state file and of the image have not been lost.
     evidence: Evidence,
-    begun: OnceLock<Option<ShadowId>>,
+    begun: Mutex<Begun>,
     /// Whether it takes bits.
     on: AtomicBool,
 }
@@ -73,29 +82,49 @@ impl Shadow {
             bits,
             granularity,
             evidence,
-            begun: OnceLock::new(),
+            begun: Mutex::new(Begun::No),
             on: AtomicBool::new(false),
         }
     }
 
-    /// Begins it, without a bit; once. What the last user's held must be in the bitmap. Returns what the header is to
-    /// say of it: nothing where it could not be begun.
+    /// Begins it, without a bit; once until its end. What the last user's held must be in the bitmap. Returns what the
+    /// header is to say of it: nothing where it could not be begun.
     pub(crate) fn begin(&self) -> Option<ShadowId> {
-        *self.begun.get_or_init(|| {
-            let id = ShadowId::new()?;
-            cut(self.state.storage(), HEAD).ok()?;
-            let mut head = [0; PIECE];
-            put(&mut head, 0, &MAGIC);
-            put(&mut head, 12, &VERSION.to_le_bytes());
-            put(&mut head, 16, &ShadowId::encode(Some(id)));
-            put(&mut head, 24, &self.granularity.bytes().to_le_bytes());
-            Evidence::encode(Some(&self.evidence), &mut head[EVIDENCE..PIECE - 8]);
-            let sum = checksum(&head);
-            put(&mut head, 8, &sum);
-            write_slice(self.state.storage(), &head, HEAD).ok()?;
-            self.on.store(true, Ordering::Release);
-            Some(id)
-        })
+        let mut begun = self.begun();
+        match *begun {
+            Begun::As(id) => id,
+            Begun::No => {
+                let id = self.start();
+                self.on.store(id.is_some(), Ordering::Release);
+                *begun = Begun::As(id);
+                id
+            }
+        }
+    }
+
+    /// Writes its head.
+    fn start(&self) -> Option<ShadowId> {
+        let id = ShadowId::new()?;
+        cut(self.state.storage(), HEAD).ok()?;
+        let mut head = [0; PIECE];
+        put(&mut head, 0, &MAGIC);
+        put(&mut head, 12, &VERSION.to_le_bytes());
+        put(&mut head, 16, &ShadowId::encode(Some(id)));
+        put(&mut head, 24, &self.granularity.bytes().to_le_bytes());
+        Evidence::encode(Some(&self.evidence), &mut head[EVIDENCE..PIECE - 8]);
+        let sum = checksum(&head);
+        put(&mut head, 8, &sum);
+        write_slice(self.state.storage(), &head, HEAD).ok()?;
+        Some(id)
+    }
+
+    /// Whether it takes bits, or will from its beginning on.
+    pub(crate) fn serves(&self) -> bool {
+        *self.begun() == Begun::No || self.on.load(Ordering::Acquire)
+    }
+
+    fn begun(&self) -> MutexGuard<'_, Begun> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sets the bits of `granules`, which are in the image, in the shadow and then in `bits`; false where the shadow did
@@ -132,8 +161,10 @@ impl Shadow {
         }
     }
 
-    /// Gives its space back, when the header says that nobody needs it.
+    /// Gives its space back, when the header says that nobody needs it. It may begin again, as another one.
     pub(crate) fn end(&self) {
+        let mut begun = self.begun();
+        *begun = Begun::No;
         if self.on.swap(false, Ordering::AcqRel) {
             // What stays is looked at by nobody, and cut at the next beginning.
             let _ = cut(self.state.storage(), HEAD);
@@ -164,7 +195,8 @@ impl Found {
             return Ok(None);
         };
         let failed = |action: &str, e: io::Error| Error::io(action, path, &e);
-        if state.length().map_err(|e| failed("measure", e))? < BITS {
+        // One without a bit ends behind its head, and vouches as any other: all was written to granules that the bitmap has.
+        if state.length().map_err(|e| failed("measure", e))? < HEAD + PIECE as u64 {
             return Ok(None);
         }
         let mut head = [0; PIECE];

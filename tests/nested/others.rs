@@ -243,3 +243,42 @@ fn an_inner_disk_without_a_state_file() {
     disk.close().expect("closed");
     assert!(!trusted());
 }
+
+/// A disk between the two that keeps no state hides from the outer one nothing of what it has been told itself.
+#[test]
+fn who_writes_below_a_disk_without_a_state_file_is_noticed() {
+    let room = Room::new();
+    room.plain("inner.qbm");
+    CreateOptions::new()
+        .image("inner.qbm")
+        .image_format(Format::Qbm)
+        .no_state(true)
+        .create(room.path("middle.qbm"))
+        .expect("a disk");
+    room.around("middle.qbm", "outer.qbm").expect("a disk");
+    let open = || {
+        OpenOptions::new()
+            .no_state(true)
+            .open(room.path("outer.qbm"))
+            .expect("opened")
+    };
+    let trusted = || {
+        let disk = open();
+        let trusted = !disk.bitmap_info("bits").expect("a bitmap").inconsistent;
+        disk.close().expect("closed");
+        trusted
+    };
+    let disk = open();
+    add(&disk, "bits", 4096);
+    disk.write(&[1; 5000], 3000, NONE).expect("a write");
+    disk.close().expect("closed");
+    assert!(trusted());
+    let mut image = File::options()
+        .write(true)
+        .open(room.path("inner-data.img"))
+        .expect("opened");
+    image.seek(SeekFrom::Start(100_000)).expect("there");
+    image.write_all(&[9; 100]).expect("written");
+    drop(image);
+    assert!(!trusted());
+}

@@ -6,10 +6,14 @@ use crate::Format;
 use crate::disk::{AddBitmap, CreateOptions, Disk, WriteFlags};
 use crate::error::Result;
 use crate::mutation::{Fault, with};
-use crate::storage::simulated::{CrashPoint, Keep, SimDisk};
+use crate::storage::simulated::{CallKind, CrashPoint, Fault as FailingCall, Keep, SimDisk};
 use crate::units::Granularity;
 
 const INNER: &str = "inner.qbm";
+const INNER_STATE: &str = "inner.state";
+/// Where the head of a shadow is in a state file, and where its bits are.
+const HEAD: usize = 73_728;
+const BITS: usize = HEAD + 4096;
 const NONE: WriteFlags = WriteFlags::empty();
 
 /// What the outer disk showed when it was left: what was flushed, and what was acknowledged.
@@ -126,6 +130,68 @@ fn nobody_uses_the_inner_disk_unnoticed() {
         assert_eq!(written_to(closed), 0, "closed: {closed}");
     }
     assert_eq!(dropped(), 0);
+}
+
+/// What the two disks of `left` show after `act` and a kill, and what they are to show.
+fn after_kill(left: &Left, act: impl FnOnce(&Disk)) -> (Vec<u8>, Vec<u8>) {
+    let disk = open(&left.sim, NAME, "first").unwrap();
+    act(&disk);
+    let acknowledged = content(&disk).unwrap();
+    let reader = |cache| {
+        let options = Kind::RAW.options(&left.sim.kill(), cache).read_only(true);
+        content(&options.open(NAME).unwrap()).unwrap()
+    };
+    (reader("first"), acknowledged)
+}
+
+/// The inner disk had all granules before, so that its shadow has no bit when its process is killed; it has lost nothing.
+#[test]
+fn an_empty_shadow_of_the_inner_disk_vouches_for_the_outer_one() {
+    let left = left(true).unwrap();
+    let inner = open(&left.sim, INNER, "first").unwrap();
+    inner
+        .write(&vec![4; super::life::bytes(LENGTH)], 0, NONE)
+        .unwrap();
+    inner.close().unwrap();
+    let (found, acknowledged) = after_kill(&left, |disk| disk.write(&[5; 3000], 9000, NONE).unwrap());
+    assert!(left.sim.read(INNER_STATE).unwrap().len() <= BITS);
+    assert!(found == acknowledged);
+}
+
+/// A snapshot that fails when the inner disk has ended: it begins again, and its shadow with it.
+#[test]
+fn the_shadow_of_the_inner_disk_begins_again() {
+    let left = left(true).unwrap();
+    let (found, acknowledged) = after_kill(&left, |disk| {
+        disk.write(&[5; 100], 9000, NONE).unwrap();
+        let full = FailingCall::new(libc::ENOSPC);
+        left.sim
+            .fail(full.matching(|call| call.names().any(|name| name == "snap.qbm")));
+        disk.snapshot("snap.qbm", None).unwrap_err();
+        left.sim.heal();
+        disk.write(&[6; 3000], 12_000, NONE).unwrap();
+        assert!(left.sim.read(INNER_STATE).unwrap().len() > BITS);
+    });
+    assert!(found == acknowledged);
+}
+
+/// No room for the shadow of the inner disk: that of the outer one, which nobody would believe, is not relied on either.
+#[test]
+fn without_the_shadow_of_the_inner_disk_a_write_is_durable() {
+    let left = left(true).unwrap();
+    let (found, acknowledged) = after_kill(&left, |disk| {
+        let full = FailingCall::new(libc::ENOSPC);
+        let head = format!("offset {HEAD}");
+        left.sim.fail(
+            full.on(CallKind::Write)
+                .on_file(INNER_STATE)
+                .matching(move |call| call.to_string().ends_with(&head)),
+        );
+        disk.write(&[5; 3000], 9000, NONE).unwrap();
+        disk.write(&[6; 3000], 12_000, NONE).unwrap();
+        assert!(left.sim.read(INNER_STATE).unwrap().len() <= BITS);
+    });
+    assert!(found == acknowledged);
 }
 
 /// Each of these is seen, or the test guards nothing.
