@@ -42,8 +42,8 @@ fn raw_images_come_out_as_they_went_in() {
                 "-S 0 left holes in {length} bytes"
             );
         }
-        // Zeros that were written have become holes.
-        assert!(room.allocated("out0.img") <= room.allocated("in.img"));
+        // Zeros that were written have become holes. Where the file system scatters the rest, it takes a block more to find it.
+        assert!(room.allocated("out0.img") <= room.allocated("in.img") + 4096);
     }
 }
 
