@@ -13,6 +13,7 @@ use crate::descriptor::names::{FileName, child_path};
 use crate::descriptor::{BitmapKind, Descriptor};
 use crate::disk::open::{Files, Place};
 use crate::error::{Error, ErrorCode};
+use crate::mutation::{self, Fault};
 use crate::storage::{Access, FileIdentity, Role, read_slice};
 
 /// Finds them, and removes them where `remove` says so.
@@ -48,6 +49,7 @@ pub(super) fn look(
         .filter(|name| *name != place.name.as_os_str() && !is_one_of(&candidates, name))
         .filter_map(|name| Other::read(place, name))
         .collect();
+    let remove = remove && is_durable(place, report);
     let mut removed = false;
     for name in candidates {
         let Some(identity) = identity(place, Path::new(name)) else {
@@ -84,6 +86,20 @@ pub(super) fn look(
         let error = Error::io("sync the folder", &place.shown, &error);
         report.add(FindingKind::RepairFailed, "", error.message().to_owned());
     }
+}
+
+/// Makes the folder's names durable: the descriptor that does not name a file may have its name in the page cache alone, and a
+/// power cut would bring back the one that does (M1).
+fn is_durable(place: &Place, report: &mut CheckReport) -> bool {
+    if mutation::on(Fault::FoundNamesUnsynced) {
+        return true;
+    }
+    let synced = place.folder.sync();
+    if let Err(error) = &synced {
+        let error = Error::io("sync the folder", &place.shown, error);
+        report.add(FindingKind::RepairFailed, "", error.message().to_owned());
+    }
+    synced.is_ok()
 }
 
 fn is_one_of(candidates: &[&str], name: &OsStr) -> bool {

@@ -15,8 +15,9 @@ use crate::disk::open::{ATTEMPTS, Files, ImageFound, Place};
 use crate::disk::overlay::{Backing, Chain, OwnImage, measured};
 use crate::disk::{Child, Progress, checksum};
 use crate::error::{Error, ErrorCode, Result};
+use crate::mutation::{self, Fault};
 use crate::state::{Evidence, Found, Lock, MarkId, Sharing, Stamp, StateFile, Verdict};
-use crate::storage::{Access, Role, Storage};
+use crate::storage::{Access, Role, Storage, SyncMode};
 use crate::units::ByteRange;
 
 /// One look at a disk.
@@ -128,7 +129,7 @@ impl<'o> Looking<'o> {
             // With an image that others have cut, the bits behind its end may be all that tells what was there.
             let clear = self.repair == Repair::All && !foreign;
             for bitmap in &bitmaps {
-                self.tail(bitmap, length, clear);
+                self.tail(bitmap, length, image.as_ref().filter(|_| clear));
             }
         }
         let remove = matches!(self.repair, Repair::Leaks | Repair::All);
@@ -438,7 +439,8 @@ impl<'o> Looking<'o> {
             .add_as(FindingKind::ForeignWrites, severity, "", words);
     }
 
-    fn tail(&mut self, bitmap: &BitmapSeen<'_>, length: u64, clear: bool) {
+    /// Looks for bits behind the end, and clears them where that of `image` is to be relied on.
+    fn tail(&mut self, bitmap: &BitmapSeen<'_>, length: u64, image: Option<&Child>) {
         let granules = bitmap.entry.granularity.granules_in(length);
         match bitmap.file.has_tail_bits(granules) {
             Ok(false) => return,
@@ -450,8 +452,15 @@ impl<'o> Looking<'o> {
             bitmap.file.path().display()
         );
         let finding = self.report.add(FindingKind::TailBits, bitmap.name, words);
-        if clear {
-            match bitmap.file.clear_tail_bits(granules) {
+        if let Some(image) = image {
+            // Whoever cut it may not have made that durable: a power cut would bring back what the bits stand for (D1).
+            let durable = if mutation::on(Fault::FoundLengthUnsynced) {
+                Ok(())
+            } else {
+                let synced = image.storage.sync(SyncMode::Data);
+                synced.map_err(|e| image.failed("flush", &e))
+            };
+            match durable.and_then(|()| bitmap.file.clear_tail_bits(granules)) {
                 Ok(()) => finding.fixed = true,
                 Err(error) => {
                     let words = error.message().to_owned();
