@@ -84,9 +84,10 @@ fn a_qemu_that_is_killed_at_random_moments_keeps_no_bitmap() {
             .spawn();
         let mut guest = guest.expect("qemu-io");
         let input = guest.stdin.take();
-        let script: String = (0..5000)
+        let commands: Vec<String> = (0..5000)
             .map(|_| format!("write {} 4096\n", random.below(2048) * 4096))
             .collect();
+        let script = commands.concat();
         // It stops reading when the server is gone.
         let feeder = std::thread::spawn(move || {
             let _ = input.expect("its input").write_all(script.as_bytes());

@@ -573,7 +573,7 @@ fn wrong_after_a_repair(fault: Option<Fault>, act: fn(&Disk)) -> Option<String> 
         ..AddBitmap::default()
     };
     disk.bitmap_add("a", options).unwrap();
-    disk.write(&[7; 24 << 10], 0, WriteFlags::empty()).unwrap();
+    disk.write(&vec![7; 24 << 10], 0, WriteFlags::empty()).unwrap();
     let epoch = disk.bitmap_list().unwrap()[0].epoch.clone();
     // So that no region is active.
     disk.close().unwrap();
@@ -587,7 +587,7 @@ fn wrong_after_a_repair(fault: Option<Fault>, act: fn(&Disk)) -> Option<String> 
         let options = options.repair(Repair::All);
         let repair = || options.check(NAME, &mut |_, _| ControlFlow::Continue(()));
         fault.map_or_else(repair, |fault| with(fault, repair)).unwrap();
-        let keeps = [Keep::Nothing, Keep::Random(1)];
+        let keeps = [Keep::Nothing, Keep::All, Keep::Random(1), Keep::Random(2)];
         let cuts = killed
             .crash_points()
             .flat_map(|cut| keeps.map(|keep| (cut.events(), cut.power_cut_keeping(keep))));
