@@ -193,6 +193,8 @@ impl Recovering<'_> {
             }
             let (file, active) = StateFile::adopt(storage, path, found)?;
             let adopted = self.session(file, active, now.ok())?;
+            // Others may have made the disk longer than the map reaches. What was active is in the bitmap files by now.
+            adopted.intent().cover(self.length, || Ok(()))?;
             if mutation::on(Fault::EvidenceFirst) {
                 adopted.begin(self.image, true, None)?;
                 self.make_image_durable(None, None)?;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::storage::simulated::Fault;
+use crate::storage::{Access, Role};
 
 const GRANULE: u64 = 64 * KIB;
 
@@ -132,5 +133,44 @@ fn a_freeze_between_cut_and_growth_loses_nothing() {
         disk.bitmap_thaw("b", outcome).unwrap();
         assert_eq!(dirty(&disk, "b"), expected);
         assert_eq!(dirty(&open(&sim.kill()), "b"), expected);
+    }
+}
+
+/// Regions are of 4 KiB, and the map has no room for those of a disk that others have made longer: while it was closed, or had
+/// been left by a process that was killed.
+#[test]
+fn a_disk_that_others_made_longer_than_the_map_reaches_is_written_to() {
+    const GIB: u64 = 1 << 30;
+    for closed in [true, false] {
+        let sim = SimDisk::new();
+        let create = CreateOptions::new().size(GIB).region_bytes(4 * KIB);
+        create.folder(sim.folder()).create(NAME).unwrap();
+        let open = || {
+            let options = OpenOptions::new().folder(sim.folder()).cache_epoch("first");
+            options.trust_image(true).open(NAME).unwrap()
+        };
+        let disk = open();
+        let bitmap = AddBitmap {
+            granularity: Granularity::new(GIB).unwrap(),
+            ..persistent()
+        };
+        disk.bitmap_add("b", bitmap).unwrap();
+        write(&disk, 5, 1).unwrap();
+        if closed {
+            disk.close().unwrap();
+        } else {
+            drop(disk);
+        }
+        let access = Access {
+            write: true,
+            direct: false,
+        };
+        let image = sim.folder().open(Role::Image, IMAGE.as_ref(), access).unwrap();
+        image.set_length(40 * GIB).unwrap();
+        let disk = open();
+        write(&disk, 39 * GIB, 1).unwrap();
+        assert_eq!(dirty(&disk, "b"), [0, 39]);
+        disk.close().unwrap();
+        assert_eq!(dirty(&open(), "b"), [0, 39]);
     }
 }
