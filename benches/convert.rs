@@ -6,7 +6,8 @@
 //!
 //! The tool and qemu-img in turn, each as a process, in the order A B B A and B A A B; the sources are in the page cache.
 //! qemu-img convert flushes its target only with `-t writeback`; qbm always does. So it is measured both ways, and the
-//! ratio that counts is the one of equal promises. `QBM_BENCH_MIB` is the length of the images, 4096 unless it is set.
+//! ratio that counts is the one of equal promises. What a run leaves behind is removed, and that synced, before the next.
+//! `QBM_BENCH_MIB` is the length of the images, 4096 unless it is set.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -135,9 +136,17 @@ fn race(folder: &Path, what: &str, layout: &str, ours: &Way<'_>, theirs: &Way<'_
 
 fn gone(folder: &Path, name: &str) -> impl Fn() {
     let path = folder.join(name);
+    let folder = folder.to_owned();
     move || {
         let _ = std::fs::remove_file(&path);
+        sync(&folder);
     }
+}
+
+/// Space that was given up goes back to the device with the next commit of the file system: not in the time of whoever
+/// syncs next.
+fn sync(folder: &Path) {
+    run("sync", &["-f", "."], folder);
 }
 
 fn raw(path: PathBuf, layout: Layout) {
@@ -235,6 +244,7 @@ fn commit(folder: &Path, layout: Layout) {
             let file = File::open(dir.join(name)).expect("it opens");
             file.sync_all().expect("synced");
         }
+        sync(dir);
     };
     let ours = Way {
         program: QBM,

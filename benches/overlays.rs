@@ -5,8 +5,8 @@
 //! cargo bench --bench overlays [-- FOLDER ...]
 //! ```
 //!
-//! As `calls` does it: the shared library, short batches of bare calls and of ours in turn, medians. The bare call of a
-//! read goes to the file that has the bytes; that of a first write to a file of its own, which is as sparse.
+//! As `calls` does it: the shared library, short batches of bare calls and of ours in turn, medians. The bare call goes
+//! to the file that has the bytes, image or backing; that of a first write to a file of its own, which is as sparse.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -50,16 +50,16 @@ fn print(folder: &Path, what: &str, rounds: &[Round]) {
     println!("{:<24} {what:<32} {}", folder.display(), common::columns(rounds));
 }
 
-/// Calls of 4 KiB at random places of an overlay, beside those to `file`.
-fn steady(library: &Library, folder: &Path, what: &str, file: &str, allocated: fn(u64) -> bool, write: bool) {
+/// Calls of 4 KiB at random places of an overlay, beside those to the files that have the bytes.
+fn steady(library: &Library, folder: &Path, what: &str, allocated: fn(u64) -> bool, write: bool) {
     let dir = tempfile::tempdir_in(folder).expect("a folder to work in");
     overlay(dir.path(), allocated);
     let disk = library.open(&dir.path().join("disk.qbm"));
-    let bare = File::options()
-        .read(true)
-        .write(true)
-        .open(dir.path().join(file))
-        .expect("a file");
+    let bare = ["base.img", "disk-data.img"].map(|name| {
+        let file = File::options().read(true).write(true).open(dir.path().join(name));
+        file.expect("a file")
+    });
+    let bare = |at| bare[usize::from(allocated(at / GRANULE))].as_raw_fd();
     let rounds = on_threads(1, |turns| {
         let mut buf = vec![0x5au8; BLOCK];
         let mut random = Random::new(turns.thread, BLOCK as u64, LENGTH);
@@ -69,8 +69,8 @@ fn steady(library: &Library, folder: &Path, what: &str, file: &str, allocated: f
                     let offsets: [u64; BATCH] = std::array::from_fn(|_| random.next());
                     let offsets = offsets.into_iter();
                     match (side, write) {
-                        (Side::Bare, false) => batch(offsets, |at| bare_read(bare.as_raw_fd(), &mut buf, at)),
-                        (Side::Bare, true) => batch(offsets, |at| bare_write(bare.as_raw_fd(), &buf, at)),
+                        (Side::Bare, false) => batch(offsets, |at| bare_read(bare(at), &mut buf, at)),
+                        (Side::Bare, true) => batch(offsets, |at| bare_write(bare(at), &buf, at)),
                         (Side::Ours, false) => batch(offsets, |at| disk.read(&mut buf, at)),
                         (Side::Ours, true) => batch(offsets, |at| disk.write(&buf, at)),
                     }
@@ -126,38 +126,11 @@ fn main() {
         let all = |_| true;
         let none = |_| false;
         let every_other = |index: u64| index.is_multiple_of(2);
-        steady(
-            &library,
-            folder,
-            "read 4 KiB, allocated",
-            "disk-data.img",
-            all,
-            false,
-        );
-        steady(
-            &library,
-            folder,
-            "read 4 KiB, in the backing",
-            "base.img",
-            none,
-            false,
-        );
-        steady(
-            &library,
-            folder,
-            "read 4 KiB, every other granule",
-            "base.img",
-            every_other,
-            false,
-        );
-        steady(
-            &library,
-            folder,
-            "write 4 KiB, allocated",
-            "disk-data.img",
-            all,
-            true,
-        );
+        let steady = |what, allocated, write| steady(&library, folder, what, allocated, write);
+        steady("read 4 KiB, allocated", all, false);
+        steady("read 4 KiB, in the backing", none, false);
+        steady("read 4 KiB, every other granule", every_other, false);
+        steady("write 4 KiB, allocated", all, true);
         first_writes(&library, folder, "first write of 64 KiB", 64 << 10);
         first_writes(&library, folder, "first write of 4 KiB", 4 << 10);
     }
