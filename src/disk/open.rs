@@ -248,8 +248,11 @@ impl OpenOptions {
             let key = format!("QBM.bitmaps[{name:?}].file");
             let (storage, path) = files.open(Role::Bitmap, &key, Path::new(""), &entry.file, access)?;
             let file = BitmapFile::new(storage, path, self.bitmap_policy);
-            file.check_size(entry.granularity.granules_in(length))
-                .map_err(|e| e.context(&key))?;
+            let granules = entry.granularity.granules_in(length);
+            if self.lengthen_bitmaps && !entry.kind.is_allocation() {
+                file.grow_unread(granules).map_err(|e| e.context(&key))?;
+            }
+            file.check_size(granules).map_err(|e| e.context(&key))?;
             if entry.kind.is_allocation() {
                 allocation = Some((name, entry, file));
             } else {

@@ -178,10 +178,14 @@ impl Recovering<'_> {
             foreign: foreign.clone(),
             kept: self.overlay.is_none() || found.header().clean || shadowed.is_some(),
         };
-        let recorded = self.take_foreign_writes(bitmaps)?;
+        let mut recorded = self.take_foreign_writes(bitmaps)?;
         let distrusted = match &foreign {
             Some(_) if !self.options.trust_image && !recorded => recover::distrust(bitmaps),
-            _ => Vec::new(),
+            Some(_) => {
+                recorded |= self.take_foreign_growth(&found, bitmaps)?;
+                Vec::new()
+            }
+            None => Vec::new(),
         };
         self.load(bitmaps)?;
         let mut session = None;
@@ -356,6 +360,14 @@ impl Recovering<'_> {
         };
         recover::add(bitmaps, writes, self.loading, self.length)?;
         Ok(true)
+    }
+
+    /// Makes dirty what somebody else has put behind the disk's end, where it had been longer before; says whether he has.
+    fn take_foreign_growth(&self, found: &Found, bitmaps: &[Bitmap]) -> Result<bool> {
+        match found.header().stamp.as_ref().map(Stamp::size) {
+            Some(then) if then < self.length => recover::regrown(bitmaps, self.loading, then, self.length),
+            _ => Ok(false),
+        }
     }
 
     fn tell_of_foreign_writes(&self, why: &str, distrusted: &[String]) {

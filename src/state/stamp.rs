@@ -72,6 +72,11 @@ impl Stamp {
         Ok(stamp)
     }
 
+    /// How long the image was.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
     /// The same stamp with the time of a file from before it was changed by its own opener.
     pub(crate) fn as_found(self, before: &Self) -> Self {
         match (self.trace, before.trace) {

@@ -102,6 +102,22 @@ pub(in crate::disk) fn widen(
     Ok(added)
 }
 
+/// Makes dirty in the bitmaps that record what others have put back behind the `old` end of a disk that is `length` bytes
+/// long now: it was there at a bitmap's starting point, and may have been cut off since. In memory alone; says whether
+/// there was any.
+pub(in crate::disk) fn regrown(bitmaps: &[Bitmap], loading: &Loading, old: u64, length: u64) -> Result<bool> {
+    let mut any = false;
+    for bitmap in bitmaps.iter().filter(|bitmap| Suspects::Recording.has(bitmap)) {
+        let back = ByteRange::between(old, length.min(bitmap.start.length.unwrap_or(length)));
+        if !back.is_empty() {
+            let bits = loading.bits(bitmap, bitmaps, length)?;
+            bits.set(bitmap.granularity.touched_by(back));
+            any = true;
+        }
+    }
+    Ok(any)
+}
+
 /// Makes dirty in the bitmaps that record whatever is dirty in `writes`. In memory alone.
 pub(in crate::disk) fn add(
     bitmaps: &[Bitmap],

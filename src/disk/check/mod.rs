@@ -180,6 +180,8 @@ impl CheckOptions {
         let mut options = OpenOptions::new()
             .no_backing(true)
             .trust_image(self.repair == Repair::Trust);
+        // The bits are all set then, or those of a longer disk as they must be.
+        options.lengthen_bitmaps = matches!(self.repair, Repair::Dirty | Repair::Trust);
         if let Some(folder) = &self.folder {
             options = options.folder(Arc::clone(folder));
         }

@@ -397,6 +397,27 @@ fn foreign_writes_make_dirty_or_are_trusted_as_the_user_says() {
     }
 }
 
+/// An open refuses it, as the bitmap's file has no bits for what is new.
+#[test]
+fn a_disk_that_others_made_much_longer_is_mended() {
+    for repair in [Repair::Dirty, Repair::Trust] {
+        let room = Room::new();
+        room.written_by_others();
+        let image = fs::OpenOptions::new()
+            .write(true)
+            .open(room.path("disk-data.img"))
+            .unwrap();
+        image.set_len(64 * MIB).unwrap();
+        for repair in [Repair::None, Repair::All] {
+            words(&room.check(repair), "is too small");
+        }
+        room.check(repair);
+        assert_eq!(kinds(&room.check(Repair::None)), []);
+        let dirty = if repair == Repair::Dirty { 1024 } else { 1 };
+        assert_eq!(room.count("b"), dirty, "{repair:?}");
+    }
+}
+
 /// Once an open for writing has made a bitmap inconsistent, writes went by unrecorded: nothing proves that none did.
 #[test]
 fn trust_takes_back_no_mark() {

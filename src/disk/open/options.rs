@@ -80,6 +80,9 @@ pub struct OpenOptions {
     pub(in crate::disk) retire_interval: Option<Duration>,
     /// What somebody else has written to the image, as he has recorded it.
     pub(in crate::disk) foreign_writes: Option<Arc<BitmapContent>>,
+    /// Files of dirty bitmaps that are too short for a disk that others have made longer are lengthened, for an opener who
+    /// sees to the bits.
+    pub(in crate::disk) lengthen_bitmaps: bool,
     /// Set where an image that is a disk itself could not be made durable at its recovery.
     pub(in crate::disk) lost: Option<Arc<AtomicBool>>,
 }

@@ -170,6 +170,8 @@ fn merge(
 ) -> Result<(Vec<String>, Vec<String>)> {
     let mut options = OpenOptions::new();
     options.foreign_writes = since.cloned();
+    // QEMU may have made the disk longer, and its bitmap with it.
+    options.lengthen_bitmaps = since.is_some();
     let disk = options.open(path)?;
     let (inconsistent, sound): (Vec<BitmapInfo>, Vec<BitmapInfo>) = disk
         .bitmap_list()?

@@ -47,7 +47,8 @@ impl ExportOptions {
 
     /// Makes the qcow2 `target`, whose raw data file is the image of the disk `disk`, with the disk's bitmaps in it.
     ///
-    /// Nothing is copied but bits, and neither the disk nor its image is changed. The qcow2 has one bitmap more where a
+    /// Nothing is copied but bits, and neither the disk nor its image is changed; but a disk that was not closed is
+    /// recovered and closed first, as only a closed one finds out who else has written to it. The qcow2 has one bitmap more where a
     /// bitmap records: `qbm-since-export`, in which QEMU records what [`ImportOptions::merge_bitmaps`] needs. Until that
     /// is called, writes of QEMU are not in the disk's bitmaps, and its next open for writing calls them inconsistent.
     ///
@@ -57,7 +58,14 @@ impl ExportOptions {
     /// [`ImportOptions::merge_bitmaps`]: super::ImportOptions::merge_bitmaps
     pub fn export(self, disk: impl AsRef<Path>, target: impl AsRef<Path>) -> Result<Exported> {
         let (disk, target) = (disk.as_ref(), target.as_ref());
-        let open = OpenOptions::new().read_only(true).open(disk)?;
+        let read_only = || OpenOptions::new().read_only(true).open(disk);
+        let mut open = read_only()?;
+        if open.info()?.recovery.is_some() {
+            drop(open);
+            let recovered = OpenOptions::new().open(disk).and_then(|it| it.close());
+            recovered.map_err(|e| e.context("it was not closed, and could not be recovered"))?;
+            open = read_only()?;
+        }
         self.export_parts(&open, target).map_err(|error| {
             error.context(format_args!(
                 "cannot export {} to {}",

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 
-use crate::disk::{AddBitmap, BitmapContent, CreateOptions, Disk, OpenOptions, WriteFlags};
+use crate::disk::{
+    AddBitmap, BitmapContent, CreateOptions, Disk, ExportOptions, OpenOptions, TruncateFlags, WriteFlags,
+};
 use crate::error::ErrorCode;
 use crate::units::Granularity;
 
@@ -38,6 +40,7 @@ fn written_behind_its_back() -> (TempDir, PathBuf, BitmapContent) {
 fn open_with(path: &PathBuf, content: BitmapContent) -> crate::error::Result<Disk> {
     let mut options = OpenOptions::new();
     options.foreign_writes = Some(Arc::new(content));
+    options.lengthen_bitmaps = true;
     options.open(path)
 }
 
@@ -69,6 +72,85 @@ fn those_of_another_length_are_refused_and_the_bitmap_is_not_trusted() {
     let other = BitmapContent::new(Granularity::MIN, LENGTH + 1).expect("content");
     let refused = open_with(&path, other).expect_err("it is refused");
     assert_eq!(refused.code(), ErrorCode::Locked);
+    let disk = Disk::open(&path).expect("it opens");
+    assert!(disk.bitmap_info("b").expect("facts").inconsistent);
+}
+
+/// Cut short by the disk's own user, and made long again by another: what is there now was never in the last backup.
+#[test]
+fn what_comes_back_behind_the_end_is_dirty() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("disk.qbm");
+    CreateOptions::new().size(LENGTH).create(&path).expect("a disk");
+    let disk = Disk::open(&path).expect("it opens");
+    disk.bitmap_add("b", AddBitmap::default()).expect("a bitmap");
+    disk.truncate(2 << 20, TruncateFlags::SHRINK).expect("shorter");
+    disk.close().expect("closed");
+    let image = std::fs::File::options()
+        .write(true)
+        .open(dir.path().join("disk-data.img"))
+        .expect("the image");
+    image.set_len(LENGTH + (1 << 20)).expect("longer");
+    let content = BitmapContent::new(Granularity::MIN, LENGTH + (1 << 20)).expect("content");
+    let dirty = |disk: &Disk| {
+        (0..=disk.length() >> 16)
+            .filter(|granule| disk.bitmap_get("b", granule << 16).is_ok_and(|dirty| dirty))
+            .collect::<Vec<_>>()
+    };
+    // Up to the granule of the old end; what is behind was in no backup.
+    let expected: Vec<u64> = (32..=64).collect();
+    let disk = open_with(&path, content).expect("it opens");
+    assert_eq!(dirty(&disk), expected);
+    disk.write(b"y", 32 << 16, WriteFlags::empty()).expect("a write");
+    drop(disk);
+    assert_eq!(dirty(&Disk::open(&path).expect("it opens")), expected);
+}
+
+/// The bitmap's file is too short for a disk that QEMU has made much longer, which no other open accepts.
+#[test]
+fn a_disk_that_became_much_longer_takes_them_in() {
+    let (dir, path, _) = written_behind_its_back();
+    let long = 64 << 20;
+    let image = std::fs::File::options()
+        .write(true)
+        .open(dir.path().join("disk-data.img"))
+        .expect("the image");
+    image.set_len(long).expect("longer");
+    assert_eq!(
+        Disk::open(&path).expect_err("it is refused").code(),
+        ErrorCode::FileInvalid
+    );
+    let mut content = BitmapContent::new(Granularity::MIN, long).expect("content");
+    content
+        .deserialize(long / 512 / 8 - 8, &[0, 0, 0, 0, 0, 0, 0, 0x80])
+        .expect("a bit");
+    open_with(&path, content)
+        .expect("it opens")
+        .close()
+        .expect("closed");
+    let disk = Disk::open(&path).expect("it opens");
+    assert!(!disk.bitmap_info("b").expect("facts").inconsistent);
+    assert!(disk.bitmap_get("b", long - 1).expect("a bit"));
+    assert_eq!(disk.bitmap_count("b").expect("a count"), 2);
+}
+
+/// Its user was killed: only when it is closed does the next open find out that QEMU has written to it.
+#[test]
+fn an_export_closes_a_disk_that_was_not() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("disk.qbm");
+    CreateOptions::new().size(LENGTH).create(&path).expect("a disk");
+    let disk = Disk::open(&path).expect("it opens");
+    disk.bitmap_add("b", AddBitmap::default()).expect("a bitmap");
+    disk.write(b"x", 0, WriteFlags::empty()).expect("a write");
+    drop(disk);
+    let made = ExportOptions::new().export(&path, dir.path().join("disk.qcow2"));
+    assert_eq!(made.expect("an export").bitmaps, ["b"]);
+    let image = std::fs::File::options()
+        .write(true)
+        .open(dir.path().join("disk-data.img"))
+        .expect("the image");
+    image.write_at(b"others", 1 << 20).expect("a write");
     let disk = Disk::open(&path).expect("it opens");
     assert!(disk.bitmap_info("b").expect("facts").inconsistent);
 }
