@@ -51,6 +51,8 @@ pub(crate) enum Fault {
     NoSecondLook,
     /// A flush that arrives while another runs takes that one's word.
     RunningFlushJoined,
+    /// Two syncs of a file run at a time.
+    SyncsApart,
     /// A granule that the disk's end cuts keeps showing the backing when the disk grows.
     TailLeftToBacking,
     /// A commit clears the bits of granules that were written after it had copied them.

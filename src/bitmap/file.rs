@@ -51,6 +51,9 @@ pub struct BitmapFile {
     unsaved: Mutex<BTreeSet<u64>>,
     /// Held while pieces go out, so that no second caller returns before they have.
     saving: Mutex<()>,
+    /// Held while the file is synced; whether that has failed once. The kernel tells but one of two callers that it has lost
+    /// pieces, and none that comes later.
+    sync_failed: Mutex<bool>,
 }
 
 impl BitmapFile {
@@ -64,6 +67,7 @@ impl BitmapFile {
             policy,
             unsaved: Mutex::new(BTreeSet::new()),
             saving: Mutex::new(()),
+            sync_failed: Mutex::new(false),
         }
     }
 
@@ -299,11 +303,29 @@ impl BitmapFile {
         Ok(())
     }
 
-    /// Makes what was written durable.
+    /// Makes what was written durable. A failure is for good: what the file lacks then, nobody knows.
     pub fn sync(&self) -> Result<()> {
-        self.storage
-            .sync(SyncMode::Data)
-            .map_err(|e| self.failed("sync", &e))
+        let apart = mutation::on(Fault::SyncsApart);
+        let mut failed = if apart {
+            None
+        } else {
+            Some(locked(&self.sync_failed))
+        };
+        if failed.as_deref() == Some(&true) {
+            return Err(Error::new(
+                ErrorCode::Failed,
+                format!(
+                    "an earlier sync of {} failed, so what it holds is not known",
+                    self.path.display()
+                ),
+            ));
+        }
+        self.storage.sync(SyncMode::Data).map_err(|e| {
+            if let Some(failed) = failed.as_deref_mut() {
+                *failed = true;
+            }
+            self.failed("sync", &e)
+        })
     }
 
     fn write_from(&self, bits: &Bits, also: Option<&Bits>, first: u64) -> Result<()> {

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::descriptor::Descriptor;
 use crate::disk::{Disk, OpenOptions, WriteFlags};
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::qcow2::{Fresh, NewBitmap};
@@ -70,13 +69,7 @@ impl Target {
             path: path.to_owned(),
             new: false,
         };
-        let length = target.length()?;
-        if length <= Descriptor::MAX_BYTES && Descriptor::read(&*target.storage).is_ok() {
-            return Err(Error::new(
-                ErrorCode::InvalidArgument,
-                "it is a QBM descriptor, which a raw image would replace; ask for the format qbm, or name the image",
-            ));
-        }
+        Disk::check_overwrite(&folder, &*target.storage)?;
         Ok(Self::Raw(target))
     }
 

@@ -90,3 +90,36 @@ fn a_disk_that_is_open_for_writing_can_be_the_source() {
     let verdict = Compare::new().run(&disk, &open(&to), &mut |_, _| ControlFlow::Continue(()));
     assert_eq!(verdict.unwrap(), Verdict::Identical);
 }
+
+/// Its user was killed, so that it has no stamp to find out by.
+#[test]
+fn the_image_of_a_disk_that_was_not_closed_is_not_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from.img"), dir.path().join("disk-data.img"));
+    std::fs::write(&from, vec![1; 1 << 20]).unwrap();
+    let source = open(&from);
+    CreateOptions::new()
+        .size(1 << 20)
+        .create(dir.path().join("disk.qbm"))
+        .unwrap();
+    let overwrite = || {
+        let mut go_on = |_: u64, _: u64| ControlFlow::Continue(());
+        Convert::new().overwrite(&source, &to, Format::Raw, &mut go_on)
+    };
+    let disk = Disk::open(dir.path().join("disk.qbm")).unwrap();
+    disk.write(b"x", 0, WriteFlags::empty()).unwrap();
+    drop(disk);
+    let refused = overwrite().unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::InvalidArgument);
+    assert!(
+        refused
+            .message()
+            .contains("the image of disk.qbm, which was not closed"),
+        "{refused}"
+    );
+    assert_eq!(std::fs::read(&to).unwrap()[..2], *b"x\0");
+    let disk = Disk::open(dir.path().join("disk.qbm")).unwrap();
+    disk.close().unwrap();
+    overwrite().unwrap();
+    assert_eq!(std::fs::read(&to).unwrap()[..2], [1, 1]);
+}

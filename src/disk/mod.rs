@@ -18,11 +18,13 @@ mod info;
 mod nested;
 mod open;
 mod overlay;
+mod overwrite;
 mod own_image;
 mod plan;
 mod qemu;
 mod recovery;
 mod resize;
+mod rounds;
 mod session;
 mod snapshot;
 mod status;
@@ -65,6 +67,7 @@ use gate::Gate;
 use nested::Nested;
 use own_image::OwnImages;
 use plan::Change;
+use rounds::Rounds;
 use session::Session;
 
 bitflags::bitflags! {
@@ -134,6 +137,8 @@ impl Child {
 #[allow(clippy::struct_excessive_bools, reason = "facts, each by itself")]
 pub struct Disk {
     alive: Alive,
+    /// Of the image.
+    image_syncs: Rounds,
     own: OwnImages,
     /// What is below the image, where that names a backing of its own.
     below: Option<Arc<overlay::Chain>>,
@@ -340,18 +345,27 @@ impl Disk {
         marks.map_or(Ok(()), |marks| marks.record())
     }
 
+    /// Makes durable what was written to the image. Callers that come while one syncs share the next sync.
     fn sync_image(&self, mode: SyncMode) -> Result<()> {
-        let image = self.image();
-        image.storage.sync(mode).map_err(|e| {
-            let error = image.failed("flush", &e);
-            if !mutation::on(Fault::FailedSyncForgotten) {
-                self.fail(&error);
-            }
-            if let Some(session) = &self.session {
-                session.image_failed();
-            }
-            error
-        })
+        let sync = || {
+            // Where another's sync has failed, this one would prove nothing: the kernel has told him alone.
+            self.alive.check_unfailed()?;
+            let image = self.image();
+            image.storage.sync(mode).map_err(|e| {
+                let error = image.failed("flush", &e);
+                if !mutation::on(Fault::FailedSyncForgotten) {
+                    self.fail(&error);
+                }
+                if let Some(session) = &self.session {
+                    session.image_failed();
+                }
+                error
+            })
+        };
+        match mode {
+            SyncMode::Data => self.image_syncs.join(sync),
+            SyncMode::All => self.image_syncs.alone(sync),
+        }
     }
 
     /// From now on no change reports success: what was written may be lost (A2), or which of two descriptors stands.

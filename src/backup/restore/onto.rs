@@ -11,7 +11,7 @@ use crate::backup::digest::{BLOCK, is_zero, runs};
 use crate::backup::folder::BackupFolder;
 use crate::backup::pace::Pace;
 use crate::backup::point::BackupPoint;
-use crate::descriptor::{Descriptor, Format};
+use crate::descriptor::Format;
 use crate::disk::{Disk, OpenOptions, Progress, TruncateFlags, WriteFlags};
 use crate::error::{Error, ErrorCode, Result};
 use crate::parallel::{self, Buffer, Buffers};
@@ -251,12 +251,7 @@ fn open_raw(path: &Path, length: u64) -> Result<RawTarget> {
         .open(Role::Image, Path::new(&name), access)
         .map_err(|e| Error::io("open for writing", path, &e))?;
     let target = RawTarget::lock(storage, path.to_owned())?;
-    if target.file.length <= Descriptor::MAX_BYTES && Descriptor::read(&*target.file.storage).is_ok() {
-        return Err(Error::new(
-            ErrorCode::InvalidArgument,
-            "it is a QBM descriptor, which a raw image would replace; ask for the format qbm, or name the image",
-        ));
-    }
+    Disk::check_overwrite(&folder, &*target.file.storage)?;
     if target.file.storage.limits().block_device && target.file.length < length {
         return Err(Error::new(
             ErrorCode::InvalidArgument,

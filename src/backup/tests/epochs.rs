@@ -301,3 +301,28 @@ fn a_bitmap_that_recovery_had_widened_says_so_until_it_starts_anew() {
         assert_eq!((point.kind(), &*point.reason), (BackupKind::Incremental, ""));
     }
 }
+
+/// What is restored to the image alone is not in the bitmaps, and a disk that was not closed has no stamp to notice by.
+#[test]
+fn the_image_of_a_disk_that_was_not_closed_is_not_restored_to() {
+    let (room, second) = two_backups();
+    let image = room.path("vm/disk-data.img");
+    let restore = || {
+        Restore::new().run(&room.folder(), &second, &image, &mut |_, _| {
+            ControlFlow::Continue(())
+        })
+    };
+    let disk = Disk::open(room.disk()).unwrap();
+    disk.write(&[7; 100], 200, WriteFlags::empty()).unwrap();
+    drop(disk);
+    let refused = restore().unwrap_err();
+    assert!(
+        refused
+            .message()
+            .contains("the image of disk.qbm, which was not closed"),
+        "{refused}"
+    );
+    room.with(|_| Ok(()));
+    restore().unwrap();
+    assert_eq!(next(&room).kind(), BackupKind::Full, "it is noticed");
+}

@@ -19,6 +19,8 @@ All that the backup stands on is compared with its checksums. A new file gets it
 found to be what was stored; until then it has none. An image, disk or block device that exists is written to only if
 nothing is damaged, and only where it differs; whoever is killed there runs the same command again. A QBM disk that exists
 keeps its bitmaps, and they record what the restore changes; a qcow2 that exists keeps its clusters and its backing.
+Where a disk's image is restored to and not the disk (-O qbm), its bitmaps become inconsistent; but a disk on a block device
+does not notice, and its next backup would miss what was restored.
 
 Examples:
   qbm restore /backups/vm1 --to disk.img

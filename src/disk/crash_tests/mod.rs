@@ -4,7 +4,7 @@
 //! A [`life::Life`] is an open disk to which [`steps`] are done, written by hand or drawn by [`dice`], while a
 //! [`model::Model`] writes down what each of them promised. [`power`] stops that life after every call that changes
 //! something and looks at what is left with the rules of [`check`]; [`failing`] has every call fail in
-//! turn; [`mutations`] takes the engine's protections away one by one, and shows that the tests notice. The tests of parts stand beside the parts.
+//! turn, and [`together`] one of two; [`mutations`] takes the engine's protections away one by one, and shows that the tests notice. The tests of parts stand beside the parts.
 //!
 //! A long run: `QBM_CRASH_STATES=10000000 cargo test --release --lib crash_tests -- --nocapture`.
 
@@ -25,6 +25,8 @@ mod mutations;
 mod nested;
 mod power;
 mod steps;
+#[cfg(test)]
+mod together;
 
 #[cfg(fuzzing)]
 pub(crate) use power::of_bytes;

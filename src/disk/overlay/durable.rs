@@ -7,10 +7,10 @@
 use std::sync::Arc;
 
 use super::Overlay;
-use super::rounds::Rounds;
 use crate::bitmap::{BitmapFile, Bits};
 use crate::disk::Disk;
 use crate::disk::bitmaps::Shape;
+use crate::disk::rounds::Rounds;
 use crate::error::Result;
 use crate::mutation::{self, Fault};
 use crate::state::Shadow;

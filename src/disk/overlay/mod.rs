@@ -19,7 +19,6 @@ mod progress;
 mod read;
 mod rebase;
 mod resize;
-mod rounds;
 mod status;
 mod target;
 mod write;

@@ -43,6 +43,7 @@ pub(in crate::format) struct Order {
     growth: Mutex<Option<Growth>>,
     /// Clusters were given free since the tables that led there were last made durable.
     freed: AtomicBool,
+    syncing: Mutex<()>,
     dead: Arc<AtomicBool>,
 }
 
@@ -78,6 +79,7 @@ impl Order {
             durable: Default::default(),
             growth: Mutex::new(None),
             freed: AtomicBool::new(false),
+            syncing: Mutex::new(()),
             dead: Arc::clone(dead),
         })
     }
@@ -193,6 +195,11 @@ impl Order {
     /// Makes all durable that was written when this was called. A failure is the end: what the kernel has dropped, no
     /// later sync brings back (A2).
     pub(in crate::format) fn sync_all(&self, mode: SyncMode) -> io::Result<()> {
+        // One at a time: the kernel tells but one of two callers what it has lost.
+        let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.dead.load(Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         let written = self.written.each_ref().map(|count| count.load(Ordering::Acquire));
         // The data first, which the tables lead to.
         for file in self.files.iter().rev() {

@@ -249,14 +249,16 @@ fn we_see_qemu_s_locks() {
             room.image(Sharing::Read).unwrap().release();
             continue;
         }
-        // The socket may be there before the lock is.
-        while let Ok(lock) = room.image(Sharing::Write) {
-            lock.release();
-            assert!(
-                begun.elapsed() < Duration::from_secs(30),
-                "qemu-nbd does not lock"
-            );
-            std::thread::sleep(Duration::from_millis(10));
+        // The socket may be there before the locks are, and those come one by one.
+        for sharing in BOTH {
+            while let Ok(lock) = room.image(sharing) {
+                lock.release();
+                assert!(
+                    begun.elapsed() < Duration::from_secs(30),
+                    "qemu-nbd does not lock"
+                );
+                std::thread::sleep(Duration::from_millis(10));
+            }
         }
         for sharing in BOTH {
             let error = room.image(sharing).unwrap_err();

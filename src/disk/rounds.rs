@@ -1,14 +1,15 @@
 //! Many callers, one flush: those that arrive while one runs share the next.
 //!
 //! Invariant (A2): a call returns success only after a round that began behind the call's own beginning succeeded.
-//! One that was already running vouches for nothing that came later.
+//! One that was already running vouches for nothing that came later. No two rounds run at a time: of two syncs of one file
+//! the kernel tells but one that bytes were lost, and the other's success would be a lie.
 
 use crate::error::Result;
 use crate::mutation::{self, Fault};
 use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 #[derive(Debug, Default)]
-pub(super) struct Rounds {
+pub(in crate::disk) struct Rounds {
     state: Mutex<State>,
     ended: Condvar,
 }
@@ -26,7 +27,7 @@ impl Rounds {
     /// Returns when a round that had not begun yet has succeeded: one that another caller runs, or `round` here.
     ///
     /// Where another's fails, this caller runs its own, and so gets an error of its own.
-    pub(super) fn join(&self, round: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub(in crate::disk) fn join(&self, round: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut state = self.state();
         let mine = if mutation::on(Fault::RunningFlushJoined) && state.running {
             state.begun
@@ -37,11 +38,24 @@ impl Rounds {
             if state.succeeded >= mine {
                 return Ok(());
             }
-            if !state.running {
+            if !state.running || mutation::on(Fault::SyncsApart) {
                 break;
             }
-            state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.wait(state);
         }
+        self.run(state, round)
+    }
+
+    /// Runs `round`, whatever others do, when none of theirs runs.
+    pub(in crate::disk) fn alone(&self, round: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut state = self.state();
+        while state.running {
+            state = self.wait(state);
+        }
+        self.run(state, round)
+    }
+
+    fn run(&self, mut state: MutexGuard<'_, State>, round: impl FnOnce() -> Result<()>) -> Result<()> {
         state.begun += 1;
         state.running = true;
         let number = state.begun;
@@ -51,6 +65,10 @@ impl Rounds {
         self.state().succeeded = number;
         drop(running);
         Ok(())
+    }
+
+    fn wait<'s>(&self, state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
+        self.ended.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
