@@ -81,7 +81,7 @@ fn flushes() -> std::result::Result<(), String> {
 /// The same of an overlay, where the bits that a flush makes durable show what is lost.
 fn a_flush_beside_a_write_with_fua() -> std::result::Result<(), String> {
     let sim = SimDisk::new();
-    sim.put(BASE, &[0x11; 512 << 10]);
+    sim.put(BASE, &vec![0x11; 512 << 10]);
     let create = CreateOptions::new().backing(BASE, crate::descriptor::Format::Raw);
     create.folder(sim.folder()).create(NAME).unwrap();
     let disk = open(&sim, "one");

@@ -62,7 +62,7 @@ impl ExportOptions {
         let mut open = read_only()?;
         if open.info()?.recovery.is_some() {
             drop(open);
-            let recovered = OpenOptions::new().open(disk).and_then(|it| it.close());
+            let recovered = OpenOptions::new().open(disk).and_then(Disk::close);
             recovered.map_err(|e| e.context("it was not closed, and could not be recovered"))?;
             open = read_only()?;
         }
