@@ -892,7 +892,10 @@ typedef struct qbm_backup_result {
     size_t struct_size;
     /** What the caller frees with qbm_free() when done with the strings. */
     void *memory;
-    /** Its name in the folder, which is when it was begun: 20261123T141339Z. */
+    /**
+     * Its name in the folder, which is when it was begun, and its number
+     * there: 20261123T141339Z-7.
+     */
     const char *name;
     /** The backup that it stands on; NULL of a full one. */
     const char *parent;

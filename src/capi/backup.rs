@@ -74,7 +74,8 @@ pub struct qbm_backup_result {
     pub struct_size: usize,
     /// What the caller frees with qbm_free() when done with the strings.
     pub memory: *mut c_void,
-    /// Its name in the folder, which is when it was begun: 20261123T141339Z.
+    /// Its name in the folder, which is when it was begun, and its number
+    /// there: 20261123T141339Z-7.
     pub name: *const c_char,
     /// The backup that it stands on; NULL of a full one.
     pub parent: *const c_char,
