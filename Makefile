@@ -18,7 +18,7 @@ all:
 help:
 	@echo 'make                     build the library and the tool into target/release'
 	@echo 'make check               everything that CI runs'
-	@echo 'make demo                what it is for, on real files'
+	@echo 'make demo                what it is for, on real files, in less than two minutes'
 	@echo 'make install             PREFIX=/usr/local DESTDIR= LIBDIR= INCLUDEDIR= BINDIR= DATADIR='
 	@echo '                         BUILT=target/release: install what is there, build nothing (as root)'
 	@echo 'make uninstall           with the same variables'
@@ -29,7 +29,8 @@ check:
 	.ci/check
 
 demo: all
-	PATH="$$PWD/target/release:$$PATH" QBM_SOURCE="$$PWD" QBM_LIBRARY="$$PWD/target/release/libqbm.so" examples/demo.sh
+	PATH="$$PWD/target/release:$$PATH" QBM_SOURCE="$$PWD" QBM_LIBRARY="$$PWD/target/release/libqbm.so" \
+	    timeout --foreground --kill-after 10 120 examples/demo.sh
 
 install: $(if $(BUILT),,all)
 	@set -eu; from="$(FROM)"; version="$(VERSION)"; \

@@ -21,7 +21,7 @@
  *         fprintf(stderr, "%s\n", qbm_error_message());
  *
  * The disk is disk.qbm, a small JSON descriptor, and disk-data.img, a raw image. Then, in order: flags, types, and
- * the functions in sections (errors, life of a disk, bytes, shape, facts, bitmaps, backups, check).
+ * the functions in sections (errors, life of a disk, bytes, shape, facts, bitmaps, backups, folders of backups, check).
  *
  * SPDX-License-Identifier: MIT OR Apache-2.0
  */
@@ -208,6 +208,9 @@
  */
 #define QBM_BACKUP_MOVED 2u
 
+/** Of qbm_backup_prune(): says what would go, and changes nothing. */
+#define QBM_PRUNE_DRY_RUN 1u
+
 /**
  * Of qbm_check(): the image is read and compared with the descriptor's
  * checksum.
@@ -387,6 +390,19 @@ typedef enum qbm_repair {
      */
     QBM_REPAIR_TRUST = 4,
 } qbm_repair;
+
+/** What a backup is restored as. */
+typedef enum qbm_restore_format {
+    /** A raw image, or a block device that exists. */
+    QBM_RESTORE_RAW = 0,
+    /**
+     * A QBM disk: a descriptor, and a raw image beside it. One that exists
+     * keeps its bitmaps, which record what the restore changes.
+     */
+    QBM_RESTORE_QBM = 1,
+    /** A qcow2 by itself. One that exists keeps its clusters, and its backing. */
+    QBM_RESTORE_QCOW2 = 2,
+} qbm_restore_format;
 
 /** What a file is to the disk, for open_file. */
 typedef enum qbm_role {
@@ -892,7 +908,10 @@ typedef struct qbm_backup_result {
     size_t struct_size;
     /** What the caller frees with qbm_free() when done with the strings. */
     void *memory;
-    /** Its name in the folder, which is when it was begun: 20261123T141339Z. */
+    /**
+     * Its name in the folder, which is when it was begun, and its number
+     * there: 20261123T141339Z-7.
+     */
     const char *name;
     /** The backup that it stands on; NULL of a full one. */
     const char *parent;
@@ -915,6 +934,172 @@ typedef struct qbm_backup_result {
     /** Zero. */
     uint32_t reserved;
 } qbm_backup_result;
+
+/**
+ * Facts about one backup in a folder, from qbm_backup_list(). All of its
+ * strings are in the list's block of memory.
+ */
+typedef struct qbm_backup_facts {
+    /** sizeof(struct qbm_backup_facts). */
+    size_t struct_size;
+    /** Its name. */
+    const char *name;
+    /**
+     * Why its record cannot be read, in words; then it has a name, and nothing
+     * else. NULL as a rule.
+     */
+    const char *error;
+    /** When it was begun, in UTC: 2026-11-23T14:13:39Z. */
+    const char *time;
+    /** The backup that it stands on; NULL of a full one. */
+    const char *parent;
+    /** The descriptor of the disk that was backed up. */
+    const char *source;
+    /** The bitmap that said what had changed. */
+    const char *bitmap;
+    /**
+     * Why it is a full one, or larger than it had to be; "" where there is
+     * nothing to tell.
+     */
+    const char *reason;
+    /** Its place in the order in which they were made. */
+    uint64_t sequence;
+    /** The disk's length in bytes. */
+    uint64_t length;
+    /** How many bytes are stored; zeros are not. */
+    uint64_t stored;
+    /** One of enum qbm_backup_kind. */
+    uint32_t kind;
+    /** Zero. */
+    uint32_t reserved;
+} qbm_backup_facts;
+
+/**
+ * Hears of one backup that qbm_backup_verify() has looked at: code is 0 and
+ * message NULL where it can be restored as it was; else code is one of enum
+ * qbm_error, and message says why not. The strings are valid during the call
+ * only, which must not call the library.
+ */
+typedef void (*qbm_verified)(void *opaque, const char *name, int code, const char *message);
+
+/**
+ * Options of qbm_backup_verify(). Set struct_size to sizeof(struct
+ * qbm_verify_options) and all that you do not use to zero.
+ */
+typedef struct qbm_verify_options {
+    /** sizeof(struct qbm_verify_options). */
+    size_t struct_size;
+    /** Zero. */
+    uint32_t flags;
+    /** Zero. */
+    uint32_t reserved;
+    /** Hears of each backup, at the end, on the caller's thread; may be NULL. */
+    qbm_verified verified;
+    /** The first argument of verified. */
+    void *verified_opaque;
+    /** Hears how far it is; may be NULL. */
+    qbm_progress progress;
+    /** The first argument of progress. */
+    void *progress_opaque;
+} qbm_verify_options;
+
+/** How many backups qbm_backup_verify() has looked at. */
+typedef struct qbm_verify_result {
+    /** sizeof(struct qbm_verify_result). */
+    size_t struct_size;
+    /** Those that can be restored as they were. */
+    uint64_t sound;
+    /** Those that cannot. */
+    uint64_t damaged;
+} qbm_verify_result;
+
+/**
+ * Options of qbm_restore(). Set struct_size to sizeof(struct
+ * qbm_restore_options) and all that you do not use to zero.
+ */
+typedef struct qbm_restore_options {
+    /** sizeof(struct qbm_restore_options). */
+    size_t struct_size;
+    /** Zero. */
+    uint32_t flags;
+    /** One of enum qbm_restore_format. */
+    uint32_t format;
+    /** The most bytes that are written in a second. Zero: no limit. */
+    uint64_t rate_limit;
+    /** Hears how far it is; may be NULL. */
+    qbm_progress progress;
+    /** The first argument of progress. */
+    void *progress_opaque;
+} qbm_restore_options;
+
+/** What qbm_restore() did. */
+typedef struct qbm_restore_result {
+    /** sizeof(struct qbm_restore_result). */
+    size_t struct_size;
+    /** The length of what was restored, in bytes. */
+    uint64_t length;
+    /** How many bytes had to be written, zeros included. */
+    uint64_t written;
+} qbm_restore_result;
+
+/**
+ * Hears of one backup that qbm_backup_prune() has removed, with removed 1; or
+ * that has taken over what it needs of those, with removed 0, and parent the
+ * backup that it stands on now, NULL where it is a full one now. The strings
+ * are valid during the call only, which must not call the library.
+ */
+typedef void (*qbm_pruned)(void *opaque, const char *name, int removed, const char *parent);
+
+/**
+ * Options of qbm_backup_prune(): the rules by which backups stay. Set
+ * struct_size to sizeof(struct qbm_prune_options) and all that you do not use
+ * to zero.
+ */
+typedef struct qbm_prune_options {
+    /** sizeof(struct qbm_prune_options). */
+    size_t struct_size;
+    /** QBM_PRUNE_...; a flag that is not known is -EINVAL. */
+    uint32_t flags;
+    /** Zero. */
+    uint32_t reserved;
+    /** So many of the newest stay. */
+    uint64_t keep_last;
+    /**
+     * The newest of each of the last so many days that have one stays; of
+     * weeks, from Monday; and of months; all in UTC.
+     */
+    uint64_t keep_daily;
+    /** See keep_daily. */
+    uint64_t keep_weekly;
+    /** See keep_daily. */
+    uint64_t keep_monthly;
+    /**
+     * All stay that are no older than so many seconds, counted from the newest
+     * backup, not from now. Zero: no such rule.
+     */
+    uint64_t keep_within;
+    /**
+     * Hears of each backup that is another than before, at the end, on the
+     * caller's thread; may be NULL.
+     */
+    qbm_pruned pruned;
+    /** The first argument of pruned. */
+    void *pruned_opaque;
+    /** Hears how far it is; may be NULL. */
+    qbm_progress progress;
+    /** The first argument of progress. */
+    void *progress_opaque;
+} qbm_prune_options;
+
+/** What qbm_backup_prune() did, or would do. */
+typedef struct qbm_prune_result {
+    /** sizeof(struct qbm_prune_result). */
+    size_t struct_size;
+    /** How many backups went. */
+    uint64_t removed;
+    /** How many of those that stay took over what they need of these. */
+    uint64_t merged;
+} qbm_prune_result;
 
 /**
  * Hears of one thing that qbm_check() found: severity is one of enum
@@ -1805,6 +1990,86 @@ int qbm_backup(struct qbm_disk *disk,
                const char *folder,
                const struct qbm_backup_options *options,
                struct qbm_backup_result *result);
+
+/* ================================================================================================
+ * Folders of backups
+ * ================================================================================================ */
+
+/**
+ * The backups in a folder, from the oldest on; and then those whose record
+ * cannot be read. Nothing is changed, and no data read.
+ *
+ * facts_size: sizeof(struct qbm_backup_facts). *list: an array of *count
+ * elements of that size, which the caller frees with qbm_free(), strings and
+ * all; NULL where there are none. Returns 0. -EINVAL, -ENOMEM; -ENOENT: there
+ * is no such folder; -EIO ...; then *list is NULL and *count 0. Any thread.
+ */
+int qbm_backup_list(const char *folder,
+                    size_t facts_size,
+                    struct qbm_backup_facts **list,
+                    size_t *count);
+
+/**
+ * Reads all that is stored in a folder of backups, and compares it with the
+ * checksums of when it was made. A backup is sound only where all that it
+ * stands on is. Nothing is changed.
+ *
+ * options: NULL is the defaults. *result: its struct_size is set by the caller;
+ * as many fields as that covers are filled in; NULL: not wanted.
+ *
+ * Returns 0 when all was looked at, whatever was found. -EINVAL: an option.
+ * -ENOENT: there is no such folder. -ECANCELED: progress ended it. -EIO ... Any
+ * thread.
+ */
+int qbm_backup_verify(const char *folder,
+                      const struct qbm_verify_options *options,
+                      struct qbm_verify_result *result);
+
+/**
+ * Restores a backup to the file that `to` names, which is made where it does
+ * not exist. Of all that the backup stands on every byte is compared with its
+ * checksum. A new file gets its name when all of it was found good and is
+ * durable. One that exists is written only where it differs, and nothing is
+ * written if a checksum is wrong; its length becomes the backup's, but for a
+ * block device's.
+ *
+ * point: the backup's name, the beginning of it, or "latest"; NULL: the newest
+ * one. options: NULL is the defaults: a raw image. *result: its struct_size is
+ * set by the caller; as many fields as that covers are filled in; NULL: not
+ * wanted.
+ *
+ * Returns 0: it is durable. Otherwise there is no new file; one that existed
+ * may be part old and part new, and the same call again does the rest. -EINVAL:
+ * an option; a qcow2 of a length that is no multiple of 512;
+ * QBM_ERROR_FILE_INVALID: something is damaged. -ENOENT: the folder, or the
+ * backup. -EBUSY (QBM_ERROR_LOCKED): somebody uses the file. -ECANCELED:
+ * progress ended it. -ENOSPC, -EROFS, -EIO ... Any thread.
+ */
+int qbm_restore(const char *folder,
+                const char *point,
+                const char *to,
+                const struct qbm_restore_options *options,
+                struct qbm_restore_result *result);
+
+/**
+ * Removes backups from a folder: those that no rule keeps. The newest one
+ * always stays. One that stays and stands on one that goes takes over what it
+ * needs of it first; for that there must be room, for a time.
+ *
+ * options: at least one rule. *result: its struct_size is set by the caller; as
+ * many fields as that covers are filled in; NULL: not wanted.
+ *
+ * Returns 0: it is durable. Otherwise every backup that was not to go is there,
+ * and maybe some that were; the same call again does the rest. -EINVAL: an
+ * option, or no rule; QBM_ERROR_FILE_INVALID: something is damaged that a
+ * backup would have to take over, or a record, and nothing is removed. -ENOENT:
+ * there is no such folder. -EBUSY (QBM_ERROR_LOCKED): a backup or a prune is at
+ * work in it. -ECANCELED: progress ended it. -ENOSPC, -EROFS, -EIO ... Any
+ * thread.
+ */
+int qbm_backup_prune(const char *folder,
+                     const struct qbm_prune_options *options,
+                     struct qbm_prune_result *result);
 
 /* ================================================================================================
  * Check

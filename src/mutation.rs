@@ -101,6 +101,12 @@ pub(crate) enum Fault {
     RebasedClean,
     /// A qcow2 does not say that it is being written to.
     ImageUnmarked,
+    /// A qcow2 that is written to keeps the mark that tells of a change of its header alone.
+    MarkKept,
+    /// An open does not look for the mark in a qcow2 that tells of a change of its header alone.
+    MarkUnread,
+    /// Who leaves the image alone does not say so.
+    UntouchedUntold,
     /// The tables of a qcow2 go out before what they lead to is durable.
     TablesUnordered,
     /// Clusters that were given free are used again while a table leads there.

@@ -135,6 +135,21 @@ impl BackupFolder {
                     ),
                 ));
             }
+            // A name is a time, which another disk's backup may have, too.
+            if at
+                .parent_starts
+                .as_ref()
+                .is_some_and(|starts| *starts != next.starts)
+            {
+                return Err(Error::new(
+                    ErrorCode::FileInvalid,
+                    format!(
+                        "the backup {} stands on another {parent} than the one in {}",
+                        at.name,
+                        self.path.display()
+                    ),
+                ));
+            }
             chain.push(next);
             at = next;
         }
@@ -264,26 +279,24 @@ impl BackupFolder {
         }
     }
 
-    /// A name that no backup has, for one that begins now, and its time.
-    pub(super) fn new_name(&self) -> (String, String) {
+    /// The name, the sequence and the time of a backup that begins now.
+    ///
+    /// No backup of the folder has had the name before, pruned ones included, whatever the clock does: the newest one stays
+    /// in every prune, so that no sequence comes twice. A copy of the folder made by names would else keep the old files.
+    pub(super) fn begin_point(&self) -> (String, u64, String) {
         let now = Moment::now();
-        let base = now.compact();
-        let taken = |name: &String| {
-            self.named(name).is_some() || self.damaged.iter().any(|(damaged, _)| damaged == name)
-        };
-        let mut name = base.clone();
-        let mut number = 1u64;
-        while taken(&name) {
-            number += 1;
-            name = format!("{base}-{number}");
-        }
-        (name, now.rfc3339())
-    }
-
-    pub(super) fn next_sequence(&self) -> u64 {
-        self.points
+        let mut sequence = self
+            .points
             .last()
-            .map_or(1, |point| point.sequence.saturating_add(1))
+            .map_or(1, |point| point.sequence.saturating_add(1));
+        loop {
+            let name = format!("{}-{sequence}", now.compact());
+            // What is damaged does not tell its sequence.
+            if self.named(&name).is_none() && self.damaged.iter().all(|(damaged, _)| *damaged != name) {
+                return (name, sequence, now.rfc3339());
+            }
+            sequence = sequence.saturating_add(1);
+        }
     }
 
     /// Makes a file that must not exist yet.
@@ -364,7 +377,7 @@ fn owner(file: &str) -> Option<&str> {
     .filter(|name| is_name(name))
 }
 
-/// Whether it is the name of a backup: `20261123T141339Z`, with a number behind it where two were made in one second.
+/// Whether it is the name of a backup: `20261123T141339Z-7`, when it was begun and its sequence, which older ones lack.
 fn is_name(name: &str) -> bool {
     let (time, number) = name.split_once('-').unwrap_or((name, "0"));
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());

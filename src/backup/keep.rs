@@ -114,6 +114,7 @@ mod tests {
             sequence: sequence as u64,
             time: (*time).to_owned(),
             parent: None,
+            parent_starts: None,
             source: String::new(),
             length: 0,
             bitmap: String::new(),

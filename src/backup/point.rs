@@ -32,7 +32,7 @@ impl BackupKind {
 /// One backup in a folder: the disk at one point in time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackupPoint {
-    /// Its name in the folder, which is when it was begun: `20261123T141339Z`.
+    /// Its name in the folder, which is when it was begun, and its sequence: `20261123T141339Z-7`.
     pub name: String,
     /// Its place in the order in which the folder's backups were made.
     pub sequence: u64,
@@ -60,6 +60,9 @@ pub struct BackupPoint {
     pub data_checksum: String,
     /// The SHA-256 of the allocation bitmap's file; `None` of a full backup.
     pub bitmap_checksum: Option<String>,
+    /// Where the parent's bitmap went on, a random id: what tells it from another backup of its name. `None` where the record
+    /// is of a version that did not tell.
+    pub(super) parent_starts: Option<String>,
     /// The data file's name.
     pub(super) data_file: String,
     /// The allocation bitmap's.
@@ -98,6 +101,7 @@ impl BackupPoint {
                 "time": self.time,
                 "kind": self.kind().word(),
                 "parent": self.parent,
+                "parent-starts": self.parent_starts,
                 "source": self.source,
                 "length": self.length,
                 "bitmap": self.bitmap,
@@ -139,6 +143,7 @@ impl BackupPoint {
             sequence: fields.number("sequence")?,
             time: fields.text("time")?,
             parent: fields.optional("parent")?,
+            parent_starts: fields.added_later("parent-starts")?,
             source: fields.text("source")?,
             length: fields.number("length")?,
             bitmap: fields.text("bitmap")?,
@@ -179,6 +184,15 @@ impl Fields<'_> {
             Value::Null => Ok(None),
             Value::String(text) => Ok(Some(text.clone())),
             other => Err(invalid(format!("{KEY}.{key}: {other} is no string"))),
+        }
+    }
+
+    /// The same of a key that older records do not have.
+    fn added_later(&self, key: &str) -> Result<Option<String>> {
+        if self.0.contains_key(key) {
+            self.optional(key)
+        } else {
+            Ok(None)
         }
     }
 

@@ -40,6 +40,7 @@ struct Merge {
     point: BackupPoint,
     between: Vec<BackupPoint>,
     parent: Option<String>,
+    parent_starts: Option<String>,
 }
 
 impl BackupFolder {
@@ -117,6 +118,7 @@ impl BackupFolder {
             merges.push(Merge {
                 between: between.iter().map(|it| (*it).clone()).collect(),
                 parent: next.map(|at| below[at].name.clone()),
+                parent_starts: next.map(|at| below[at].starts.clone()),
                 point,
             });
         }
@@ -220,6 +222,7 @@ impl Merge {
             // others have is more than that.
             based_on: self.parent.as_ref().and(point.based_on.clone()),
             parent: self.parent.clone(),
+            parent_starts: self.parent_starts.clone(),
             reason: reason.to_owned(),
             ..point.clone()
         }

@@ -287,14 +287,15 @@ impl Backup {
                 format!("bitmap {:?} is not frozen any more", self.bitmap),
             ));
         };
-        let (name, time) = folder.new_name();
+        let (name, sequence, time) = folder.begin_point();
         let mut point = BackupPoint {
             data_file: format!("{name}-data.img"),
             bitmap_file: plan.basis.is_some().then(|| format!("{name}-allocation.bitmap")),
             name,
-            sequence: folder.next_sequence(),
+            sequence,
             time,
             parent: plan.basis.as_ref().map(|basis| basis.parent.clone()),
+            parent_starts: plan.basis.as_ref().map(|basis| basis.parent_starts.clone()),
             source: plan.source.display().to_string(),
             length: view.length(),
             bitmap: self.bitmap.clone(),
@@ -432,6 +433,7 @@ impl Plan {
 /// What an incremental backup stands on.
 struct Basis {
     parent: String,
+    parent_starts: String,
     /// Backups whose granules are to be copied besides the dirty ones.
     also: Vec<String>,
     /// The least length, in bytes, that the disk had in between as far as the bitmap does not tell: what lies behind it
@@ -525,6 +527,7 @@ impl Basis {
         };
         Ok(Self {
             parent: parent.name.clone(),
+            parent_starts: parent.starts.clone(),
             shortest,
             also,
             reason: reasons.join("; "),

@@ -13,7 +13,7 @@ use super::life::path_from;
 use super::qbm_disk;
 use super::structs::{self, Extensible, Plain};
 use crate::Granularity;
-use crate::backup::{Backup, BackupFolder, BackupKind, Finished};
+use crate::backup::{Backup, BackupFolder, BackupKind, BackupPoint, Finished};
 use crate::error::{Error, ErrorCode, Result};
 
 /// Of qbm_backup(): a full backup, whatever the bitmap says.
@@ -74,7 +74,8 @@ pub struct qbm_backup_result {
     pub struct_size: usize,
     /// What the caller frees with qbm_free() when done with the strings.
     pub memory: *mut c_void,
-    /// Its name in the folder, which is when it was begun: 20261123T141339Z.
+    /// Its name in the folder, which is when it was begun, and its number
+    /// there: 20261123T141339Z-7.
     pub name: *const c_char,
     /// The backup that it stands on; NULL of a full one.
     pub parent: *const c_char,
@@ -168,6 +169,15 @@ pub unsafe extern "C" fn qbm_backup(
     unsafe { on_disk(disk, run) }
 }
 
+/// One of enum qbm_backup_kind.
+pub(super) fn kind_of(point: &BackupPoint) -> u32 {
+    let kind = match point.kind() {
+        BackupKind::Full => qbm_backup_kind::QBM_BACKUP_KIND_FULL,
+        BackupKind::Incremental => qbm_backup_kind::QBM_BACKUP_KIND_INCREMENTAL,
+    };
+    kind as u32
+}
+
 /// # Safety
 ///
 /// The pointers of `options` are NULL or strings.
@@ -232,10 +242,7 @@ unsafe fn fill(result: *mut qbm_backup_result, finished: &Finished) -> Result<()
         not_thawed: strings.put(finished.not_thawed.as_deref()),
         length: point.length,
         stored: point.stored,
-        kind: match point.kind() {
-            BackupKind::Full => qbm_backup_kind::QBM_BACKUP_KIND_FULL,
-            BackupKind::Incremental => qbm_backup_kind::QBM_BACKUP_KIND_INCREMENTAL,
-        } as u32,
+        kind: kind_of(point),
         reserved: 0,
     };
     // SAFETY: the caller's promise is ours.

@@ -143,28 +143,11 @@ pub unsafe extern "C" fn qbm_bitmap_list(
         if facts.is_empty() {
             return Ok(());
         }
-        let elements = facts.len() * facts_size;
-        let mut block = Block::new(facts.iter().map(strings_of).sum::<usize>() + elements)?;
-        block.used = elements;
-        for (index, facts) in facts.iter().enumerate() {
-            let value = convert(facts, &mut block);
-            // SAFETY: element `index` lies within the block, whose first `elements` bytes are for them alone.
-            let written = unsafe {
-                let element = block
-                    .start
-                    .cast::<qbm_bitmap_facts>()
-                    .byte_add(index * facts_size);
-                element.cast::<usize>().write_unaligned(facts_size);
-                structs::write(element, &value, "list")
-            };
-            if let Err(error) = written {
-                block.free();
-                return Err(error);
-            }
-        }
+        let strings = facts.iter().map(strings_of).sum();
+        let all = Block::list(&facts, facts_size, strings, convert)?;
         // SAFETY: the caller's promise: places for the answer.
         unsafe {
-            put(list, block.start.cast(), "list")?;
+            put(list, all.cast(), "list")?;
             put(count, facts.len(), "count")
         }
     };
@@ -233,6 +216,32 @@ impl Block {
             ));
         }
         Ok(Self { start, used: 0, size })
+    }
+
+    /// An array of structs of `size` bytes that `items` are converted to, and behind it their strings, which take so many bytes.
+    pub(super) fn list<I, T: Extensible>(
+        items: &[I],
+        size: usize,
+        strings: usize,
+        convert: impl Fn(&I, &mut Self) -> T,
+    ) -> Result<*mut c_void> {
+        let elements = items.len() * size;
+        let mut block = Self::new(strings + elements)?;
+        block.used = elements;
+        for (index, item) in items.iter().enumerate() {
+            let value = convert(item, &mut block);
+            // SAFETY: element `index` lies within the block, whose first `elements` bytes are for them alone.
+            let written = unsafe {
+                let element = block.start.cast::<T>().byte_add(index * size);
+                element.cast::<usize>().write_unaligned(size);
+                structs::write(element, &value, "list")
+            };
+            if let Err(error) = written {
+                block.free();
+                return Err(error);
+            }
+        }
+        Ok(block.start)
     }
 
     /// A copy of `text`, behind what is there; NULL of none.

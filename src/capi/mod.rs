@@ -37,6 +37,8 @@ mod backup_views;
 
 mod backup;
 
+mod backups;
+
 mod check;
 
 #[cfg(test)]

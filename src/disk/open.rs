@@ -19,14 +19,14 @@ use super::checksum;
 use super::gate::Gate;
 use super::overlay::{self, Backing, Chain, Overlay, OwnImage, two_backings};
 use super::own_image::{Own, OwnImages};
-use super::recovery::{Recovering, StateAtOpen};
+use super::recovery::{Before, Recovering, StateAtOpen};
 use super::rounds::Rounds;
 use super::session::Session;
 use super::{Child, Disk, StateInfo, Structure};
 use crate::bitmap::BitmapFile;
 use crate::descriptor::{BitmapEntry, Descriptor, Format, ImageEntry};
 use crate::error::{Error, ErrorCode, Result};
-use crate::state::{Lock, Sharing, Stamp, spoil_shadow};
+use crate::state::{Lock, Sharing, spoil_shadow};
 use crate::storage::{Access, Role};
 use crate::sync::Mutex;
 use crate::units::MAX_LENGTH;
@@ -143,17 +143,15 @@ impl OpenOptions {
             mut locks,
         } = found;
         let loading = Loading::new(self.max_bitmap_memory);
-        // A qcow2 that is opened for writing has its bitmaps made invalid by that: this is no foreign write.
         let before = match &image {
-            ImageFound::File(file, path)
-                if self.image_access().write && descriptor.image().format != Format::Raw =>
-            {
-                Some(Stamp::of(&**file, path)?)
+            ImageFound::File(file, path) if descriptor.image().format == Format::Qcow2 => {
+                Some(Before::look(&**file, path)?)
             }
             _ => None,
         };
+        let mark = before.map_or(0, |before| before.stamp.mark());
         let (child, below) = self
-            .in_format(files, descriptor.image(), image, &loading, &mut locks)
+            .in_format(files, descriptor.image(), (image, mark), &loading, &mut locks)
             .inspect_err(|_| self.distrust_shadow(&state))?;
         if let (true, Some(wanted)) = (self.verify_checksum, descriptor.image().checksum) {
             checksum::verify(&child, wanted)?;
@@ -305,7 +303,7 @@ impl OpenOptions {
         &self,
         files: &mut Files<'_>,
         entry: &ImageEntry,
-        image: ImageFound,
+        (image, mark): (ImageFound, u64),
         loading: &Loading,
         locks: &mut Vec<Lock>,
     ) -> Result<(Child, Option<Arc<Chain>>)> {
@@ -324,7 +322,7 @@ impl OpenOptions {
             }
         }
         let below = image.chain(files, self.no_backing, loading)?;
-        Ok((image.open(below.as_ref())?, below))
+        Ok((image.marking(mark).open(below.as_ref())?, below))
     }
 
     /// What lies below the disk's own image.

@@ -19,6 +19,7 @@ use crate::descriptor::names::{FileName, create_unique};
 use crate::descriptor::save::{self, SaveError};
 use crate::descriptor::{Descriptor, StateEntry};
 use crate::error::{Error, Result};
+use crate::format::qcow2::mark_in;
 use crate::mutation::{self, Fault};
 use crate::state::{
     Evidence, Found, Header, Lock, NoEvidence, RegionSet, RegionSize, Sharing, Stamp, StateFile, Tenure,
@@ -44,11 +45,35 @@ pub(super) struct Recovering<'o> {
     pub(super) options: &'o OpenOptions,
     pub(super) place: &'o Place,
     pub(super) image: &'o Child,
-    /// The stamp of the image's file from before it was opened in its format, which may have changed its header.
-    pub(super) before: Option<Stamp>,
+    pub(super) before: Option<Before>,
     pub(super) overlay: Option<&'o Overlay>,
     pub(super) length: u64,
     pub(super) loading: &'o Loading,
+}
+
+/// A qcow2 before it was opened in its format. For writing, that has the bitmaps in it made invalid by a change of its header:
+/// this is no foreign write.
+#[derive(Clone, Copy)]
+pub(super) struct Before {
+    pub(super) stamp: Stamp,
+    /// Of the stamp that it had before an earlier open, which was killed behind that change.
+    mark: u64,
+}
+
+impl Before {
+    pub(super) fn look(file: &dyn Storage, path: &Path) -> Result<Self> {
+        Ok(Self {
+            stamp: Stamp::of(file, path)?,
+            mark: mark_in(file).map_err(|e| Error::io("read the header of", path, &e))?,
+        })
+    }
+
+    /// The image as it was found where `then` was kept of it, and whether it is that one but for its header.
+    fn found(&self, then: &Stamp, now: Stamp) -> (Stamp, bool) {
+        let marked = self.mark != 0 && self.mark == then.mark() && !mutation::on(Fault::MarkUnread);
+        let found = if marked { then } else { &self.stamp };
+        (now.as_found(found), marked)
+    }
 }
 
 /// What comes of it.
@@ -155,15 +180,19 @@ impl Recovering<'_> {
         // Whoever used an image that is a disk itself without this one is found out whatever became of this one.
         let mut foreign = self.other_user_of_image(&found)?;
         let mut changed_by_open = false;
+        let header = found.header();
+        if let (true, None, Some(then)) = (header.clean || header.untouched, &foreign, &header.stamp) {
+            let now = Stamp::of(&*self.image.storage, &self.image.path)?;
+            let (found, marked) = match &self.before {
+                Some(before) => before.found(then, now),
+                None => (now, false),
+            };
+            // Of the mark nothing is left when somebody writes.
+            changed_by_open = marked || found != now;
+            foreign = then.difference(&found);
+        }
         match found.verdict(&now, self.length) {
-            Verdict::Clean => {
-                if let (None, Some(then)) = (&foreign, &found.header().stamp) {
-                    let now = Stamp::of(&*self.image.storage, &self.image.path)?;
-                    let found = self.before.map_or(now, |before| now.as_found(&before));
-                    changed_by_open = found != now;
-                    foreign = then.difference(&found);
-                }
-            }
+            Verdict::Clean => {}
             Verdict::Exact => recovery = Some(Recovery::exact()),
             Verdict::Widen { ranges, mut why } => {
                 if found.damaged_pieces() > 0 {
@@ -416,7 +445,8 @@ impl Recovering<'_> {
             self.options.retire_interval.unwrap_or(RETIRE_INTERVAL),
             self.options.bitmap_policy,
             evidence,
-        )?;
+        )?
+        .untouched(self.options.image_untouched);
         // Where what a killed process wrote is gone, nothing could be shown for a bit.
         if let (Some(overlay), Ok(evidence), true) = (self.overlay, of_image, self.image.outlives_kill()) {
             session.keep_shadow(overlay.granules().0, evidence);

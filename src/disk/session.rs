@@ -43,6 +43,8 @@ pub(super) struct Session {
     file: Arc<StateFile>,
     intent: Arc<IntentMap>,
     policy: BitmapPolicy,
+    /// The image is left alone.
+    untouched: bool,
     evidence: Option<Evidence>,
     /// Of an overlay, where anything vouches for its image's page cache.
     shadow: Mutex<Option<Arc<Shadow>>>,
@@ -81,12 +83,19 @@ impl Session {
             file,
             intent: Arc::new(intent),
             policy,
+            untouched: false,
             evidence,
             shadow: Mutex::new(None),
             owes: AtomicBool::new(owes),
             beginning: Mutex::new(Begun::No),
             other_content: AtomicBool::new(false),
         })
+    }
+
+    /// One that leaves the image alone: while it is unclean, the header says so, and has the stamp of what it found.
+    pub(super) fn untouched(mut self, yes: bool) -> Self {
+        self.untouched = yes;
+        self
     }
 
     /// Keeps a shadow of allocation bits of `granularity`; `evidence` vouches for the page cache of the image too.
@@ -141,6 +150,9 @@ impl Session {
                 let (stamp, next) = Stamp::of(&*image.storage, &image.path)?.announcing(noted.as_ref())?;
                 (Some(stamp), next)
             }
+            _ if self.untouched && *begun == Begun::No => {
+                (Some(Stamp::take(&*image.storage, &image.path)?), None)
+            }
             _ => (None, None),
         };
         if enough && stamp.is_none() {
@@ -158,6 +170,7 @@ impl Session {
         let also = |header: &mut Header| {
             header.tenure = tenure.or(header.tenure);
             header.stamp = stamp.or(header.stamp);
+            header.untouched = self.untouched && !mutation::on(Fault::UntouchedUntold);
         };
         if *begun != Begun::No {
             self.file.update(|header| {

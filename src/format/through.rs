@@ -27,8 +27,8 @@ pub(super) struct Through {
     order: Option<Arc<Order>>,
     /// It has the tables.
     tables: bool,
-    /// The library is shown another byte than the file has: where, and which.
-    shown: Option<(u64, u8)>,
+    /// The library is shown other bytes than the file has: where, and which.
+    shown: Vec<(u64, u8)>,
 }
 
 impl Through {
@@ -39,13 +39,13 @@ impl Through {
             dead: Arc::clone(dead),
             order: None,
             tables: false,
-            shown: None,
+            shown: Vec::new(),
         }
     }
 
     /// The same, with another byte in one place.
     pub(super) fn showing(mut self, byte: (u64, u8)) -> Self {
-        self.shown = Some(byte);
+        self.shown.push(byte);
         self
     }
 
@@ -92,12 +92,11 @@ impl imago::Storage for Through {
         let into = unsafe { Scatter::new(bufv.as_iovec()) };
         let into = into.ok_or(io::ErrorKind::InvalidInput)?;
         read_or_zeros(&*self.file, into, offset)?;
-        match self.shown {
-            Some((at, byte)) if (offset..offset + into.len() as u64).contains(&at) => {
+        for (at, byte) in &self.shown {
+            if (offset..offset + into.len() as u64).contains(at) {
                 // Within the buffer, so it fits.
-                into.copy_from(usize::try_from(at - offset).unwrap_or(0), &[byte]);
+                into.copy_from(usize::try_from(at - offset).unwrap_or(0), &[*byte]);
             }
-            _ => {}
         }
         Ok(())
     }

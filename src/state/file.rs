@@ -303,6 +303,7 @@ impl StateFile {
             header.clean = false;
             header.policy = policy;
             header.failure_noted = false;
+            header.untouched = false;
             header.evidence = evidence;
             header.shadow = shadow;
             also(header);
@@ -322,6 +323,7 @@ impl StateFile {
         self.update(|header| {
             header.clean = true;
             header.failure_noted = false;
+            header.untouched = false;
             header.evidence = None;
             header.shadow = None;
             header.stamp = stamp;

@@ -36,6 +36,7 @@ const SHADOW: usize = PIECE - 8;
 const CLEAN: u32 = 1;
 const LAZY: u32 = 2;
 const FAILURE: u32 = 4;
+const UNTOUCHED: u32 = 8;
 
 /// A bitmap at one starting point, by a hash of its name and epoch.
 ///
@@ -114,8 +115,10 @@ pub(crate) struct Header {
     pub policy: BitmapPolicy,
     /// Whether a bitmap file failed to take bits: the files are not exact, whatever the evidence says.
     pub failure_noted: bool,
+    /// Whether the disk is unclean by one who leaves the image alone, so that the stamp counts though it is unclean.
+    pub untouched: bool,
     pub region: RegionSize,
-    /// Of the image at the last clean close; `None` is "not known".
+    /// Of the image at the last clean close, or as one found it who leaves it alone; `None` is "not known".
     pub stamp: Option<Stamp>,
     /// Of the time when the disk was marked unclean; `None` is none.
     pub evidence: Option<Evidence>,
@@ -148,6 +151,7 @@ impl Header {
             clean: true,
             policy: BitmapPolicy::WriteThrough,
             failure_noted: false,
+            untouched: false,
             region,
             stamp: None,
             evidence: None,
@@ -165,7 +169,8 @@ impl Header {
         let flag = |is: bool, bit| if is { bit } else { 0 };
         let flags = flag(self.clean, CLEAN)
             | flag(self.policy == BitmapPolicy::Lazy, LAZY)
-            | flag(self.failure_noted, FAILURE);
+            | flag(self.failure_noted, FAILURE)
+            | flag(self.untouched, UNTOUCHED);
         put(&mut bytes, 32, &flags.to_le_bytes());
         put(&mut bytes, 36, &number(marks.len()).to_le_bytes());
         put(&mut bytes, 40, &self.region.bytes().to_le_bytes());
@@ -205,7 +210,7 @@ impl Header {
             Some(generation) => return Err(format!("its generation {generation} belongs to the other slot")),
         };
         let flags = u32::from_le_bytes(get(first, 32));
-        if flags & !(CLEAN | LAZY | FAILURE) != 0 {
+        if flags & !(CLEAN | LAZY | FAILURE | UNTOUCHED) != 0 {
             return Err(format!("its flags {flags:#x} are not known"));
         }
         let count = usize::try_from(u32::from_le_bytes(get(first, 36))).unwrap_or(usize::MAX);
@@ -244,6 +249,7 @@ impl Header {
                 BitmapPolicy::Lazy
             },
             failure_noted: flags & FAILURE != 0,
+            untouched: flags & UNTOUCHED != 0,
             region,
             stamp,
             evidence,
@@ -328,7 +334,7 @@ pub(super) fn put(fields: &mut [u8], at: usize, value: &[u8]) {
 pub(super) fn reseal(bytes: &mut [u8], slot: u64) {
     let generation = ((u64::from_le_bytes(get(bytes, 16)) % MAX_GENERATION) & !1) | slot;
     bytes[33..36].fill(0);
-    bytes[32] &= 7;
+    bytes[32] &= 15;
     bytes[38..40].fill(0);
     bytes[37] &= 1;
     let region = 1_u64 << (bytes[40] % 64);

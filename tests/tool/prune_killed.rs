@@ -94,8 +94,6 @@ impl Story {
             story.set_day(*day);
         }
         story.keep("whole");
-        // A name is the second in which a backup was made, and may come again where that one was pruned.
-        std::thread::sleep(std::time::Duration::from_millis(1100));
         story
     }
 

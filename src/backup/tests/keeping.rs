@@ -364,3 +364,62 @@ fn a_chain_does_not_grow_for_ever() {
     assert_eq!(full, [0, 128]);
     assert!(room.restored("latest") == room.content());
 }
+
+/// Whoever has a copy of the folder, made by names, has under each name what he has always had there.
+#[test]
+fn a_name_comes_only_once() {
+    let room = Room::new();
+    let mut seen = std::collections::BTreeSet::new();
+    for round in 1..=4 {
+        for _ in 0..3 {
+            room.write(round, 0, 10_000);
+            let name = room.back_up().name;
+            assert!(seen.insert(name.clone()), "{name} came again");
+        }
+        room.folder().prune(&Keep::new().last(1), &mut proceed()).unwrap();
+        assert_eq!(room.folder().points().len(), 1);
+    }
+}
+
+/// Two disks that are backed up in one second have backups of one name. One in the place of the other is found out, though
+/// its checksums are right.
+#[test]
+fn a_parent_of_the_same_name_is_not_taken_for_the_parent() {
+    let (room, points) = three();
+    let (other, _) = three();
+    let parent = &points[0].0;
+    let their = other.folder().points()[0].clone();
+    for file in their.files() {
+        let from = fs::read(other.path("backups").join(&file)).unwrap();
+        let to = room.path("backups").join(file.replace(&their.name, parent));
+        if file == their.descriptor() {
+            let text = String::from_utf8(from).unwrap().replace(&their.name, parent);
+            fs::write(to, text).unwrap();
+        } else {
+            fs::write(to, from).unwrap();
+        }
+    }
+    let folder = room.folder();
+    let verified = folder.verify(&mut proceed()).unwrap();
+    assert!(verified[0].error.is_none(), "{verified:?}");
+    for verified in &verified[1..] {
+        let error = verified.error.as_ref().unwrap();
+        assert_eq!(error.code(), ErrorCode::FileInvalid);
+        assert!(
+            error
+                .message()
+                .contains(&format!("stands on another {parent} than")),
+            "{error}"
+        );
+    }
+    let to = room.path("never.img");
+    let restored = Restore::new().run(&folder, &folder.points()[2], &to, &mut proceed());
+    assert_eq!(restored.unwrap_err().code(), ErrorCode::FileInvalid);
+    assert!(!to.exists());
+    let pruned = room.folder().prune(&Keep::new().last(1), &mut proceed());
+    assert_eq!(pruned.unwrap_err().code(), ErrorCode::FileInvalid);
+    let next = room.back_up();
+    assert_eq!(next.kind(), BackupKind::Full);
+    assert!(next.reason.contains("cannot be read"), "{}", next.reason);
+    assert!(room.restored(&next.name) == room.content());
+}

@@ -65,7 +65,7 @@ pub struct OpenOptions {
     /// Such an image is to be written to.
     pub(super) image_writable: bool,
     /// See [`OpenOptions::image_untouched`].
-    pub(super) image_untouched: bool,
+    pub(in crate::disk) image_untouched: bool,
     pub(super) folder: Option<Arc<dyn Folder>>,
     pub(super) backing_format: Option<Format>,
     pub(in crate::disk) notify: Notify,

@@ -73,6 +73,8 @@ pub(in crate::disk) struct OwnImage {
     base: PathBuf,
     backing: Option<Backing>,
     writable: bool,
+    /// What its header gets where the open has to change it; zero for nothing.
+    mark: u64,
     kind: Kind,
 }
 
@@ -153,6 +155,7 @@ impl OwnImage {
             base,
             backing,
             writable: access.write,
+            mark: 0,
             kind,
         })
     }
@@ -191,6 +194,12 @@ impl OwnImage {
         let image = Self::look(files, Path::new(""), entry, file, Role::Image, Access::default())?;
         let below = image.chain(files, false, loading)?;
         Ok((image.open(below.as_ref())?, below))
+    }
+
+    /// Has a header that the open changes tell which image it was.
+    pub(in crate::disk) fn marking(mut self, mark: u64) -> Self {
+        self.mark = mark;
+        self
     }
 
     /// The other files that it consists of.
@@ -243,7 +252,7 @@ impl OwnImage {
             Kind::Qcow2(unopened) => {
                 let data = self.parts.into_iter().next().map(|(data, _)| data);
                 let below = below.map(|below| Arc::new(below) as Arc<dyn Storage>);
-                Arc::new(unopened.open(data, below.as_ref(), self.writable)?)
+                Arc::new(unopened.open(data, below.as_ref(), self.writable, self.mark)?)
             }
             Kind::Vmdk(unopened) => Arc::new(unopened.open(self.parts)?),
         };

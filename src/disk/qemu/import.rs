@@ -1,7 +1,10 @@
 //! A QBM disk of a qcow2: on the raw image that it has its data in, or on the qcow2 itself.
 //!
 //! Invariant: no data is changed, and a failure leaves nothing behind (M1). The bitmaps in a qcow2 that becomes an image
-//! lose their validity, and not before the disk has them.
+//! lose their validity, and not before the disk has them: whoever is killed, or fails, has the one or the other.
+
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 
@@ -104,6 +107,12 @@ impl ImportOptions {
             done => done,
         };
         if let Err(error) = made {
+            if is_image && !has_its_bitmaps(path) {
+                return Err(error.context(format_args!(
+                    "{} is made, and has the bitmaps, but it could not be finished",
+                    disk.display()
+                )));
+            }
             take_back(&place);
             return Err(error);
         }
@@ -183,6 +192,13 @@ fn make_theirs_invalid(disk: &Path) -> Result<()> {
         ));
     }
     disk.close()
+}
+
+/// Whether nothing is lost with the disk that was just made: the qcow2 has its bitmaps, if it had any.
+fn has_its_bitmaps(qcow2: &Path) -> bool {
+    Source::open(qcow2)
+        .and_then(|source| Ok(!source.read()?.has_lost_bitmaps()))
+        .unwrap_or(false)
 }
 
 /// Removes the disk that was just made. The first failure is the one to tell.

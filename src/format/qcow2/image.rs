@@ -14,8 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use imago::format::PreallocateMode;
 use imago::{FormatAccess, ShallowMapping};
 
-use super::SECTOR;
+use super::opening::mark_in;
 use super::order::Order;
+use super::{AUTOCLEAR_AT, OWN_AUTOCLEAR_BYTES, SECTOR};
 use crate::format::image::{FormatImage, Mapping, Place, joined, read_or_zeros, within};
 use crate::format::through::Through;
 use crate::mutation::{self, Fault};
@@ -37,6 +38,8 @@ pub(super) struct Parts {
     pub(super) cluster: u64,
     /// The last byte of the incompatible features.
     pub(super) features: u8,
+    /// Its header has autoclear bits.
+    pub(super) has_autoclear: bool,
     /// It has a backing; without [`Self::below`], others read there what it does not have.
     pub(super) has_backing: bool,
 }
@@ -62,12 +65,12 @@ pub(crate) struct Qcow2Image {
 }
 
 impl Qcow2Image {
-    /// Opens the image whose header was checked.
-    pub(super) fn open(parts: Parts, writable: bool) -> io::Result<Self> {
+    /// Opens the image whose header was checked. Zero is no `mark`.
+    pub(super) fn open(parts: Parts, writable: bool, mark: u64) -> io::Result<Self> {
         let dead = Arc::new(AtomicBool::new(false));
         let order = if writable {
             let order = Order::new(&parts.file, parts.data_file.as_ref(), &dead)?;
-            Some(Arc::new(order))
+            Some(Arc::new(order.marking(mark, mark_in(&*parts.file)?)))
         } else {
             None
         };
@@ -102,6 +105,9 @@ impl Qcow2Image {
         }
         let _one = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.marked.load(Ordering::Acquire) && !mutation::on(Fault::ImageUnmarked) {
+            if let Some(order) = self.order.as_ref().filter(|_| !mutation::on(Fault::MarkKept)) {
+                order.unmark()?;
+            }
             write_slice(&*self.parts.file, &[self.parts.features | DIRTY], FEATURES_AT)?;
             self.sync_files(SyncMode::Data)?;
             self.marked.store(true, Ordering::Release);
@@ -533,9 +539,15 @@ impl Parts {
         let through = |file: &Arc<dyn Storage>| Through::new(Arc::clone(file), dead);
         contained(dead, || {
             // The mark, which may be there by now, is a hint to others: the library opens nothing that has it.
-            let tables = through(&self.file)
+            let mut tables = through(&self.file)
                 .ordered(order, true)
                 .showing((FEATURES_AT, self.features));
+            if self.has_autoclear {
+                // Nor is it to clear our own ones: it would write the header each time.
+                for at in 0..OWN_AUTOCLEAR_BYTES {
+                    tables = tables.showing((AUTOCLEAR_AT as u64 + at, 0));
+                }
+            }
             let mut qcow2 = imago::qcow2::Qcow2::<Through>::open_image(tables, order.is_some())?;
             let data = self.data_file.as_ref().map(through);
             qcow2.set_data_file(data.map(|data| data.ordered(order, false)));

@@ -22,7 +22,7 @@ pub(crate) use bitmaps::NewBitmap;
 pub(crate) use directory::BitmapRecord;
 pub(crate) use fresh::{DEFAULT_CLUSTER, Fresh};
 pub(crate) use header::DataFile;
-pub(crate) use opening::Unopened;
+pub(crate) use opening::{Unopened, mark_in};
 pub(super) use order::Order;
 pub(crate) use read::{Part, Qcow2};
 pub(crate) use write::Thin;
@@ -52,6 +52,14 @@ const EXTENDED_L2: u64 = 1 << 4;
 /// Autoclear feature bits: a program that knows nothing of such a feature clears the bit when it writes.
 const BITMAPS_VALID: u64 = 1 << 0;
 const RAW_EXTERNAL_DATA: u64 = 1 << 1;
+
+/// Autoclear bits that nobody has given a meaning, for a mark of our own: whoever else writes to the image clears them.
+const OWN_AUTOCLEAR: u64 = 0xffff_ffff << 32;
+/// They are so many bytes, the first ones.
+const OWN_AUTOCLEAR_BYTES: u64 = 4;
+
+/// Where the autoclear bits are.
+const AUTOCLEAR_AT: usize = 88;
 
 /// Flags of a bitmap.
 const IN_USE: u32 = 1 << 0;

@@ -3,13 +3,16 @@
 //! Invariant: the library that reads the tables is given nothing that it would not refuse itself but cannot serve
 //! (encryption), or that would have it take memory without bounds.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::fields::invalid;
+use super::fields::{Fields, invalid};
 use super::header::{DataFile, FIRST_BYTES, Header, Table};
 use super::image::{Parts, Qcow2Image};
-use super::{COMPRESSION_TYPE, DIRTY_REFCOUNTS, EXTENDED_L2, MAX_NAME_BYTES};
+use super::{
+    AUTOCLEAR_AT, COMPRESSION_TYPE, DIRTY_REFCOUNTS, EXTENDED_L2, MAGIC, MAX_NAME_BYTES, OWN_AUTOCLEAR,
+};
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::{Storage, read_slice};
 use crate::units::MAX_LENGTH;
@@ -17,6 +20,21 @@ use crate::units::MAX_LENGTH;
 /// QEMU's own limits for tables, in bytes.
 const MAX_L1_BYTES: u64 = 32 << 20;
 const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
+
+/// The mark that an opener has left in `file`, who changed nothing but the header; zero where there is none.
+pub(crate) fn mark_in(file: &dyn Storage) -> io::Result<u64> {
+    let mut first = [0; AUTOCLEAR_AT + 8];
+    if file.length()? < first.len() as u64 {
+        return Ok(0);
+    }
+    read_slice(file, &mut first, 0)?;
+    let mut fields = Fields(&first);
+    let (magic, version) = (fields.u32().ok(), fields.u32().ok());
+    let autoclear = Fields(&first[AUTOCLEAR_AT..]).u64().unwrap_or(0);
+    // An older header has something else there.
+    let has_bits = magic == Some(MAGIC) && version == Some(3);
+    Ok(if has_bits { autoclear & OWN_AUTOCLEAR } else { 0 })
+}
 
 /// A qcow2 whose header was read and found good, and whose other files are not open yet.
 pub(crate) struct Unopened {
@@ -144,12 +162,13 @@ impl Unopened {
     }
 
     /// Opens the image: with its data file if it has one, over `below` if what it does not have is to be read from
-    /// there.
+    /// there. Where the header has to be changed for writing, it gets that `mark`, until the image is written to.
     pub(crate) fn open(
         self,
         data_file: Option<Arc<dyn Storage>>,
         below: Option<&Arc<dyn Storage>>,
         writable: bool,
+        mark: u64,
     ) -> Result<Qcow2Image> {
         let has_backing = self.backing.is_some();
         // The last byte of them.
@@ -160,9 +179,10 @@ impl Unopened {
             below: below.cloned(),
             cluster: 1 << self.header.cluster_bits,
             features,
+            has_autoclear: self.header.version >= 3,
             has_backing,
         };
-        Qcow2Image::open(parts, writable).map_err(|e| Error::io("open", &self.path, &e))
+        Qcow2Image::open(parts, writable, mark).map_err(|e| Error::io("open", &self.path, &e))
     }
 }
 

@@ -10,6 +10,7 @@ use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::AUTOCLEAR_AT;
 use super::fields::Fields;
 use super::header::{FIRST_BYTES, Header, Table};
 use crate::format::image::read_or_zeros;
@@ -41,6 +42,10 @@ pub(in crate::format) struct Order {
     places: Mutex<Places>,
     /// While an image grows.
     growth: Mutex<Option<Growth>>,
+    /// What a header that is written has for autoclear bits; zero where it has none.
+    mark: AtomicU64,
+    /// The file may have a mark, this one or another.
+    marked: AtomicBool,
     /// Clusters were given free since the tables that led there were last made durable.
     freed: AtomicBool,
     syncing: Mutex<()>,
@@ -78,10 +83,30 @@ impl Order {
             written: Default::default(),
             durable: Default::default(),
             growth: Mutex::new(None),
+            mark: AtomicU64::new(0),
+            marked: AtomicBool::new(false),
             freed: AtomicBool::new(false),
             syncing: Mutex::new(()),
             dead: Arc::clone(dead),
         })
+    }
+
+    /// The library clears the autoclear bits of others at the open; `mark` takes their place, by the same write. The file
+    /// has the mark that was `found`, if that is not zero.
+    pub(super) fn marking(mut self, mark: u64, found: u64) -> Self {
+        self.mark = AtomicU64::new(mark);
+        self.marked = AtomicBool::new(found != 0);
+        self
+    }
+
+    /// Takes the mark away: the image is about to become another one. The caller makes that durable.
+    pub(super) fn unmark(&self) -> io::Result<()> {
+        self.mark.store(0, Ordering::Release);
+        if self.marked.load(Ordering::Acquire) {
+            write_slice(&*self.files[0], &[0; 8], AUTOCLEAR_AT as u64)?;
+            self.marked.store(false, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Data is in a file that no table leads to yet.
@@ -114,8 +139,8 @@ impl Order {
     /// A write of the library to the qcow2: behind a barrier where it relies on what is not durable.
     pub(in crate::format) fn write(&self, from: Gather<'_>, offset: u64) -> io::Result<()> {
         let file = &*self.files[0];
-        let held_back = self.hold_back_length(from, offset);
-        let pieces = held_back.as_deref().map(|bytes| [IoSlice::new(bytes)]);
+        let changed = self.header(from, offset);
+        let pieces = changed.as_deref().map(|bytes| [IoSlice::new(bytes)]);
         let from = match &pieces {
             Some(pieces) => Gather::from_slices(pieces).ok_or(io::ErrorKind::InvalidInput)?,
             None => from,
@@ -180,15 +205,23 @@ impl Order {
         self.growth.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The header with the old length, where it is written while that grows.
-    fn hold_back_length(&self, from: Gather<'_>, offset: u64) -> Option<Vec<u8>> {
+    /// The header, where it is written: with the mark, and with the old length while that grows.
+    fn header(&self, from: Gather<'_>, offset: u64) -> Option<Vec<u8>> {
         let mut growth = self.growth();
-        let growth = growth.as_mut().filter(|_| offset == 0)?;
+        let mark = self.mark.load(Ordering::Acquire);
+        if offset != 0 || (growth.is_none() && mark == 0) {
+            return None;
+        }
         let mut bytes = vec![0; from.len()];
         from.copy_to(0, &mut bytes);
-        let length = bytes.get_mut(LENGTH_AT..LENGTH_AT + 8)?;
-        growth.new.copy_from_slice(length);
-        length.copy_from_slice(&growth.old);
+        if let (Some(bits), true) = (bytes.get_mut(AUTOCLEAR_AT..AUTOCLEAR_AT + 8), mark != 0) {
+            bits.copy_from_slice(&mark.to_be_bytes());
+            self.marked.store(true, Ordering::Release);
+        }
+        if let (Some(growth), Some(length)) = (&mut *growth, bytes.get_mut(LENGTH_AT..LENGTH_AT + 8)) {
+            growth.new.copy_from_slice(length);
+            length.copy_from_slice(&growth.old);
+        }
         Some(bytes)
     }
 
