@@ -79,6 +79,7 @@ impl ImportOptions {
             return Err(source::in_use(&in_use));
         }
         left_out.extend(in_use);
+        source::check_memory(qcow2.bitmaps().iter().map(|record| record.granularity), length)?;
         let since = if dirty().any(|(_, entry)| entry.recording.unwrap_or(true)) {
             Some(Arc::new(since_export(&qcow2, length)?))
         } else {

@@ -88,6 +88,7 @@ impl ImportOptions {
             (image, Format::Raw, length)
         };
         let (taken, left_out) = self.choose(&qcow2)?;
+        source::check_memory(taken.iter().map(|record| record.granularity), length)?;
         let mut contents = Vec::with_capacity(taken.len());
         for record in &taken {
             contents.push(source::content(&qcow2, record, length)?);

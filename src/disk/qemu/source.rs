@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::format::qcow2::{BitmapRecord, DataFile, Part, Qcow2, shown_length};
 use crate::state::{Lock, Sharing};
 use crate::storage::{Access, Role, Storage, SyncMode};
+use crate::units::Granularity;
 
 /// An open qcow2.
 pub(super) struct Source {
@@ -92,6 +93,26 @@ impl Source {
     }
 }
 
+/// The most memory that the bits of all bitmaps of one qcow2 may take: they are there together, as they become a disk's
+/// together, and a small file can say that there are terabytes of them.
+const MAX_BITS_BYTES: u64 = 4 << 30;
+
+/// Fails where the bits of bitmaps of these granularities, for an image of `length` bytes, would take more memory than
+/// anybody's do.
+pub(super) fn check_memory(granularities: impl Iterator<Item = Granularity>, length: u64) -> Result<()> {
+    let bytes = |granularity: Granularity| granularity.granules_in(length).div_ceil(8);
+    let all = granularities.map(bytes).fold(0, u64::saturating_add);
+    if all <= MAX_BITS_BYTES {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::NoMemory,
+        format!(
+            "the bits of its bitmaps would take {all} bytes of memory, more than the limit of {MAX_BITS_BYTES}"
+        ),
+    ))
+}
+
 /// The bits of a bitmap, for an image of `length` bytes.
 pub(super) fn content(qcow2: &Qcow2<'_>, record: &BitmapRecord, length: u64) -> Result<BitmapContent> {
     let mut content = BitmapContent::new(record.granularity, length)?;
@@ -144,4 +165,19 @@ pub(super) fn in_use(records: &[&BitmapRecord]) -> Error {
              runs), so that changes may be missing, and the next backup must be a full one"
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// QEMU's largest bitmaps: 512 MiB each.
+    #[test]
+    fn more_bits_than_anybody_has_are_refused_before_memory_is_taken() {
+        let largest = |count| check_memory(std::iter::repeat_n(Granularity::MIN, count), 2 << 40);
+        largest(8).unwrap();
+        let refused = largest(9).unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::NoMemory);
+        assert!(refused.message().contains("4831838208 bytes"), "{refused}");
+    }
 }
