@@ -57,6 +57,8 @@ pub(crate) enum Fault {
     TailLeftToBacking,
     /// A commit clears the bits of granules that were written after it had copied them.
     CommitMissesWrites,
+    /// After a commit that failed the disk goes on with what it knew of the images below.
+    ChainOutdated,
     /// Space is given back without a claim on its granules.
     FreedUnclaimed,
     /// The first change goes out before the state file says unclean.

@@ -154,6 +154,25 @@ impl Disk {
         self.settle_all(shape)
     }
 
+    /// Opens the images below again, one of which has become another. What the disk has itself stays. The gate is closed.
+    pub(super) fn reopen_chain(
+        &self,
+        descriptor: &Descriptor,
+        shape: &mut Shape,
+        overlay: &Overlay,
+    ) -> Result<()> {
+        let below = self.below((descriptor, shape), overlay, overlay.backing.clone())?;
+        self.flush_overlay(overlay)?;
+        let bits = Bits::new(overlay.own.bits.len())?;
+        bits.merge_from(&overlay.own.bits);
+        let file = Arc::clone(&overlay.durability.file);
+        let durability = overlay.durability.renewed(file, &bits)?;
+        self.loading.follow(&below.loading);
+        let overlay = overlay.with(bits, durability, Arc::new(below.chain));
+        shape.overlay = Some(Arc::new(overlay));
+        Ok(())
+    }
+
     /// Has the descriptor name what is `below`, and the disk read from it. The gate is closed.
     pub(super) fn switch(
         &self,

@@ -16,7 +16,8 @@ use super::target::Target;
 use crate::bitmap::Bits;
 use crate::descriptor::{BackingEntry, Format};
 use crate::disk::bitmaps::Shape;
-use crate::disk::{Child, Disk};
+use crate::disk::gate::Closed;
+use crate::disk::{Child, Disk, Structure};
 use crate::error::{Error, ErrorCode, Result};
 use crate::mutation::{self, Fault};
 use crate::storage::read_slice;
@@ -49,8 +50,8 @@ impl Disk {
     ///
     /// Requests go on meanwhile, but for a moment at the end; other changes of the disk's structure wait until it is over.
     /// Holes stay holes, and a layer that is shorter than the disk is grown. `progress` is called from time to time, and
-    /// ends it with [`ErrorCode::Canceled`]. After an error the layer may have some of the bytes, which the disk still
-    /// hides.
+    /// ends it with [`ErrorCode::Canceled`]. After an error the layer may have some of the bytes, durably, which the disk
+    /// still hides; a disk that cannot make sure of that, or cannot open the layer again, has failed.
     ///
     /// The layer may be raw, qbm or qcow2. A qcow2 is marked as one that is written to; where the process dies, `qemu-img
     /// check -r all` takes the mark away, and until then the disk is refused.
@@ -101,9 +102,6 @@ impl Disk {
         // Our own hold on it would keep us from writing to it.
         let _suspended = layer.suspended();
         let target = Target::open(self, &backing, &overlay.chain, (above, layer))?;
-        target.grow(layer.length, self.length())?;
-        self.sync_written()?;
-        let mut watch = Watch::begin(self, &overlay)?;
         let mut copy = Copy {
             image: self.image(),
             overlay: &overlay,
@@ -113,30 +111,81 @@ impl Disk {
             begun: 0,
             account: Account::new(progress, 0),
         };
+        let (mut shape, copied) = match self.copy_down(&mut copy, layer.length) {
+            Ok(shape) => (shape, Ok(())),
+            Err(error) => (self.gate.close(), Err(error)),
+        };
+        // However it ends: what the target has got may come to light some day, and must not change then.
+        let finished = target.finish();
+        let is_durable = finished.is_ok();
+        let result = copied
+            .and(finished)
+            .and_then(|()| self.go_on_above(backing, &mut structure, &mut shape, &overlay));
+        if result.is_err() && !mutation::on(Fault::ChainOutdated) {
+            self.see_anew(&structure, &mut shape, &overlay, is_durable);
+        }
+        drop(shape);
+        result?;
+        self.free_image();
+        Ok(())
+    }
+
+    /// Copies all that lies above the target, which was `had` bytes long; the gate is closed when that is done.
+    fn copy_down(&self, copy: &mut Copy<'_, '_>, had: u64) -> Result<Closed<'_, Shape>> {
+        let (overlay, target) = (copy.overlay, copy.target);
+        target.grow(had, copy.length)?;
+        self.sync_written()?;
+        let mut watch = Watch::begin(self, overlay)?;
         copy.all()?;
         for _ in 0..PASSES {
             let again = watch.next()?;
             copy.granules(&again)?;
-            if bytes_of(&overlay, &again) <= LAST {
+            if bytes_of(overlay, &again) <= LAST {
                 break;
             }
         }
         // Most of it; so that guests wait only for the rest.
         target.flush()?;
         let mut shape = self.gate.close();
-        if !mutation::on(Fault::CommitMissesWrites) {
-            copy.granules(&watch.bits)?;
-        }
+        let copied = if mutation::on(Fault::CommitMissesWrites) {
+            Ok(())
+        } else {
+            copy.granules(&watch.bits)
+        };
         watch.end(&mut shape);
-        target.finish()?;
+        copied.map(|()| shape)
+    }
+
+    /// The disk is an empty overlay on `backing` from now on. The gate is closed.
+    fn go_on_above(
+        &self,
+        backing: BackingEntry,
+        structure: &mut Structure,
+        shape: &mut Shape,
+        overlay: &Overlay,
+    ) -> Result<()> {
         // As it is now: it has other bits, and maybe another length.
-        let below = self.below((&structure.descriptor, &shape), &overlay, Some(backing))?;
+        let below = self.below((&structure.descriptor, shape), overlay, Some(backing))?;
         let named = (below.descriptor, Arc::new(below.chain));
-        self.clear_allocation(&mut structure, &mut shape, &overlay, named)?;
+        self.clear_allocation(structure, shape, overlay, named)?;
         self.loading.follow(&below.loading);
-        drop(shape);
-        self.free_image();
         Ok(())
+    }
+
+    /// Reads the images below anew, one of which a commit that failed has written to: the disk hides what that has got, until
+    /// it is emptied or cut (D1). By then it must see the same as who opens it next. The gate is closed.
+    fn see_anew(&self, structure: &Structure, shape: &mut Shape, overlay: &Overlay, is_durable: bool) {
+        let anew = if is_durable {
+            self.reopen_chain(&structure.descriptor, shape, overlay)
+        } else {
+            Err(Error::new(
+                ErrorCode::Failed,
+                "a commit that failed could not make durable what it had written",
+            ))
+        };
+        if let Err(error) = anew {
+            self.fail(&error);
+        }
     }
 }
 

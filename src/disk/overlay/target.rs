@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Chain;
 use super::below::Below;
@@ -26,12 +27,23 @@ use crate::units::ByteRange;
 pub(super) struct Target {
     kind: Kind,
     _locks: Locks,
+    /// A flush of it has failed: none that comes later proves anything (A2).
+    unsure: AtomicBool,
 }
 
 enum Kind {
     Raw(Child),
     Qcow2(Child),
     Qbm(Box<Disk>),
+}
+
+impl Kind {
+    fn image(&self) -> &Child {
+        match self {
+            Self::Raw(image) | Self::Qcow2(image) => image,
+            Self::Qbm(disk) => disk.image(),
+        }
+    }
 }
 
 /// What keeps others away. Given up when dropped, and not only when the files are closed: a child that another thread is
@@ -88,7 +100,11 @@ impl Target {
                 ));
             }
         };
-        let target = Self { kind, _locks: locks };
+        let target = Self {
+            kind,
+            _locks: locks,
+            unsure: AtomicBool::new(false),
+        };
         check_identity(target.image(), layer.image.storage.identity())?;
         if let (Some(writer), Some(reader)) = (&target.image().mapped, &layer.image.mapped) {
             writer
@@ -163,10 +179,7 @@ impl Target {
     }
 
     fn image(&self) -> &Child {
-        match &self.kind {
-            Kind::Raw(image) | Kind::Qcow2(image) => image,
-            Kind::Qbm(disk) => disk.image(),
-        }
+        self.kind.image()
     }
 
     /// Makes it as long as the disk, where it is shorter; what it gains reads as zeros.
@@ -217,18 +230,25 @@ impl Target {
 
     /// Makes what was written so far durable.
     pub(super) fn flush(&self) -> Result<()> {
-        match &self.kind {
+        let flushed = match &self.kind {
             _ if mutation::on(Fault::BackingUnsynced) => Ok(()),
             Kind::Raw(image) | Kind::Qcow2(image) => {
                 let done = image.storage.sync(SyncMode::Data);
                 done.map_err(|e| image.failed("flush", &e))
             }
             Kind::Qbm(disk) => disk.flush(),
-        }
+        };
+        flushed.inspect_err(|_| self.unsure.store(true, Ordering::Relaxed))
     }
 
     /// Makes all of it durable; a qcow2 then says that it was closed.
     pub(super) fn finish(self) -> Result<()> {
+        if self.unsure.into_inner() {
+            return Err(Error::new(
+                ErrorCode::Failed,
+                format!("{}: an earlier flush of it failed", self.kind.image().path.display()),
+            ));
+        }
         let (image, mode) = match self.kind {
             Kind::Raw(_) if mutation::on(Fault::BackingUnsynced) => return Ok(()),
             Kind::Raw(image) => (image, SyncMode::Data),

@@ -3,6 +3,7 @@
 mod basic;
 mod commit;
 mod commit_deeper;
+mod commit_failed;
 mod commit_qcow2;
 mod crash;
 mod model;

@@ -14,7 +14,7 @@ const TOP_LENGTH: u64 = 24 * G + 9;
 
 /// A qcow2 whose clusters are data, compressed, zeros and of its backing in turn, over a raw image that is longer. What its
 /// last cluster has behind its end is not zeros.
-fn image(backing: bool) -> Vec<u8> {
+pub(super) fn image(backing: bool) -> Vec<u8> {
     let clusters = LENGTH.div_ceil(G);
     let mut bytes = vec![0; 5 * 4096];
     let put = |bytes: &mut Vec<u8>, at: u64, value: u64, len: usize| {
