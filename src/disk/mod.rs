@@ -172,6 +172,23 @@ pub struct Disk {
 /// The disk's names, as its descriptor has them.
 struct Structure {
     descriptor: Descriptor,
+    /// Why what is known of the images below may be wrong, where the disk hides them.
+    outdated: Option<String>,
+}
+
+impl Structure {
+    /// Fails where what the disk hides below could come to light other than it is.
+    fn check_below(&self) -> Result<()> {
+        let Some(why) = &self.outdated else {
+            return Ok(());
+        };
+        Err(Error::new(
+            ErrorCode::Failed,
+            format!(
+                "a commit failed, and what it has written below is not known ({why}); close and reopen the disk"
+            ),
+        ))
+    }
 }
 
 impl fmt::Debug for Disk {

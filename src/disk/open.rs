@@ -218,7 +218,10 @@ impl OpenOptions {
                 file: entry.file.clone(),
                 found: recovered.found,
             }),
-            structure: Mutex::new(Structure { descriptor }),
+            structure: Mutex::new(Structure {
+                descriptor,
+                outdated: None,
+            }),
             place: place.clone(),
             policy: self.bitmap_policy,
             loading,

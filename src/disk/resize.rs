@@ -32,6 +32,7 @@ impl Disk {
             ));
         }
         let mut structure = self.structure();
+        structure.check_below()?;
         // Closed, not entered: a write that was checked against the old length must not land behind the new one.
         let mut shape = self.gate.close();
         shape.check_no_backup(&self.path)?;

@@ -199,6 +199,7 @@ impl Disk {
         let overlay = overlay.with(bits, durability, Arc::new(below.chain));
         shape.overlay = Some(Arc::new(overlay.named_in(&below.descriptor)));
         structure.descriptor = below.descriptor;
+        structure.outdated = None;
         Ok(())
     }
 }

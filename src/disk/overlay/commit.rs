@@ -51,7 +51,8 @@ impl Disk {
     /// Requests go on meanwhile, but for a moment at the end; other changes of the disk's structure wait until it is over.
     /// Holes stay holes, and a layer that is shorter than the disk is grown. `progress` is called from time to time, and
     /// ends it with [`ErrorCode::Canceled`]. After an error the layer may have some of the bytes, durably, which the disk
-    /// still hides; a disk that cannot make sure of that, or cannot open the layer again, has failed.
+    /// still hides; where it cannot make sure of that, or cannot open the layer again, it cannot be emptied or resized until it
+    /// is reopened.
     ///
     /// The layer may be raw, qbm or qcow2. A qcow2 is marked as one that is written to; where the process dies, `qemu-img
     /// check -r all` takes the mark away, and until then the disk is refused.
@@ -122,7 +123,7 @@ impl Disk {
             .and(finished)
             .and_then(|()| self.go_on_above(backing, &mut structure, &mut shape, &overlay));
         if result.is_err() && !mutation::on(Fault::ChainOutdated) {
-            self.see_anew(&structure, &mut shape, &overlay, is_durable);
+            self.see_anew(&mut structure, &mut shape, &overlay, is_durable);
         }
         drop(shape);
         result?;
@@ -169,23 +170,21 @@ impl Disk {
         let named = (below.descriptor, Arc::new(below.chain));
         self.clear_allocation(structure, shape, overlay, named)?;
         self.loading.follow(&below.loading);
+        structure.outdated = None;
         Ok(())
     }
 
     /// Reads the images below anew, one of which a commit that failed has written to: the disk hides what that has got, until
     /// it is emptied or cut (D1). By then it must see the same as who opens it next. The gate is closed.
-    fn see_anew(&self, structure: &Structure, shape: &mut Shape, overlay: &Overlay, is_durable: bool) {
+    ///
+    /// Where that cannot be, guests go on all the same: they see nothing of it before the disk is reopened.
+    fn see_anew(&self, structure: &mut Structure, shape: &mut Shape, overlay: &Overlay, is_durable: bool) {
         let anew = if is_durable {
             self.reopen_chain(&structure.descriptor, shape, overlay)
         } else {
-            Err(Error::new(
-                ErrorCode::Failed,
-                "a commit that failed could not make durable what it had written",
-            ))
+            Err(Error::new(ErrorCode::Failed, "it could not be made durable"))
         };
-        if let Err(error) = anew {
-            self.fail(&error);
-        }
+        structure.outdated = anew.err().map(|error| error.message().to_owned());
     }
 }
 

@@ -31,6 +31,7 @@ impl Disk {
         self.check_for_change()?;
         self.check_writable()?;
         let mut structure = self.structure();
+        structure.check_below()?;
         let mut shape = self.gate.close();
         self.check_for_change()?;
         shape.check_no_backup(&self.path)?;

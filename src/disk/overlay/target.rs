@@ -246,7 +246,10 @@ impl Target {
         if self.unsure.into_inner() {
             return Err(Error::new(
                 ErrorCode::Failed,
-                format!("{}: an earlier flush of it failed", self.kind.image().path.display()),
+                format!(
+                    "{}: an earlier flush of it failed",
+                    self.kind.image().path.display()
+                ),
             ));
         }
         let (image, mode) = match self.kind {

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use super::*;
 use crate::disk::AddBitmap;
-use crate::storage::simulated::{Fault as Failing, Keep};
+use crate::storage::simulated::{CallKind, Fault as Failing, Keep};
 
 const LENGTH: u64 = 24 * G;
 const BACKING: u64 = 14 * G;
@@ -85,29 +85,17 @@ fn loses_a_change(format: Format, end: End, shown: Shown, fault: Option<Fault>) 
     sim.heal();
     assert_same(&read_all(&disk), &content);
     result.err()?;
-    // One that could not see to it takes no change any more.
-    let failed = disk.info().unwrap().failed;
     let mut expected = content;
     match shown {
         Shown::Emptied => {
-            let emptied = disk.make_empty();
-            if failed {
-                emptied.unwrap_err();
-                return Some(false);
-            }
-            // It may fail as the state file does, which takes nothing more until the disk is reopened.
-            if emptied.is_err() {
+            // Where it could not see to it, or the state file fails, it is refused until the disk is reopened.
+            if disk.make_empty().is_err() {
                 return Some(false);
             }
             expected = read_all(&disk);
         }
         Shown::CutAndGrown => {
-            let cut = disk.truncate(4 * G, TruncateFlags::SHRINK);
-            if failed {
-                cut.unwrap_err();
-                return Some(false);
-            }
-            if cut.is_err() {
+            if disk.truncate(4 * G, TruncateFlags::SHRINK).is_err() {
                 return Some(false);
             }
             disk.truncate(LENGTH, TruncateFlags::empty()).unwrap();
@@ -170,6 +158,40 @@ fn one_in_which_a_call_fails_hides_no_change() {
                 }
             }
         }
+    }
+}
+
+/// The image below fails, not the disk's own.
+#[test]
+fn one_that_cannot_see_to_it_lets_guests_go_on() {
+    for format in FORMATS {
+        let (sim, disk) = prepared(format);
+        let image = match format {
+            Format::Raw => "base.img",
+            Format::Qcow2 => "base.qcow2",
+            _ => "middle-data.img",
+        };
+        sim.fail(Failing::new(libc::EIO).on(CallKind::Sync).on_file(image));
+        disk.commit(&mut |_, _| ControlFlow::Continue(())).unwrap_err();
+        sim.heal();
+        write(&disk, 0x98, 2 * G, G);
+        disk.flush().unwrap();
+        let content = read_all(&disk);
+        for refused in [disk.make_empty(), disk.truncate(4 * G, TruncateFlags::SHRINK)] {
+            let refused = refused.unwrap_err();
+            assert_eq!(refused.code(), ErrorCode::Failed, "{format}: {refused}");
+            assert!(refused.message().contains("reopen the disk"), "{refused}");
+        }
+        disk.close().unwrap();
+        if format == Format::Qcow2 {
+            // Still marked as being written to.
+            let mut bytes = sim.read("base.qcow2").unwrap();
+            bytes[79] &= !1;
+            sim.put("base.qcow2", &bytes);
+        }
+        let disk = open(&sim, "one").unwrap();
+        assert_same(&read_all(&disk), &content);
+        disk.make_empty().unwrap();
     }
 }
 
