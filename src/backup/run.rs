@@ -36,6 +36,9 @@ const WIDENED: &str = "the bitmap was widened by recovery after the disk was not
 /// So many backups may stand on one another; reading one opens all below it.
 const MAX_CHAIN: usize = 128;
 
+/// So often a backup is planned anew whose bitmap somebody changes before it is frozen.
+const MAX_PLANS: usize = 4;
+
 /// How to back a disk up; then [`run`](Backup::run).
 #[derive(Clone, Debug)]
 pub struct Backup {
@@ -136,7 +139,18 @@ impl Backup {
         folder: &mut BackupFolder,
         progress: &mut Progress<'_>,
     ) -> Result<Finished> {
-        self.run_parts(disk, folder, progress)
+        self.run_when_planned(disk, folder, progress, &mut || {})
+    }
+
+    /// The same. `planned` is called whenever it is decided what is to be copied, and the bitmap not frozen yet.
+    pub(super) fn run_when_planned(
+        &self,
+        disk: &Disk,
+        folder: &mut BackupFolder,
+        progress: &mut Progress<'_>,
+        planned: &mut dyn FnMut(),
+    ) -> Result<Finished> {
+        self.run_parts(disk, folder, progress, planned)
             .map_err(|e| e.context(format_args!("cannot back up {}", disk.path().display())))
     }
 
@@ -145,6 +159,7 @@ impl Backup {
         disk: &Disk,
         folder: &mut BackupFolder,
         progress: &mut Progress<'_>,
+        planned: &mut dyn FnMut(),
     ) -> Result<Finished> {
         if !disk.info()?.writable {
             return Err(Error::new(
@@ -153,17 +168,11 @@ impl Backup {
             ));
         }
         let _lock = folder.lock()?;
-        let plan = self.plan(disk, folder)?;
-        let actions = plan.actions(&self.bitmap);
-        let actions: Vec<_> = actions.iter().map(|action| (disk, action)).collect();
-        let scratch = Scratch::new(folder.path())
-            .limit(self.scratch_limit)
-            .when_full(self.scratch_full);
-        let views = BackupViews::begin(&[(disk, &self.bitmap)], &actions, &scratch)?;
+        let (plan, frozen, views) = self.begin(disk, folder, planned)?;
         let made: Result<Vec<BackupPoint>> = views
             .views()
             .iter()
-            .map(|view| self.make(disk, view, folder, &plan, progress))
+            .map(|view| self.make(view, folder, &plan, &frozen, progress))
             .collect();
         match made {
             Ok(points) => {
@@ -184,6 +193,39 @@ impl Backup {
                 Err(error)
             }
         }
+    }
+
+    /// Freezes the bitmap, with a plan that fits what was frozen, and says what that is.
+    fn begin<'d>(
+        &self,
+        disk: &'d Disk,
+        folder: &BackupFolder,
+        planned: &mut dyn FnMut(),
+    ) -> Result<(Plan, BitmapInfo, BackupViews<'d>)> {
+        let scratch = Scratch::new(folder.path())
+            .limit(self.scratch_limit)
+            .when_full(self.scratch_full);
+        for _ in 0..MAX_PLANS {
+            let plan = self.plan(disk, folder)?;
+            planned();
+            let actions = plan.actions(&self.bitmap);
+            let actions: Vec<_> = actions.iter().map(|action| (disk, action)).collect();
+            let views = BackupViews::begin(&[(disk, &self.bitmap)], &actions, &scratch)?;
+            let frozen = disk.bitmap_info(&self.bitmap)?;
+            // D1: up to the freeze anybody could clear the bitmap, disable it or put another in its place. From there on
+            // nobody can.
+            if plan.fits(&frozen) {
+                return Ok((plan, frozen, views));
+            }
+            views.end(false)?;
+        }
+        Err(Error::new(
+            ErrorCode::BitmapBusy,
+            format!(
+                "bitmap {:?} was changed by others each time between the decision what to copy and the freeze",
+                self.bitmap
+            ),
+        ))
     }
 
     /// Decides what is to be copied, and upon what. Changes nothing.
@@ -274,14 +316,13 @@ impl Backup {
     /// All between the freeze and the thaw.
     fn make(
         &self,
-        disk: &Disk,
         view: &BackupView<'_>,
         folder: &BackupFolder,
         plan: &Plan,
+        frozen: &BitmapInfo,
         progress: &mut Progress<'_>,
     ) -> Result<BackupPoint> {
-        let info = disk.bitmap_info(&self.bitmap)?;
-        let Some(starts) = info.next_epoch.clone() else {
+        let Some(starts) = frozen.next_epoch.clone() else {
             return Err(Error::new(
                 ErrorCode::BitmapState,
                 format!("bitmap {:?} is not frozen any more", self.bitmap),
@@ -299,8 +340,8 @@ impl Backup {
             source: plan.source.display().to_string(),
             length: view.length(),
             bitmap: self.bitmap.clone(),
-            granularity: plan.granularity,
-            based_on: info.epoch.clone(),
+            granularity: frozen.granularity,
+            based_on: frozen.epoch.clone(),
             starts,
             stored: 0,
             reason: plan.reason.clone(),
@@ -427,6 +468,15 @@ impl Plan {
         }
         actions.push(BitmapAction::Freeze { name });
         actions
+    }
+
+    /// Whether the bitmap that was frozen is the one that was planned with.
+    fn fits(&self, frozen: &BitmapInfo) -> bool {
+        let same = |before: &BitmapInfo| {
+            (&before.epoch, before.start_length) == (&frozen.epoch, frozen.start_length)
+        };
+        // A full one takes any: it was cleared together with the freeze.
+        frozen.recording && (self.basis.is_none() || self.bitmap.as_ref().is_some_and(same))
     }
 }
 
