@@ -1956,8 +1956,9 @@ int qbm_backup_release(struct qbm_disk *view, uint64_t offset, uint64_t len);
  * The last call on the views: no other thread may be in one on any of them.
  *
  * Returns 0. -EINVAL: another outcome, or a flag, and nothing is done then.
- * Otherwise the bitmaps have all bits: -EINVAL (QBM_ERROR_BITMAP_STATE): a disk
- * was closed meanwhile; -EIO, -ENOSPC ...: a bitmap could not be thawed.
+ * Otherwise the bitmaps have all bits, and none is frozen any more but those of
+ * a disk that has failed: -EINVAL (QBM_ERROR_BITMAP_STATE): a disk was closed
+ * meanwhile; -EIO, -ENOSPC ...: a bitmap could not be thawed.
  * -ESTALE: in a child of the process that began it; nothing is freed then.
  */
 int qbm_backup_end(struct qbm_views *views,
