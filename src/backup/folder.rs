@@ -150,10 +150,41 @@ impl BackupFolder {
                     ),
                 ));
             }
+            self.check_start(at)?;
             chain.push(next);
             at = next;
         }
         Ok(chain)
+    }
+
+    /// Fails where the bitmap of `point` cannot have said what had changed since the backup that was the newest then: it
+    /// knew that from another starting point on (durability trap 11).
+    fn check_start(&self, point: &BackupPoint) -> Result<()> {
+        // Another may count the same where that newest one could not be read for a time.
+        let newest_then = || {
+            self.points
+                .iter()
+                .filter(|it| it.sequence.checked_add(1) == Some(point.sequence))
+        };
+        let fits = |newest: &BackupPoint| {
+            let based_on = point.based_on.as_deref();
+            // One that a prune has made a full one does not know any more what it was based on.
+            based_on == Some(&newest.starts)
+                || newest.based_on.as_deref().is_none_or(|it| Some(it) == based_on)
+        };
+        match newest_then().next() {
+            Some(newest) if !newest_then().any(fits) => Err(Error::new(
+                ErrorCode::FileInvalid,
+                format!(
+                    "the backup {} was made with what had changed since {:?}, where {}, the newest one then, neither \
+                     starts nor is based on",
+                    point.name,
+                    point.based_on.as_deref().unwrap_or_default(),
+                    newest.name
+                ),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The disk as it was, for reading.

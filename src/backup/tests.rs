@@ -1,5 +1,6 @@
 //! Backups on real files: every point reads as the disk did, whatever happened in between.
 
+mod descriptors;
 mod epochs;
 mod keeping;
 mod limits;
