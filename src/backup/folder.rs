@@ -97,6 +97,12 @@ impl BackupFolder {
         if let Some(point) = self.named(name) {
             return Ok(point);
         }
+        if let Some((_, error)) = self.damaged.iter().find(|(damaged, _)| damaged == name) {
+            return Err(Error::new(
+                ErrorCode::FileInvalid,
+                format!("the backup {name} is damaged: {}", error.message()),
+            ));
+        }
         let mut fitting = self.points.iter().filter(|point| point.name.starts_with(name));
         match (fitting.next(), fitting.next()) {
             (Some(point), None) if !name.is_empty() => Ok(point),
@@ -116,14 +122,7 @@ impl BackupFolder {
         let mut at = point;
         while let Some(parent) = &at.parent {
             let Some(next) = self.named(parent) else {
-                return Err(Error::new(
-                    ErrorCode::FileNotFound,
-                    format!(
-                        "the backup {} needs the backup {parent}, which is not in {}",
-                        at.name,
-                        self.path.display()
-                    ),
-                ));
+                return Err(self.no_parent(at, parent));
             };
             // Parents are older. Whoever edited the records could have made a ring of them.
             if next.sequence >= at.sequence {
@@ -155,6 +154,20 @@ impl BackupFolder {
             at = next;
         }
         Ok(chain)
+    }
+
+    fn no_parent(&self, point: &BackupPoint, parent: &str) -> Error {
+        let needs = format!("the backup {} needs the backup {parent}", point.name);
+        match self.damaged.iter().find(|(name, _)| name == parent) {
+            Some((_, error)) => Error::new(
+                ErrorCode::FileInvalid,
+                format!("{needs}, which is damaged: {}", error.message()),
+            ),
+            None => Error::new(
+                ErrorCode::FileNotFound,
+                format!("{needs}, which is not in {}", self.path.display()),
+            ),
+        }
     }
 
     /// Fails where the bitmap of `point` cannot have said what had changed since the backup that was the newest then: it

@@ -1,4 +1,4 @@
-//! Descriptors that are not what was written.
+//! Descriptors that are not what was written: of another disk than their record.
 
 use serde_json::Value;
 
@@ -16,6 +16,86 @@ fn three() -> (Room, Vec<String>) {
         points.push(room.back_up().name);
     }
     (room, points)
+}
+
+/// No checksum covers the descriptor: what leads elsewhere than its record says is told by the two of them.
+#[test]
+fn a_descriptor_that_leads_elsewhere_than_its_record_is_damaged() {
+    let (room, points) = three();
+    let [first, second, third] = [&points[0], &points[1], &points[2]];
+    let name = |end: &str| Value::from(format!("{first}{end}"));
+    // All files that these name are there, and are such files; in the second backup, and in the full one.
+    let cases: [(&str, &str, Value); 16] = [
+        (second, "/QBM/image/file", name("-data.img")),
+        (second, "/QBM/image/format", "qcow2".into()),
+        (
+            second,
+            "/QBM/bitmaps/allocation/file",
+            format!("{third}-allocation.bitmap").into(),
+        ),
+        (
+            second,
+            "/QBM/bitmaps/allocation/backing/file",
+            format!("{third}.qbm").into(),
+        ),
+        (second, "/QBM/bitmaps/allocation/backing/format", "raw".into()),
+        (second, "/QBM/bitmaps/allocation/granularity-bytes", 2048.into()),
+        (second, "/backup/granularity", 2048.into()),
+        (second, "/backup/data-file", name("-data.img")),
+        (
+            second,
+            "/backup/bitmap-file",
+            format!("{third}-allocation.bitmap").into(),
+        ),
+        (second, "/backup/bitmap-file", Value::Null),
+        (second, "/backup/bitmap-checksum", Value::Null),
+        (second, "/backup/parent", third.as_str().into()),
+        (second, "/backup/parent", Value::Null),
+        (second, "/backup/kind", "full".into()),
+        (first, "/QBM/image/file", format!("{second}-data.img").into()),
+        (first, "/backup/bitmap-checksum", "sha256:00".into()),
+    ];
+    for (spoilt, key, value) in cases {
+        let path = room.path(&format!("backups/{spoilt}.qbm"));
+        let sound = fs::read(&path).unwrap();
+        let mut document: Value = serde_json::from_slice(&sound).unwrap();
+        *document.pointer_mut(key).unwrap() = value.clone();
+        fs::write(&path, document.to_string()).unwrap();
+        let before = files(&room.path("backups"));
+
+        let folder = room.folder();
+        let [(damaged, error)] = folder.damaged() else {
+            panic!("{key}: {:?}", folder.damaged());
+        };
+        let said = error.message();
+        let (dotted, value) = (key[1..].replace('/', "."), value.to_string());
+        assert_eq!(damaged, spoilt);
+        assert!(said.starts_with(&path.display().to_string()), "{said}");
+        assert!(
+            said.contains(&dotted) || key.starts_with("/backup"),
+            "{said} without {dotted}"
+        );
+        assert!(
+            said.contains(&value) || said.contains(value.trim_matches('"')) || key == "/backup/parent",
+            "{said} without {value}"
+        );
+        let verified = folder.verify(&mut proceed()).unwrap();
+        for it in verified.iter().filter(|it| it.name != *first) {
+            assert!(it.error.is_some(), "{key}: {it:?}");
+        }
+        let prune = room.folder().prune(&Keep::new().last(1), &mut proceed());
+        assert_eq!(prune.unwrap_err().code(), ErrorCode::FileInvalid, "{key}");
+        assert!(folder.find(spoilt).unwrap_err().message().contains(said), "{key}");
+        let to = room.path("restored.img");
+        let error = Restore::new()
+            .run(&folder, folder.find(third).unwrap(), &to, &mut proceed())
+            .unwrap_err();
+        assert!(error.message().contains("which is damaged: "), "{error}");
+        assert!(!to.exists());
+        assert!(files(&room.path("backups")) == before);
+        fs::write(&path, sound).unwrap();
+    }
+    assert!(room.restored("latest") == room.content());
 }
 
 /// D1: one that was made upon another starting point has not all that has changed since its parent.
