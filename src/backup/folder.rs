@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use super::point::BackupPoint;
 use super::time::Moment;
+use crate::descriptor::Descriptor;
 use crate::disk::{Disk, OpenOptions};
 use crate::error::{Error, ErrorCode, Result};
 use crate::state::{Lock, Sharing};
-use crate::storage::{Access, Folder, HostFolder, Role, Storage, SyncMode, write_slice};
+use crate::storage::{Access, Folder, HostFolder, Role, Storage, SyncMode, read_slice, write_slice};
 
 /// The file that whoever changes the folder has locked.
 const LOCK: &str = "qbm-backup.lock";
@@ -234,24 +235,44 @@ impl BackupFolder {
     }
 
     fn scan(&mut self) -> Result<()> {
-        self.points.clear();
-        self.damaged.clear();
+        let (mut points, mut damaged) = (Vec::new(), Vec::new());
         for file in self.list()? {
             let Some(name) = file.strip_suffix(".qbm").filter(|name| is_name(name)) else {
                 continue;
             };
-            let path = self.shown(&file);
-            let point = fs::read(&path)
-                .map_err(|e| Error::io("read", &path, &e))
-                .and_then(|bytes| BackupPoint::read(name, &bytes).map_err(|e| e.context(path.display())));
+            let point = self.descriptor(&file).and_then(|bytes| {
+                BackupPoint::read(name, &bytes).map_err(|e| e.context(self.shown(&file).display()))
+            });
             match point {
-                Ok(point) => self.points.push(point),
-                Err(error) => self.damaged.push((name.to_owned(), error)),
+                Ok(point) => points.push(point),
+                Err(error) => damaged.push((name.to_owned(), error)),
             }
         }
-        self.points
-            .sort_by(|a, b| (a.sequence, &a.name).cmp(&(b.sequence, &b.name)));
+        points.sort_by(|a, b| (a.sequence, &a.name).cmp(&(b.sequence, &b.name)));
+        (self.points, self.damaged) = (points, damaged);
         Ok(())
+    }
+
+    /// What a descriptor says, which somebody may have put there who means no good: it may be of any kind and length.
+    fn descriptor(&self, file: &str) -> Result<Vec<u8>> {
+        let storage = self.file(file)?;
+        let path = self.shown(file);
+        let failed = |e: &io::Error| Error::io("read", &path, e);
+        let length = storage.length().map_err(|e| failed(&e))?;
+        if length > Descriptor::MAX_BYTES {
+            return Err(Error::new(
+                ErrorCode::DescriptorInvalid,
+                format!(
+                    "{}: {length} bytes are more than the {} that a descriptor has at most",
+                    path.display(),
+                    Descriptor::MAX_BYTES
+                ),
+            ));
+        }
+        // At most 32 MiB.
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+        read_slice(&*storage, &mut bytes, 0).map_err(|e| failed(&e))?;
+        Ok(bytes)
     }
 
     fn list(&self) -> Result<Vec<String>> {

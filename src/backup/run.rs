@@ -11,6 +11,7 @@
 use std::path::{Path, PathBuf};
 
 use super::copy::{Copied, copy};
+use super::digest::FileDigest;
 use super::folder::BackupFolder;
 use super::pace::Pace;
 use super::point::BackupPoint;
@@ -24,8 +25,6 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::storage::{Role, SyncMode, read_slice};
 use crate::units::{ByteRange, Granularity};
 
-use super::digest;
-
 /// What a backup writes into `creator`.
 const CREATOR: &str = concat!("libqbm ", env!("CARGO_PKG_VERSION"));
 
@@ -35,6 +34,9 @@ const WIDENED: &str = "the bitmap was widened by recovery after the disk was not
 
 /// So many backups may stand on one another; reading one opens all below it.
 const MAX_CHAIN: usize = 128;
+
+/// So many bytes of a bitmap's file are in memory at a time.
+const PIECE: usize = 128 << 10;
 
 /// So often a backup is planned anew whose bitmap somebody changes before it is frozen.
 const MAX_PLANS: usize = 4;
@@ -688,16 +690,17 @@ pub(super) fn write_bitmap(folder: &BackupFolder, point: &BackupPoint, set: &Bit
 pub(super) fn bitmap_checksum(folder: &BackupFolder, name: &str) -> Result<String> {
     let storage = folder.file(name)?;
     let failed = |e: &std::io::Error| Error::io("read", folder.shown(name), e);
-    let length = storage.length().map_err(|e| failed(&e))?;
-    let mut bytes = Vec::new();
-    let wanted = usize::try_from(length).unwrap_or(usize::MAX);
-    if bytes.try_reserve_exact(wanted).is_err() {
-        return Err(Error::new(
-            ErrorCode::NoMemory,
-            format!("no memory for the {length} bytes of {name}"),
-        ));
+    let mut left = storage.length().map_err(|e| failed(&e))?;
+    let mut digest = FileDigest::default();
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    while left > 0 {
+        let len = usize::try_from(left).map_or(PIECE, |left| left.min(PIECE));
+        let piece = &mut buffer[..len];
+        read_slice(&*storage, piece, at).map_err(|e| failed(&e))?;
+        digest.add(piece);
+        at += len as u64;
+        left -= len as u64;
     }
-    bytes.resize(wanted, 0);
-    read_slice(&*storage, &mut bytes, 0).map_err(|e| failed(&e))?;
-    Ok(digest::of_bytes(&bytes))
+    Ok(digest.finish())
 }

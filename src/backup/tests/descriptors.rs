@@ -1,4 +1,7 @@
-//! Descriptors that are not what was written: of another disk than their record.
+//! Descriptors that are not what was written: of another disk than their record, of another kind, too long.
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
 
 use serde_json::Value;
 
@@ -124,4 +127,36 @@ fn a_backup_of_another_starting_point_than_its_parent_s_is_not_sound() {
     assert!(prune.unwrap_err().message().ends_with(&words));
     // The next one stands on nothing of it.
     assert_eq!(room.back_up().kind(), BackupKind::Full);
+}
+
+#[test]
+fn what_has_the_name_of_a_descriptor_and_is_none_is_told_and_not_read() {
+    let (room, points) = three();
+    let folder = room.path("backups");
+    let fifo = folder.join("20200101T000000Z.qbm");
+    let name = CString::new(fifo.as_os_str().as_bytes()).unwrap();
+    // SAFETY: `name` ends with a zero byte.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    let sparse = folder.join("20200101T000001Z.qbm");
+    fs::File::create(&sparse).unwrap().set_len(600 << 20).unwrap();
+    fs::create_dir(folder.join("20200101T000002Z.qbm")).unwrap();
+    let opened = room.folder();
+    assert_eq!(opened.points().len(), points.len());
+    let said: Vec<&str> = opened
+        .damaged()
+        .iter()
+        .map(|(_, error)| error.message())
+        .collect();
+    assert_eq!(said.len(), 3, "{said:?}");
+    assert!(
+        said[0].starts_with(&format!("cannot open {}: ", fifo.display())),
+        "{said:?}"
+    );
+    assert_eq!(
+        said[1],
+        format!(
+            "{}: 629145600 bytes are more than the 33554432 that a descriptor has at most",
+            sparse.display()
+        )
+    );
 }
