@@ -10,25 +10,19 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::lock::FolderLock;
 use super::point::BackupPoint;
 use super::time::Moment;
 use crate::descriptor::Descriptor;
 use crate::disk::{Disk, OpenOptions};
 use crate::error::{Error, ErrorCode, Result};
-use crate::state::{Lock, Sharing};
 use crate::storage::{Access, Folder, HostFolder, Role, Storage, SyncMode, read_slice, write_slice};
-
-/// The file that whoever changes the folder has locked.
-const LOCK: &str = "qbm-backup.lock";
-
-/// What stands behind the name of a backup in the names of its files; see [`owner`].
-const TEMPORARY: &str = ".new";
 
 /// A folder of backups.
 #[derive(Debug)]
 pub struct BackupFolder {
     path: PathBuf,
-    folder: HostFolder,
+    folder: Arc<dyn Folder>,
     /// From the oldest on.
     points: Vec<BackupPoint>,
     /// Descriptors with a backup's name that tell of none, and why.
@@ -38,10 +32,15 @@ pub struct BackupFolder {
 impl BackupFolder {
     /// Opens a folder that exists, and finds out what is in it. Nothing is changed.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref().to_owned();
-        let folder = HostFolder::open(&path).map_err(|e| Error::io("open the folder", &path, &e))?;
+        let path = path.as_ref();
+        let folder = HostFolder::open(path).map_err(|e| Error::io("open the folder", path, &e))?;
+        Self::within(path, Arc::new(folder))
+    }
+
+    /// The same in an open folder; its disks are opened by `path`.
+    pub(super) fn within(path: &Path, folder: Arc<dyn Folder>) -> Result<Self> {
         let mut opened = Self {
-            path,
+            path: path.to_owned(),
             folder,
             points: Vec::new(),
             damaged: Vec::new(),
@@ -225,7 +224,7 @@ impl BackupFolder {
     }
 
     pub(super) fn names(&self) -> &dyn Folder {
-        &self.folder
+        &*self.folder
     }
 
     pub(super) fn file(&self, name: &str) -> Result<Arc<dyn Storage>> {
@@ -276,13 +275,15 @@ impl BackupFolder {
     }
 
     fn list(&self) -> Result<Vec<String>> {
-        let failed = |e: &io::Error| Error::io("list", &self.path, e);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&self.path).map_err(|e| failed(&e))? {
-            let name = entry.map_err(|e| failed(&e))?.file_name();
-            // A name that is no text is none of ours.
-            names.extend(name.into_string().ok());
-        }
+        let names = self
+            .folder
+            .names()
+            .map_err(|e| Error::io("list", &self.path, &e))?;
+        // A name that is no text is none of ours.
+        let mut names: Vec<String> = names
+            .into_iter()
+            .filter_map(|name| name.into_string().ok())
+            .collect();
         names.sort();
         Ok(names)
     }
@@ -292,33 +293,11 @@ impl BackupFolder {
         self.folder
             .check_writable()
             .map_err(|e| Error::io("write to", &self.path, &e))?;
-        let path = self.shown(LOCK);
-        let access = Access {
-            write: true,
-            direct: false,
-        };
-        let name = Path::new(LOCK);
-        let storage = match self.folder.create(Role::State, name) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                self.folder.open(Role::State, name, access)
-            }
-            other => other,
-        }
-        .map_err(|e| Error::io("open", &path, &e))?;
-        let lock = Lock::state(&storage, &path, Sharing::Write).map_err(|error| match error.code() {
-            ErrorCode::Locked => Error::new(
-                ErrorCode::Locked,
-                format!(
-                    "another backup or prune is at work in {}; wait for its end",
-                    self.path.display()
-                ),
-            ),
-            _ => error,
-        })?;
+        let lock = self.take_lock()?;
         // Before it was locked, another may have changed it.
         self.scan()?;
         self.sweep()?;
-        Ok(FolderLock { lock })
+        Ok(lock)
     }
 
     /// Removes the files that no backup names.
@@ -371,15 +350,10 @@ impl BackupFolder {
             .map_err(|e| Error::io("create", self.shown(name), &e))
     }
 
-    /// Makes a backup visible, or another take its place: `descriptor` gets its name. Its files must be durable, but
-    /// their names need not be.
-    pub(super) fn publish(&self, point: &BackupPoint, descriptor: &[u8]) -> Result<()> {
-        let temporary = format!("{}{TEMPORARY}", point.name);
-        let synced = || {
-            self.folder
-                .sync()
-                .map_err(|e| Error::io("sync the folder", &self.path, &e))
-        };
+    /// Puts a backup's descriptor beside its `files`, under another name. All is durable then, and
+    /// [`publish`](Self::publish) makes it visible.
+    pub(super) fn prepare(&self, point: &BackupPoint, descriptor: &[u8]) -> Result<()> {
+        let temporary = point.temporary();
         let storage = self.create(Role::Descriptor, &temporary)?;
         let path = self.shown(&temporary);
         write_slice(&*storage, descriptor, 0).map_err(|e| Error::io("write", &path, &e))?;
@@ -387,28 +361,41 @@ impl BackupFolder {
             .sync(SyncMode::All)
             .map_err(|e| Error::io("sync", &path, &e))?;
         // M1: a power cut must not keep the descriptor's name and lose those of the files in it.
-        synced()?;
-        self.folder
+        self.sync()
+    }
+
+    /// Makes a backup that is prepared visible, or another take its place. An error does not mean that it is not: all that
+    /// it needs must stay.
+    pub(super) fn publish(&self, point: &BackupPoint) -> Result<()> {
+        let temporary = point.temporary();
+        let renamed = self
+            .folder
             .rename(Path::new(&temporary), Path::new(&point.descriptor()))
-            .map_err(|e| Error::io("rename", &path, &e))?;
-        synced()
+            .map_err(|e| Error::io("rename", self.shown(&temporary), &e));
+        renamed.and_then(|()| self.sync()).map_err(|error| {
+            error.context(format_args!(
+                "the backup {} is whole, but may not be in the folder for good",
+                point.name
+            ))
+        })
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.folder
+            .sync()
+            .map_err(|e| Error::io("sync the folder", &self.path, &e))
     }
 
     /// What the folder shows now.
     pub(super) fn rescan(&mut self) -> Result<()> {
         self.scan()
     }
-}
 
-/// The right to change a folder.
-pub(super) struct FolderLock {
-    lock: Option<Lock>,
-}
-
-impl Drop for FolderLock {
-    fn drop(&mut self) {
-        if let Some(lock) = self.lock.take() {
-            lock.release();
+    /// The same after `point` was made, which it shows whatever cannot be read.
+    pub(super) fn add(&mut self, point: &BackupPoint) {
+        if self.scan().is_err() || self.named(&point.name).is_none() {
+            self.damaged.retain(|(name, _)| *name != point.name);
+            self.points.push(point.clone());
         }
     }
 }
@@ -431,7 +418,7 @@ pub(super) fn check_length(point: &BackupPoint, found: u64) -> Result<()> {
 fn owner(file: &str) -> Option<&str> {
     [
         ".qbm",
-        TEMPORARY,
+        ".new",
         "-data.img",
         "-merged.img",
         "-allocation.bitmap",

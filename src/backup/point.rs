@@ -85,6 +85,11 @@ impl BackupPoint {
         format!("{}.qbm", self.name)
     }
 
+    /// The name of that while it is written.
+    pub(super) fn temporary(&self) -> String {
+        format!("{}.new", self.name)
+    }
+
     /// All files that it has in the folder, without those of its parents.
     pub(super) fn files(&self) -> impl Iterator<Item = String> {
         [self.descriptor(), self.data_file.clone()]

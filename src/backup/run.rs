@@ -9,10 +9,12 @@
 //! Any other starting point means a full backup (durability trap 11).
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::copy::{Copied, copy};
 use super::digest::FileDigest;
 use super::folder::BackupFolder;
+use super::lock::{Files, FolderLock};
 use super::pace::Pace;
 use super::point::BackupPoint;
 use crate::bitmap::{BitmapFile, BitmapPolicy, Bits};
@@ -134,7 +136,8 @@ impl Backup {
     /// Other threads may write to the disk meanwhile; the backup shows it as it was at one point between their writes.
     /// `progress` is called from time to time with the bytes done and to do, and ends it with [`ErrorCode::Canceled`].
     /// An error leaves the folder and the bitmap's starting point as they were; but for a full backup the bitmap has
-    /// been cleared already, so that the next one is full too.
+    /// been cleared already, so that the next one is full too. One of the very last step says that the backup may be
+    /// there: whole then, and the next one stands on it.
     pub fn run(
         &self,
         disk: &Disk,
@@ -169,17 +172,19 @@ impl Backup {
                 "the disk is open read-only, so that its bitmap could not be told of the backup",
             ));
         }
-        let _lock = folder.lock()?;
+        let lock = folder.lock()?;
         let (plan, frozen, views) = self.begin(disk, folder, planned)?;
         let made: Result<Vec<BackupPoint>> = views
             .views()
             .iter()
-            .map(|view| self.make(view, folder, &plan, &frozen, progress))
+            .map(|view| self.make(view, (folder, &lock), &plan, &frozen, progress))
             .collect();
         match made {
             Ok(points) => {
                 let thawed = views.end(true);
-                folder.rescan()?;
+                for point in &points {
+                    folder.add(point);
+                }
                 let not_thawed = thawed.err().map(|error| error.message().to_owned());
                 let finished = |point| Finished { point, not_thawed };
                 points
@@ -319,7 +324,7 @@ impl Backup {
     fn make(
         &self,
         view: &BackupView<'_>,
-        folder: &BackupFolder,
+        (folder, lock): (&BackupFolder, &FolderLock),
         plan: &Plan,
         frozen: &BitmapInfo,
         progress: &mut Progress<'_>,
@@ -350,15 +355,20 @@ impl Backup {
             data_checksum: String::new(),
             bitmap_checksum: None,
         };
-        let made = self.fill(view, folder, plan, &mut point, progress);
-        if made.is_err() {
+        let made = self
+            .fill(view, folder, plan, &mut point, progress)
+            .and_then(|files| prepare(folder, lock, &point, &files));
+        if let Err(error) = made {
             // What cannot be removed now goes with the next change of the folder.
-            let temporary = format!("{}.new", point.name);
-            for file in point.files().skip(1).chain([temporary]) {
+            for file in point.files().skip(1).chain([point.temporary()]) {
                 let _ = folder.remove(&file);
             }
+            return Err(error);
         }
-        made.map(|()| point)
+        // Once this was tried, nothing is removed: the backup may be there. Then the next one finds a bitmap that starts
+        // where this one's did.
+        folder.publish(&point)?;
+        Ok(point)
     }
 
     fn fill(
@@ -368,7 +378,8 @@ impl Backup {
         plan: &Plan,
         point: &mut BackupPoint,
         progress: &mut Progress<'_>,
-    ) -> Result<()> {
+    ) -> Result<Files> {
+        let mut files = Files::new();
         let storage = folder.create(Role::Image, &point.data_file)?;
         let path = folder.shown(&point.data_file);
         let whole = ByteRange::between(0, point.length);
@@ -392,7 +403,7 @@ impl Backup {
                 .runs(set.all())
                 .map(|run| point.granularity.bytes_of(run, point.length));
             let copied = copy(view, parts, &*storage, &path, &mut pace)?;
-            point.bitmap_checksum = Some(write_bitmap(folder, point, &set)?);
+            point.bitmap_checksum = write_bitmap(folder, point, &set, &mut files)?;
             copied
         } else {
             copy(view, std::iter::once(whole), &*storage, &path, &mut pace)?
@@ -402,12 +413,18 @@ impl Backup {
             .map_err(|e| Error::io("sync", &path, &e))?;
         point.stored = copied.stored;
         point.data_checksum = copied.checksum;
-        publish(folder, point)
+        files.push((point.data_file.clone(), storage));
+        Ok(files)
     }
 }
 
-/// Gives a backup, whose files are durable, its descriptor.
-pub(super) fn publish(folder: &BackupFolder, point: &BackupPoint) -> Result<()> {
+/// Gives a backup, whose `files` are durable, its descriptor, so that nothing is left but to make it visible.
+pub(super) fn prepare(
+    folder: &BackupFolder,
+    lock: &FolderLock,
+    point: &BackupPoint,
+    files: &Files,
+) -> Result<()> {
     let mut descriptor = Descriptor::new(
         CREATOR,
         ImageEntry {
@@ -433,7 +450,8 @@ pub(super) fn publish(folder: &BackupFolder, point: &BackupPoint) -> Result<()> 
         };
         descriptor.insert_bitmap("allocation", entry)?;
     }
-    folder.publish(point, &point.write_to(&descriptor.to_json())?)
+    folder.prepare(point, &point.write_to(&descriptor.to_json())?)?;
+    folder.check_kept(lock, files)
 }
 
 /// What a backup is to be.
@@ -675,15 +693,21 @@ pub(super) fn add_stored(
     Ok(())
 }
 
-/// Writes the allocation bitmap of `point`, durably. Returns its checksum.
-pub(super) fn write_bitmap(folder: &BackupFolder, point: &BackupPoint, set: &Bits) -> Result<String> {
+/// Writes the allocation bitmap of `point`, durably. Returns its checksum; `None` of a full one, which has none.
+pub(super) fn write_bitmap(
+    folder: &BackupFolder,
+    point: &BackupPoint,
+    set: &Bits,
+    files: &mut Files,
+) -> Result<Option<String>> {
     let Some(name) = &point.bitmap_file else {
-        return Ok(String::new());
+        return Ok(None);
     };
     let storage = folder.create(Role::Bitmap, name)?;
     let path = folder.shown(name);
-    BitmapFile::new(storage.clone(), path, BitmapPolicy::WriteThrough).write_new(set)?;
-    bitmap_checksum(folder, name)
+    files.push((name.clone(), Arc::clone(&storage)));
+    BitmapFile::new(storage, path, BitmapPolicy::WriteThrough).write_new(set)?;
+    bitmap_checksum(folder, name).map(Some)
 }
 
 /// The checksum of an allocation bitmap's file.

@@ -2,6 +2,7 @@
 
 mod descriptors;
 mod epochs;
+mod failing;
 mod keeping;
 mod limits;
 mod model;
