@@ -1956,8 +1956,9 @@ int qbm_backup_release(struct qbm_disk *view, uint64_t offset, uint64_t len);
  * The last call on the views: no other thread may be in one on any of them.
  *
  * Returns 0. -EINVAL: another outcome, or a flag, and nothing is done then.
- * Otherwise the bitmaps have all bits: -EINVAL (QBM_ERROR_BITMAP_STATE): a disk
- * was closed meanwhile; -EIO, -ENOSPC ...: a bitmap could not be thawed.
+ * Otherwise the bitmaps have all bits, and none is frozen any more but those of
+ * a disk that has failed: -EINVAL (QBM_ERROR_BITMAP_STATE): a disk was closed
+ * meanwhile; -EIO, -ENOSPC ...: a bitmap could not be thawed.
  * -ESTALE: in a child of the process that began it; nothing is freed then.
  */
 int qbm_backup_end(struct qbm_views *views,
@@ -1977,12 +1978,15 @@ int qbm_backup_end(struct qbm_views *views,
  *
  * Returns 0: the backup is durable, and the bitmap knows. Otherwise the folder
  * is as it was, and the bitmap has all bits; after a full one that failed, the
- * next is full too. -EINVAL: the folder has the backups of another disk,
- * or of another bitmap that the disk has too, and QBM_BACKUP_FULL is not set;
- * QBM_ERROR_BITMAP_STATE: the bitmap is disabled. -EBUSY: the bitmap is frozen,
- * or a backup of the disk is under way; QBM_ERROR_LOCKED: somebody else changes
- * the folder. -ENOENT: since. -ECANCELED: progress ended it. -ENOSPC: the
- * folder is full, or guests have overwritten more than scratch_limit. -EROFS,
+ * next is full too. Where the system fails at the very last step, the message
+ * says that the backup may be there; then the next one stands on it.
+ * -EINVAL: the folder has the backups of another disk, or of another bitmap that
+ * the disk has too, and QBM_BACKUP_FULL is not set; QBM_ERROR_BITMAP_STATE: the
+ * bitmap is disabled. -EBUSY: the bitmap is frozen, or a backup of the disk is
+ * under way, or the bitmap is changed again and again while the backup begins;
+ * QBM_ERROR_LOCKED: somebody else changes the folder, or has removed the file of
+ * its lock. -ENOENT: since. -ECANCELED: progress ended it. -ENOSPC: the folder is
+ * full, or guests have overwritten more than scratch_limit. -EROFS,
  * -EIO ... Any thread.
  */
 int qbm_backup(struct qbm_disk *disk,

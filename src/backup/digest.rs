@@ -52,9 +52,19 @@ impl TreeDigest {
     }
 }
 
-/// The plain SHA-256 of a small file.
-pub(super) fn of_bytes(bytes: &[u8]) -> String {
-    named("sha256", &Sha256::digest(bytes))
+/// The plain SHA-256 of a file so far.
+#[derive(Default)]
+pub(super) struct FileDigest(Sha256);
+
+impl FileDigest {
+    /// Adds the bytes that come next.
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub(super) fn finish(self) -> String {
+        named("sha256", &self.0.finalize())
+    }
 }
 
 fn named(kind: &str, sum: &[u8]) -> String {
@@ -84,7 +94,7 @@ mod tests {
         };
         assert_ne!(sum(0), sum(4096));
         assert_eq!(
-            of_bytes(b""),
+            FileDigest::default().finish(),
             "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
         );
     }

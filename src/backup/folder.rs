@@ -10,24 +10,19 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::lock::FolderLock;
 use super::point::BackupPoint;
 use super::time::Moment;
+use crate::descriptor::Descriptor;
 use crate::disk::{Disk, OpenOptions};
 use crate::error::{Error, ErrorCode, Result};
-use crate::state::{Lock, Sharing};
-use crate::storage::{Access, Folder, HostFolder, Role, Storage, SyncMode, write_slice};
-
-/// The file that whoever changes the folder has locked.
-const LOCK: &str = "qbm-backup.lock";
-
-/// What stands behind the name of a backup in the names of its files; see [`owner`].
-const TEMPORARY: &str = ".new";
+use crate::storage::{Access, Folder, HostFolder, Role, Storage, SyncMode, read_slice, write_slice};
 
 /// A folder of backups.
 #[derive(Debug)]
 pub struct BackupFolder {
     path: PathBuf,
-    folder: HostFolder,
+    folder: Arc<dyn Folder>,
     /// From the oldest on.
     points: Vec<BackupPoint>,
     /// Descriptors with a backup's name that tell of none, and why.
@@ -37,10 +32,15 @@ pub struct BackupFolder {
 impl BackupFolder {
     /// Opens a folder that exists, and finds out what is in it. Nothing is changed.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref().to_owned();
-        let folder = HostFolder::open(&path).map_err(|e| Error::io("open the folder", &path, &e))?;
+        let path = path.as_ref();
+        let folder = HostFolder::open(path).map_err(|e| Error::io("open the folder", path, &e))?;
+        Self::within(path, Arc::new(folder))
+    }
+
+    /// The same in an open folder; its disks are opened by `path`.
+    pub(super) fn within(path: &Path, folder: Arc<dyn Folder>) -> Result<Self> {
         let mut opened = Self {
-            path,
+            path: path.to_owned(),
             folder,
             points: Vec::new(),
             damaged: Vec::new(),
@@ -97,6 +97,12 @@ impl BackupFolder {
         if let Some(point) = self.named(name) {
             return Ok(point);
         }
+        if let Some((_, error)) = self.damaged.iter().find(|(damaged, _)| damaged == name) {
+            return Err(Error::new(
+                ErrorCode::FileInvalid,
+                format!("the backup {name} is damaged: {}", error.message()),
+            ));
+        }
         let mut fitting = self.points.iter().filter(|point| point.name.starts_with(name));
         match (fitting.next(), fitting.next()) {
             (Some(point), None) if !name.is_empty() => Ok(point),
@@ -116,14 +122,7 @@ impl BackupFolder {
         let mut at = point;
         while let Some(parent) = &at.parent {
             let Some(next) = self.named(parent) else {
-                return Err(Error::new(
-                    ErrorCode::FileNotFound,
-                    format!(
-                        "the backup {} needs the backup {parent}, which is not in {}",
-                        at.name,
-                        self.path.display()
-                    ),
-                ));
+                return Err(self.no_parent(at, parent));
             };
             // Parents are older. Whoever edited the records could have made a ring of them.
             if next.sequence >= at.sequence {
@@ -150,10 +149,55 @@ impl BackupFolder {
                     ),
                 ));
             }
+            self.check_start(at)?;
             chain.push(next);
             at = next;
         }
         Ok(chain)
+    }
+
+    fn no_parent(&self, point: &BackupPoint, parent: &str) -> Error {
+        let needs = format!("the backup {} needs the backup {parent}", point.name);
+        match self.damaged.iter().find(|(name, _)| name == parent) {
+            Some((_, error)) => Error::new(
+                ErrorCode::FileInvalid,
+                format!("{needs}, which is damaged: {}", error.message()),
+            ),
+            None => Error::new(
+                ErrorCode::FileNotFound,
+                format!("{needs}, which is not in {}", self.path.display()),
+            ),
+        }
+    }
+
+    /// Fails where the bitmap of `point` cannot have said what had changed since the backup that was the newest then: it
+    /// knew that from another starting point on (durability trap 11).
+    fn check_start(&self, point: &BackupPoint) -> Result<()> {
+        // Another may count the same where that newest one could not be read for a time.
+        let newest_then = || {
+            self.points
+                .iter()
+                .filter(|it| it.sequence.checked_add(1) == Some(point.sequence))
+        };
+        let fits = |newest: &BackupPoint| {
+            let based_on = point.based_on.as_deref();
+            // One that a prune has made a full one does not know any more what it was based on.
+            based_on == Some(&newest.starts)
+                || newest.based_on.as_deref().is_none_or(|it| Some(it) == based_on)
+        };
+        match newest_then().next() {
+            Some(newest) if !newest_then().any(fits) => Err(Error::new(
+                ErrorCode::FileInvalid,
+                format!(
+                    "the backup {} was made with what had changed since {:?}, where {}, the newest one then, neither \
+                     starts nor is based on",
+                    point.name,
+                    point.based_on.as_deref().unwrap_or_default(),
+                    newest.name
+                ),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The disk as it was, for reading.
@@ -180,7 +224,7 @@ impl BackupFolder {
     }
 
     pub(super) fn names(&self) -> &dyn Folder {
-        &self.folder
+        &*self.folder
     }
 
     pub(super) fn file(&self, name: &str) -> Result<Arc<dyn Storage>> {
@@ -190,34 +234,56 @@ impl BackupFolder {
     }
 
     fn scan(&mut self) -> Result<()> {
-        self.points.clear();
-        self.damaged.clear();
+        let (mut points, mut damaged) = (Vec::new(), Vec::new());
         for file in self.list()? {
             let Some(name) = file.strip_suffix(".qbm").filter(|name| is_name(name)) else {
                 continue;
             };
-            let path = self.shown(&file);
-            let point = fs::read(&path)
-                .map_err(|e| Error::io("read", &path, &e))
-                .and_then(|bytes| BackupPoint::read(name, &bytes).map_err(|e| e.context(path.display())));
+            let point = self.descriptor(&file).and_then(|bytes| {
+                BackupPoint::read(name, &bytes).map_err(|e| e.context(self.shown(&file).display()))
+            });
             match point {
-                Ok(point) => self.points.push(point),
-                Err(error) => self.damaged.push((name.to_owned(), error)),
+                Ok(point) => points.push(point),
+                Err(error) => damaged.push((name.to_owned(), error)),
             }
         }
-        self.points
-            .sort_by(|a, b| (a.sequence, &a.name).cmp(&(b.sequence, &b.name)));
+        points.sort_by(|a, b| (a.sequence, &a.name).cmp(&(b.sequence, &b.name)));
+        (self.points, self.damaged) = (points, damaged);
         Ok(())
     }
 
-    fn list(&self) -> Result<Vec<String>> {
-        let failed = |e: &io::Error| Error::io("list", &self.path, e);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&self.path).map_err(|e| failed(&e))? {
-            let name = entry.map_err(|e| failed(&e))?.file_name();
-            // A name that is no text is none of ours.
-            names.extend(name.into_string().ok());
+    /// What a descriptor says, which somebody may have put there who means no good: it may be of any kind and length.
+    fn descriptor(&self, file: &str) -> Result<Vec<u8>> {
+        let storage = self.file(file)?;
+        let path = self.shown(file);
+        let failed = |e: &io::Error| Error::io("read", &path, e);
+        let length = storage.length().map_err(|e| failed(&e))?;
+        if length > Descriptor::MAX_BYTES {
+            return Err(Error::new(
+                ErrorCode::DescriptorInvalid,
+                format!(
+                    "{}: {length} bytes are more than the {} that a descriptor has at most",
+                    path.display(),
+                    Descriptor::MAX_BYTES
+                ),
+            ));
         }
+        // At most 32 MiB.
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+        read_slice(&*storage, &mut bytes, 0).map_err(|e| failed(&e))?;
+        Ok(bytes)
+    }
+
+    fn list(&self) -> Result<Vec<String>> {
+        let names = self
+            .folder
+            .names()
+            .map_err(|e| Error::io("list", &self.path, &e))?;
+        // A name that is no text is none of ours.
+        let mut names: Vec<String> = names
+            .into_iter()
+            .filter_map(|name| name.into_string().ok())
+            .collect();
         names.sort();
         Ok(names)
     }
@@ -227,33 +293,11 @@ impl BackupFolder {
         self.folder
             .check_writable()
             .map_err(|e| Error::io("write to", &self.path, &e))?;
-        let path = self.shown(LOCK);
-        let access = Access {
-            write: true,
-            direct: false,
-        };
-        let name = Path::new(LOCK);
-        let storage = match self.folder.create(Role::State, name) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                self.folder.open(Role::State, name, access)
-            }
-            other => other,
-        }
-        .map_err(|e| Error::io("open", &path, &e))?;
-        let lock = Lock::state(&storage, &path, Sharing::Write).map_err(|error| match error.code() {
-            ErrorCode::Locked => Error::new(
-                ErrorCode::Locked,
-                format!(
-                    "another backup or prune is at work in {}; wait for its end",
-                    self.path.display()
-                ),
-            ),
-            _ => error,
-        })?;
+        let lock = self.take_lock()?;
         // Before it was locked, another may have changed it.
         self.scan()?;
         self.sweep()?;
-        Ok(FolderLock { lock })
+        Ok(lock)
     }
 
     /// Removes the files that no backup names.
@@ -306,15 +350,10 @@ impl BackupFolder {
             .map_err(|e| Error::io("create", self.shown(name), &e))
     }
 
-    /// Makes a backup visible, or another take its place: `descriptor` gets its name. Its files must be durable, but
-    /// their names need not be.
-    pub(super) fn publish(&self, point: &BackupPoint, descriptor: &[u8]) -> Result<()> {
-        let temporary = format!("{}{TEMPORARY}", point.name);
-        let synced = || {
-            self.folder
-                .sync()
-                .map_err(|e| Error::io("sync the folder", &self.path, &e))
-        };
+    /// Puts a backup's descriptor beside its `files`, under another name. All is durable then, and
+    /// [`publish`](Self::publish) makes it visible.
+    pub(super) fn prepare(&self, point: &BackupPoint, descriptor: &[u8]) -> Result<()> {
+        let temporary = point.temporary();
         let storage = self.create(Role::Descriptor, &temporary)?;
         let path = self.shown(&temporary);
         write_slice(&*storage, descriptor, 0).map_err(|e| Error::io("write", &path, &e))?;
@@ -322,28 +361,41 @@ impl BackupFolder {
             .sync(SyncMode::All)
             .map_err(|e| Error::io("sync", &path, &e))?;
         // M1: a power cut must not keep the descriptor's name and lose those of the files in it.
-        synced()?;
-        self.folder
+        self.sync()
+    }
+
+    /// Makes a backup that is prepared visible, or another take its place. An error does not mean that it is not: all that
+    /// it needs must stay.
+    pub(super) fn publish(&self, point: &BackupPoint) -> Result<()> {
+        let temporary = point.temporary();
+        let renamed = self
+            .folder
             .rename(Path::new(&temporary), Path::new(&point.descriptor()))
-            .map_err(|e| Error::io("rename", &path, &e))?;
-        synced()
+            .map_err(|e| Error::io("rename", self.shown(&temporary), &e));
+        renamed.and_then(|()| self.sync()).map_err(|error| {
+            error.context(format_args!(
+                "the backup {} is whole, but may not be in the folder for good",
+                point.name
+            ))
+        })
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.folder
+            .sync()
+            .map_err(|e| Error::io("sync the folder", &self.path, &e))
     }
 
     /// What the folder shows now.
     pub(super) fn rescan(&mut self) -> Result<()> {
         self.scan()
     }
-}
 
-/// The right to change a folder.
-pub(super) struct FolderLock {
-    lock: Option<Lock>,
-}
-
-impl Drop for FolderLock {
-    fn drop(&mut self) {
-        if let Some(lock) = self.lock.take() {
-            lock.release();
+    /// The same after `point` was made, which it shows whatever cannot be read.
+    pub(super) fn add(&mut self, point: &BackupPoint) {
+        if self.scan().is_err() || self.named(&point.name).is_none() {
+            self.damaged.retain(|(name, _)| *name != point.name);
+            self.points.push(point.clone());
         }
     }
 }
@@ -366,7 +418,7 @@ pub(super) fn check_length(point: &BackupPoint, found: u64) -> Result<()> {
 fn owner(file: &str) -> Option<&str> {
     [
         ".qbm",
-        TEMPORARY,
+        ".new",
         "-data.img",
         "-merged.img",
         "-allocation.bitmap",

@@ -12,6 +12,7 @@ mod copy;
 mod digest;
 mod folder;
 mod keep;
+mod lock;
 mod pace;
 mod point;
 mod prune;

@@ -1,9 +1,11 @@
 //! One backup as its descriptor tells of it: the record under the key `backup`.
 //!
-//! Invariant: a record that is read has every field, of the right type; what does not is an error that names the key.
+//! Invariant: a record that is read has every field, of the right type, and names what the descriptor leads to, so that
+//! whoever reads the disk reads what the record has the checksums of; what does not is an error that names the key.
 
 use serde_json::{Map, Value, json};
 
+use crate::descriptor::{BitmapKind, Descriptor, Format};
 use crate::error::{Error, ErrorCode, Result};
 use crate::units::Granularity;
 
@@ -83,6 +85,11 @@ impl BackupPoint {
         format!("{}.qbm", self.name)
     }
 
+    /// The name of that while it is written.
+    pub(super) fn temporary(&self) -> String {
+        format!("{}.new", self.name)
+    }
+
     /// All files that it has in the folder, without those of its parents.
     pub(super) fn files(&self) -> impl Iterator<Item = String> {
         [self.descriptor(), self.data_file.clone()]
@@ -138,7 +145,7 @@ impl BackupPoint {
             }
         }
         let granularity = fields.number("granularity")?;
-        Ok(Self {
+        let point = Self {
             name: name.to_owned(),
             sequence: fields.number("sequence")?,
             time: fields.text("time")?,
@@ -160,8 +167,89 @@ impl BackupPoint {
                 .optional("bitmap-file")?
                 .map(|file| plain_name("bitmap-file", file))
                 .transpose()?,
-        })
+        };
+        let kind = fields.text("kind")?;
+        if kind != point.kind().word() {
+            return Err(invalid(format!(
+                "{KEY}.kind: {kind:?}, where it is {}, as {KEY}.parent says",
+                point.kind().word()
+            )));
+        }
+        point.check_half("bitmap-file", point.bitmap_file.as_deref())?;
+        point.check_half("bitmap-checksum", point.bitmap_checksum.as_deref())?;
+        point.check_leads(&Descriptor::parse(descriptor)?)?;
+        Ok(point)
     }
+
+    /// Fails where an incremental backup lacks what makes it one, or a full one has it.
+    fn check_half(&self, key: &str, value: Option<&str>) -> Result<()> {
+        if value.is_some() == self.parent.is_some() {
+            return Ok(());
+        }
+        let kind = self.kind().word();
+        Err(invalid(match value {
+            Some(value) => format!("{KEY}.{key}: {value:?}, where the backup is {kind}"),
+            None => format!("{KEY}.{key}: null, where the backup is {kind}"),
+        }))
+    }
+
+    /// Fails where the disk that `descriptor` describes is of other files than the record: no checksum covers what leads
+    /// to them.
+    fn check_leads(&self, descriptor: &Descriptor) -> Result<()> {
+        let image = descriptor.image();
+        agree("QBM.image.file", &image.file, "data-file", Some(&self.data_file))?;
+        of_format("QBM.image.format", image.format, Format::Raw)?;
+        let Some((name, entry)) = descriptor.allocation() else {
+            return match &self.bitmap_file {
+                None => Ok(()),
+                Some(file) => Err(invalid(format!(
+                    "{KEY}.bitmap-file: {file:?}, where QBM.bitmaps has no allocation bitmap"
+                ))),
+            };
+        };
+        let at = |key: &str| format!("QBM.bitmaps.{name}.{key}");
+        agree(
+            &at("file"),
+            &entry.file,
+            "bitmap-file",
+            self.bitmap_file.as_deref(),
+        )?;
+        if entry.granularity != self.granularity {
+            return Err(invalid(format!(
+                "{}: {}, where {KEY}.granularity is {}",
+                at("granularity-bytes"),
+                entry.granularity.bytes(),
+                self.granularity.bytes()
+            )));
+        }
+        let BitmapKind::Allocation {
+            backing: Some(backing),
+        } = &entry.kind
+        else {
+            return Err(invalid(format!("{}: it is missing", at("backing"))));
+        };
+        let parent = self.parent.as_ref().map(|parent| format!("{parent}.qbm"));
+        agree(&at("backing.file"), &backing.file, "parent", parent.as_deref())?;
+        of_format(&at("backing.format"), backing.format, Format::Qbm)
+    }
+}
+
+fn of_format(path: &str, found: Format, expected: Format) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(invalid(format!("{path}: {found}, where a backup has {expected}")))
+}
+
+/// Fails where the descriptor says something else at `path` than the record's `key` means.
+fn agree(path: &str, found: &str, key: &str, expected: Option<&str>) -> Result<()> {
+    if Some(found) == expected {
+        return Ok(());
+    }
+    Err(invalid(match expected {
+        Some(expected) => format!("{path}: {found:?}, where {KEY}.{key} means {expected:?}"),
+        None => format!("{path}: {found:?}, where {KEY}.{key} is null"),
+    }))
 }
 
 /// The members of a record.

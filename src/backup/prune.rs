@@ -5,12 +5,15 @@
 //! place of the old one by one rename, so that it reads the same at every moment. Where nothing below it stays, it becomes
 //! a full one. Only then do the others go, the newest first: whoever is killed leaves no backup without its parent.
 
+use std::sync::Arc;
+
 use super::copy::{Copied, copy};
 use super::folder::BackupFolder;
 use super::keep::Keep;
+use super::lock::{Files, FolderLock};
 use super::pace::Pace;
 use super::point::BackupPoint;
-use super::run::{add_stored, publish, write_bitmap};
+use super::run::{add_stored, prepare, write_bitmap};
 use crate::bitmap::Bits;
 use crate::disk::Progress;
 use crate::error::{Error, ErrorCode, Result};
@@ -67,15 +70,17 @@ impl BackupFolder {
     }
 
     fn prune_parts(&mut self, keep: &Keep, progress: &mut Progress<'_>) -> Result<Pruned> {
-        let _lock = self.lock()?;
+        let lock = self.lock()?;
         let (merges, gone) = self.plan(keep)?;
         let mut pruned = Pruned::default();
         for merge in &merges {
-            self.merge(merge, progress)?;
+            self.merge(merge, &lock, progress)?;
             // The next one may stand on it, with other files than before.
             self.rescan()?;
             pruned.merged.push(merge.told());
         }
+        // Whoever took the folder for himself meanwhile may stand on what is to go.
+        self.check_kept(&lock, &Files::new())?;
         for point in gone.iter().rev() {
             self.remove(&point.descriptor())?;
             pruned.removed.push(point.name.clone());
@@ -125,7 +130,7 @@ impl BackupFolder {
         Ok((merges, gone))
     }
 
-    fn merge(&self, merge: &Merge, progress: &mut Progress<'_>) -> Result<()> {
+    fn merge(&self, merge: &Merge, lock: &FolderLock, progress: &mut Progress<'_>) -> Result<()> {
         let point = &merge.point;
         self.verify_chain(point, progress)?;
         let source = self.open_point(point)?;
@@ -134,6 +139,7 @@ impl BackupFolder {
         let storage = self.create(Role::Image, &merged.data_file)?;
         let path = self.shown(&merged.data_file);
         let mut pace = Pace::new(progress, None, point.length);
+        let mut files: Files = vec![(merged.data_file.clone(), Arc::clone(&storage))];
         let mut write = || -> Result<Copied> {
             let copied = if let Some(set) = &set {
                 pace.total = set.count().saturating_mul(point.granularity.bytes());
@@ -141,7 +147,7 @@ impl BackupFolder {
                     .runs(set.all())
                     .map(|run| point.granularity.bytes_of(run, point.length));
                 let copied = copy(&source, parts, &*storage, &path, &mut pace)?;
-                merged.bitmap_checksum = Some(write_bitmap(self, &merged, set)?);
+                merged.bitmap_checksum = write_bitmap(self, &merged, set, &mut files)?;
                 copied
             } else {
                 let whole = ByteRange::between(0, point.length);
@@ -165,7 +171,8 @@ impl BackupFolder {
                 return Err(error);
             }
         }
-        publish(self, &merged)
+        prepare(self, lock, &merged, &files)?;
+        self.publish(&merged)
     }
 }
 

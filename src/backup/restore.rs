@@ -93,7 +93,15 @@ impl Restore {
     ) -> Result<Restored> {
         let exists = match fs::metadata(to) {
             Ok(_) => true,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                if fs::symlink_metadata(to).is_ok() {
+                    return Err(Error::new(
+                        ErrorCode::FileExists,
+                        "it is a link to a file that does not exist, and is not overwritten",
+                    ));
+                }
+                false
+            }
             Err(e) => return Err(Error::io("find", to, &e)),
         };
         let written = if exists {

@@ -9,9 +9,12 @@
 //! Any other starting point means a full backup (durability trap 11).
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::copy::{Copied, copy};
+use super::digest::FileDigest;
 use super::folder::BackupFolder;
+use super::lock::{Files, FolderLock};
 use super::pace::Pace;
 use super::point::BackupPoint;
 use crate::bitmap::{BitmapFile, BitmapPolicy, Bits};
@@ -24,8 +27,6 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::storage::{Role, SyncMode, read_slice};
 use crate::units::{ByteRange, Granularity};
 
-use super::digest;
-
 /// What a backup writes into `creator`.
 const CREATOR: &str = concat!("libqbm ", env!("CARGO_PKG_VERSION"));
 
@@ -35,6 +36,12 @@ const WIDENED: &str = "the bitmap was widened by recovery after the disk was not
 
 /// So many backups may stand on one another; reading one opens all below it.
 const MAX_CHAIN: usize = 128;
+
+/// So many bytes of a bitmap's file are in memory at a time.
+const PIECE: usize = 128 << 10;
+
+/// So often a backup is planned anew whose bitmap somebody changes before it is frozen.
+const MAX_PLANS: usize = 4;
 
 /// How to back a disk up; then [`run`](Backup::run).
 #[derive(Clone, Debug)]
@@ -129,14 +136,26 @@ impl Backup {
     /// Other threads may write to the disk meanwhile; the backup shows it as it was at one point between their writes.
     /// `progress` is called from time to time with the bytes done and to do, and ends it with [`ErrorCode::Canceled`].
     /// An error leaves the folder and the bitmap's starting point as they were; but for a full backup the bitmap has
-    /// been cleared already, so that the next one is full too.
+    /// been cleared already, so that the next one is full too. One of the very last step says that the backup may be
+    /// there: whole then, and the next one stands on it.
     pub fn run(
         &self,
         disk: &Disk,
         folder: &mut BackupFolder,
         progress: &mut Progress<'_>,
     ) -> Result<Finished> {
-        self.run_parts(disk, folder, progress)
+        self.run_when_planned(disk, folder, progress, &mut || {})
+    }
+
+    /// The same. `planned` is called whenever it is decided what is to be copied, and the bitmap not frozen yet.
+    pub(super) fn run_when_planned(
+        &self,
+        disk: &Disk,
+        folder: &mut BackupFolder,
+        progress: &mut Progress<'_>,
+        planned: &mut dyn FnMut(),
+    ) -> Result<Finished> {
+        self.run_parts(disk, folder, progress, planned)
             .map_err(|e| e.context(format_args!("cannot back up {}", disk.path().display())))
     }
 
@@ -145,6 +164,7 @@ impl Backup {
         disk: &Disk,
         folder: &mut BackupFolder,
         progress: &mut Progress<'_>,
+        planned: &mut dyn FnMut(),
     ) -> Result<Finished> {
         if !disk.info()?.writable {
             return Err(Error::new(
@@ -152,23 +172,19 @@ impl Backup {
                 "the disk is open read-only, so that its bitmap could not be told of the backup",
             ));
         }
-        let _lock = folder.lock()?;
-        let plan = self.plan(disk, folder)?;
-        let actions = plan.actions(&self.bitmap);
-        let actions: Vec<_> = actions.iter().map(|action| (disk, action)).collect();
-        let scratch = Scratch::new(folder.path())
-            .limit(self.scratch_limit)
-            .when_full(self.scratch_full);
-        let views = BackupViews::begin(&[(disk, &self.bitmap)], &actions, &scratch)?;
+        let lock = folder.lock()?;
+        let (plan, frozen, views) = self.begin(disk, folder, planned)?;
         let made: Result<Vec<BackupPoint>> = views
             .views()
             .iter()
-            .map(|view| self.make(disk, view, folder, &plan, progress))
+            .map(|view| self.make(view, (folder, &lock), &plan, &frozen, progress))
             .collect();
         match made {
             Ok(points) => {
                 let thawed = views.end(true);
-                folder.rescan()?;
+                for point in &points {
+                    folder.add(point);
+                }
                 let not_thawed = thawed.err().map(|error| error.message().to_owned());
                 let finished = |point| Finished { point, not_thawed };
                 points
@@ -184,6 +200,39 @@ impl Backup {
                 Err(error)
             }
         }
+    }
+
+    /// Freezes the bitmap, with a plan that fits what was frozen, and says what that is.
+    fn begin<'d>(
+        &self,
+        disk: &'d Disk,
+        folder: &BackupFolder,
+        planned: &mut dyn FnMut(),
+    ) -> Result<(Plan, BitmapInfo, BackupViews<'d>)> {
+        let scratch = Scratch::new(folder.path())
+            .limit(self.scratch_limit)
+            .when_full(self.scratch_full);
+        for _ in 0..MAX_PLANS {
+            let plan = self.plan(disk, folder)?;
+            planned();
+            let actions = plan.actions(&self.bitmap);
+            let actions: Vec<_> = actions.iter().map(|action| (disk, action)).collect();
+            let views = BackupViews::begin(&[(disk, &self.bitmap)], &actions, &scratch)?;
+            let frozen = disk.bitmap_info(&self.bitmap)?;
+            // D1: up to the freeze anybody could clear the bitmap, disable it or put another in its place. From there on
+            // nobody can.
+            if plan.fits(&frozen) {
+                return Ok((plan, frozen, views));
+            }
+            views.end(false)?;
+        }
+        Err(Error::new(
+            ErrorCode::BitmapBusy,
+            format!(
+                "bitmap {:?} was changed by others each time between the decision what to copy and the freeze",
+                self.bitmap
+            ),
+        ))
     }
 
     /// Decides what is to be copied, and upon what. Changes nothing.
@@ -274,14 +323,13 @@ impl Backup {
     /// All between the freeze and the thaw.
     fn make(
         &self,
-        disk: &Disk,
         view: &BackupView<'_>,
-        folder: &BackupFolder,
+        (folder, lock): (&BackupFolder, &FolderLock),
         plan: &Plan,
+        frozen: &BitmapInfo,
         progress: &mut Progress<'_>,
     ) -> Result<BackupPoint> {
-        let info = disk.bitmap_info(&self.bitmap)?;
-        let Some(starts) = info.next_epoch.clone() else {
+        let Some(starts) = frozen.next_epoch.clone() else {
             return Err(Error::new(
                 ErrorCode::BitmapState,
                 format!("bitmap {:?} is not frozen any more", self.bitmap),
@@ -299,23 +347,28 @@ impl Backup {
             source: plan.source.display().to_string(),
             length: view.length(),
             bitmap: self.bitmap.clone(),
-            granularity: plan.granularity,
-            based_on: info.epoch.clone(),
+            granularity: frozen.granularity,
+            based_on: frozen.epoch.clone(),
             starts,
             stored: 0,
             reason: plan.reason.clone(),
             data_checksum: String::new(),
             bitmap_checksum: None,
         };
-        let made = self.fill(view, folder, plan, &mut point, progress);
-        if made.is_err() {
+        let made = self
+            .fill(view, folder, plan, &mut point, progress)
+            .and_then(|files| prepare(folder, lock, &point, &files));
+        if let Err(error) = made {
             // What cannot be removed now goes with the next change of the folder.
-            let temporary = format!("{}.new", point.name);
-            for file in point.files().skip(1).chain([temporary]) {
+            for file in point.files().skip(1).chain([point.temporary()]) {
                 let _ = folder.remove(&file);
             }
+            return Err(error);
         }
-        made.map(|()| point)
+        // Once this was tried, nothing is removed: the backup may be there. Then the next one finds a bitmap that starts
+        // where this one's did.
+        folder.publish(&point)?;
+        Ok(point)
     }
 
     fn fill(
@@ -325,7 +378,8 @@ impl Backup {
         plan: &Plan,
         point: &mut BackupPoint,
         progress: &mut Progress<'_>,
-    ) -> Result<()> {
+    ) -> Result<Files> {
+        let mut files = Files::new();
         let storage = folder.create(Role::Image, &point.data_file)?;
         let path = folder.shown(&point.data_file);
         let whole = ByteRange::between(0, point.length);
@@ -349,7 +403,7 @@ impl Backup {
                 .runs(set.all())
                 .map(|run| point.granularity.bytes_of(run, point.length));
             let copied = copy(view, parts, &*storage, &path, &mut pace)?;
-            point.bitmap_checksum = Some(write_bitmap(folder, point, &set)?);
+            point.bitmap_checksum = write_bitmap(folder, point, &set, &mut files)?;
             copied
         } else {
             copy(view, std::iter::once(whole), &*storage, &path, &mut pace)?
@@ -359,12 +413,18 @@ impl Backup {
             .map_err(|e| Error::io("sync", &path, &e))?;
         point.stored = copied.stored;
         point.data_checksum = copied.checksum;
-        publish(folder, point)
+        files.push((point.data_file.clone(), storage));
+        Ok(files)
     }
 }
 
-/// Gives a backup, whose files are durable, its descriptor.
-pub(super) fn publish(folder: &BackupFolder, point: &BackupPoint) -> Result<()> {
+/// Gives a backup, whose `files` are durable, its descriptor, so that nothing is left but to make it visible.
+pub(super) fn prepare(
+    folder: &BackupFolder,
+    lock: &FolderLock,
+    point: &BackupPoint,
+    files: &Files,
+) -> Result<()> {
     let mut descriptor = Descriptor::new(
         CREATOR,
         ImageEntry {
@@ -390,7 +450,8 @@ pub(super) fn publish(folder: &BackupFolder, point: &BackupPoint) -> Result<()> 
         };
         descriptor.insert_bitmap("allocation", entry)?;
     }
-    folder.publish(point, &point.write_to(&descriptor.to_json())?)
+    folder.prepare(point, &point.write_to(&descriptor.to_json())?)?;
+    folder.check_kept(lock, files)
 }
 
 /// What a backup is to be.
@@ -427,6 +488,15 @@ impl Plan {
         }
         actions.push(BitmapAction::Freeze { name });
         actions
+    }
+
+    /// Whether the bitmap that was frozen is the one that was planned with.
+    fn fits(&self, frozen: &BitmapInfo) -> bool {
+        let same = |before: &BitmapInfo| {
+            (&before.epoch, before.start_length) == (&frozen.epoch, frozen.start_length)
+        };
+        // A full one takes any: it was cleared together with the freeze.
+        frozen.recording && (self.basis.is_none() || self.bitmap.as_ref().is_some_and(same))
     }
 }
 
@@ -623,31 +693,38 @@ pub(super) fn add_stored(
     Ok(())
 }
 
-/// Writes the allocation bitmap of `point`, durably. Returns its checksum.
-pub(super) fn write_bitmap(folder: &BackupFolder, point: &BackupPoint, set: &Bits) -> Result<String> {
+/// Writes the allocation bitmap of `point`, durably. Returns its checksum; `None` of a full one, which has none.
+pub(super) fn write_bitmap(
+    folder: &BackupFolder,
+    point: &BackupPoint,
+    set: &Bits,
+    files: &mut Files,
+) -> Result<Option<String>> {
     let Some(name) = &point.bitmap_file else {
-        return Ok(String::new());
+        return Ok(None);
     };
     let storage = folder.create(Role::Bitmap, name)?;
     let path = folder.shown(name);
-    BitmapFile::new(storage.clone(), path, BitmapPolicy::WriteThrough).write_new(set)?;
-    bitmap_checksum(folder, name)
+    files.push((name.clone(), Arc::clone(&storage)));
+    BitmapFile::new(storage, path, BitmapPolicy::WriteThrough).write_new(set)?;
+    bitmap_checksum(folder, name).map(Some)
 }
 
 /// The checksum of an allocation bitmap's file.
 pub(super) fn bitmap_checksum(folder: &BackupFolder, name: &str) -> Result<String> {
     let storage = folder.file(name)?;
     let failed = |e: &std::io::Error| Error::io("read", folder.shown(name), e);
-    let length = storage.length().map_err(|e| failed(&e))?;
-    let mut bytes = Vec::new();
-    let wanted = usize::try_from(length).unwrap_or(usize::MAX);
-    if bytes.try_reserve_exact(wanted).is_err() {
-        return Err(Error::new(
-            ErrorCode::NoMemory,
-            format!("no memory for the {length} bytes of {name}"),
-        ));
+    let mut left = storage.length().map_err(|e| failed(&e))?;
+    let mut digest = FileDigest::default();
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    while left > 0 {
+        let len = usize::try_from(left).map_or(PIECE, |left| left.min(PIECE));
+        let piece = &mut buffer[..len];
+        read_slice(&*storage, piece, at).map_err(|e| failed(&e))?;
+        digest.add(piece);
+        at += len as u64;
+        left -= len as u64;
     }
-    bytes.resize(wanted, 0);
-    read_slice(&*storage, &mut bytes, 0).map_err(|e| failed(&e))?;
-    Ok(digest::of_bytes(&bytes))
+    Ok(digest.finish())
 }

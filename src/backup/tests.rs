@@ -1,6 +1,8 @@
 //! Backups on real files: every point reads as the disk did, whatever happened in between.
 
+mod descriptors;
 mod epochs;
+mod failing;
 mod keeping;
 mod limits;
 mod model;

@@ -116,12 +116,15 @@ unsafe impl Extensible for qbm_backup_result {}
 ///
 /// Returns 0: the backup is durable, and the bitmap knows. Otherwise the folder
 /// is as it was, and the bitmap has all bits; after a full one that failed, the
-/// next is full too. -EINVAL: the folder has the backups of another disk,
-/// or of another bitmap that the disk has too, and QBM_BACKUP_FULL is not set;
-/// QBM_ERROR_BITMAP_STATE: the bitmap is disabled. -EBUSY: the bitmap is frozen,
-/// or a backup of the disk is under way; QBM_ERROR_LOCKED: somebody else changes
-/// the folder. -ENOENT: since. -ECANCELED: progress ended it. -ENOSPC: the
-/// folder is full, or guests have overwritten more than scratch_limit. -EROFS,
+/// next is full too. Where the system fails at the very last step, the message
+/// says that the backup may be there; then the next one stands on it.
+/// -EINVAL: the folder has the backups of another disk, or of another bitmap that
+/// the disk has too, and QBM_BACKUP_FULL is not set; QBM_ERROR_BITMAP_STATE: the
+/// bitmap is disabled. -EBUSY: the bitmap is frozen, or a backup of the disk is
+/// under way, or the bitmap is changed again and again while the backup begins;
+/// QBM_ERROR_LOCKED: somebody else changes the folder, or has removed the file of
+/// its lock. -ENOENT: since. -ECANCELED: progress ended it. -ENOSPC: the folder is
+/// full, or guests have overwritten more than scratch_limit. -EROFS,
 /// -EIO ... Any thread.
 ///
 /// # Safety

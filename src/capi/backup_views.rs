@@ -207,8 +207,9 @@ pub unsafe extern "C" fn qbm_backup_release(view: *mut qbm_disk, offset: u64, le
 /// The last call on the views: no other thread may be in one on any of them.
 ///
 /// Returns 0. -EINVAL: another outcome, or a flag, and nothing is done then.
-/// Otherwise the bitmaps have all bits: -EINVAL (QBM_ERROR_BITMAP_STATE): a disk
-/// was closed meanwhile; -EIO, -ENOSPC ...: a bitmap could not be thawed.
+/// Otherwise the bitmaps have all bits, and none is frozen any more but those of
+/// a disk that has failed: -EINVAL (QBM_ERROR_BITMAP_STATE): a disk was closed
+/// meanwhile; -EIO, -ENOSPC ...: a bitmap could not be thawed.
 /// -ESTALE: in a child of the process that began it; nothing is freed then.
 ///
 /// # Safety

@@ -1,6 +1,7 @@
 //! Whether two images show the same.
 //!
-//! Invariant: what is reported is the first difference, whichever thread finds which first.
+//! Invariant: what is reported is what comes first in the images, a difference or an error, whichever thread finds which
+//! first.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -119,20 +120,30 @@ impl Compare {
             total,
             allocation: None,
         };
+        // Whoever hands out pieces is ahead of those that are read, and may meet an error behind a difference.
+        let mut unknown = None;
         let next = || {
             // Pieces are handed out in order: behind a difference none is of interest.
             if first.load(Ordering::Relaxed) <= walk.at {
                 return Ok(None);
             }
-            walk.next().inspect_err(|_| step.set(CompareStep::Status))
+            walk.next().or_else(|error| {
+                unknown = Some(error);
+                Ok(None)
+            })
         };
         let work = |piece: &Piece, [left, right]: &mut Buffers| {
-            if let Some(at) = piece.first_difference([one, other], &first, [left, right])? {
+            let differs = piece.first_difference([one, other], &first, [left, right]);
+            if let Ok(Some(at)) = differs {
                 first.fetch_min(at, Ordering::Relaxed);
             }
-            Ok(())
+            Ok(differs.map(drop))
         };
-        let told = |piece: Piece, ()| {
+        let told = |piece: Piece, read: Result<()>| {
+            // All before it are done. Behind a difference it is of no interest that something cannot be read.
+            if first.load(Ordering::Relaxed) >= piece.range.start() {
+                read?;
+            }
             if progress(piece.range.end(), total).is_break() {
                 step.set(CompareStep::Canceled);
                 return Err(canceled());
@@ -141,6 +152,10 @@ impl Compare {
         };
         parallel::in_order_by(threads(self.threads), next, work, told)?;
         let content = first.into_inner();
+        if let Some(error) = unknown.filter(|_| content > walk.at) {
+            step.set(CompareStep::Status);
+            return Err(error);
+        }
         Ok(match walk.allocation {
             Some(at) if at <= content => Verdict::AllocationDiffers(at),
             _ if content < u64::MAX => Verdict::Differs(content),

@@ -2,11 +2,15 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex};
 
-use super::{Compare, Convert, Verdict};
+use super::{Compare, CompareStep, Convert, Verdict};
 use crate::descriptor::Format;
 use crate::disk::{CreateOptions, Disk, OpenOptions, WriteFlags};
 use crate::error::ErrorCode;
+use crate::storage::simulated::{Call, Fault, SimDisk};
+use crate::storage::{Access, Role};
+use crate::units::ByteRange;
 
 fn open(path: &Path) -> Disk {
     OpenOptions::new()
@@ -73,6 +77,101 @@ fn of_two_differences_the_first_is_told_whoever_finds_which() {
             .run(&open(&one), &open(&other), &mut |_, _| ControlFlow::Continue(()))
             .unwrap();
         assert_eq!(verdict, Verdict::Differs(3 << 20));
+    }
+}
+
+/// Two raw images of `length` bytes on a disk of the test's, which differ in the bytes at `differs`.
+fn two_images(length: usize, differs: &[usize]) -> (SimDisk, impl Fn(&str) -> Disk + use<>) {
+    let sim = SimDisk::new();
+    let mut bytes = vec![1; length];
+    sim.put("one.img", &bytes);
+    for at in differs {
+        bytes[*at] = 2;
+    }
+    sim.put("other.img", &bytes);
+    let folder = sim.folder();
+    let open = move |name: &str| {
+        OpenOptions::new()
+            .read_only(true)
+            .image_format(Format::Raw)
+            .folder(Arc::clone(&folder))
+            .open(name)
+            .unwrap()
+    };
+    (sim, open)
+}
+
+/// A thread that is ahead finds that it cannot read before another has found the difference.
+#[test]
+fn what_cannot_be_read_behind_a_difference_is_not_told() {
+    const PIECE: u64 = 2 << 20;
+    for differs in [true, false] {
+        let places: &[usize] = if differs { &[5, 3 << 20] } else { &[3 << 20] };
+        let (sim, open) = two_images(8 << 20, places);
+        let (one, other) = (open("one.img"), open("other.img"));
+        let is_read = |call: &Call, within: std::ops::Range<u64>| match call {
+            Call::Read { file, range } => {
+                *file.name == *Path::new("other.img") && within.contains(&range.start())
+            }
+            _ => false,
+        };
+        let behind = Arc::new((Mutex::new(false), Condvar::new()));
+        sim.on_call(move |call| {
+            let (reached, changed) = &*behind;
+            let mut reached = reached.lock().unwrap();
+            if is_read(call, PIECE..2 * PIECE) {
+                *reached = true;
+                changed.notify_all();
+            } else if is_read(call, 0..1) {
+                while !*reached {
+                    reached = changed.wait(reached).unwrap();
+                }
+            }
+        });
+        sim.fail(Fault::new(libc::EIO).matching(move |call| is_read(call, PIECE..2 * PIECE)));
+        let found = Compare::new()
+            .threads(2)
+            .run(&one, &other, &mut |_, _| ControlFlow::Continue(()));
+        match found {
+            Ok(verdict) => assert!(differs && verdict == Verdict::Differs(5), "{verdict:?}"),
+            Err(error) => assert!(!differs && error.step == CompareStep::Read, "{error:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_status_that_cannot_be_told_behind_a_difference_is_not_told_either() {
+    for differs in [true, false] {
+        let places: &[usize] = if differs { &[5] } else { &[] };
+        let (sim, open) = two_images(8 << 20, places);
+        let (one, other) = (open("one.img"), open("other.img"));
+        // What it is told at first goes only so far.
+        let file = sim
+            .folder()
+            .open(
+                Role::Image,
+                Path::new("one.img"),
+                Access {
+                    write: true,
+                    direct: false,
+                },
+            )
+            .unwrap();
+        file.discard(ByteRange::between(2 << 20, 4 << 20)).unwrap();
+        sim.fail(
+            Fault::new(libc::EIO)
+                .matching(|call| matches!(call, Call::Extent { range, .. } if range.start() >= 2 << 20))
+                .from_then_on(),
+        );
+        for threads in [1, 4] {
+            let found = Compare::new()
+                .threads(threads)
+                .run(&one, &other, &mut |_, _| ControlFlow::Continue(()));
+            match found {
+                Ok(verdict) => assert!(differs && verdict == Verdict::Differs(5), "{verdict:?}"),
+                Err(error) => assert!(!differs && error.step == CompareStep::Status, "{error:?}"),
+            }
+        }
     }
 }
 

@@ -177,6 +177,9 @@ impl<'d> BackupViews<'d> {
 
     /// Ends the backup at one point of all the disks. With `success` the bitmaps forget what was dirty when it began;
     /// whoever says so has all of it where it is durable. Otherwise they keep it.
+    ///
+    /// After an error they keep it too, and the backup is over on every disk that can go on: none of the bitmaps has
+    /// forgotten anything.
     pub fn end(mut self, success: bool) -> Result<()> {
         self.finish(if success { Thaw::Commit } else { Thaw::Rollback })
     }
@@ -198,7 +201,7 @@ impl<'d> BackupViews<'d> {
         if ended.is_err() {
             // In a forked child nobody is left who would open a gate that was closed, or leave it.
             for view in self.views.iter().filter(|view| view.disk.alive.is_ours()) {
-                view.disk.gate.close().keep_before(None);
+                view.roll_back();
             }
         }
         ended
@@ -258,6 +261,17 @@ impl<'a> AtPoint<'a> for End {
 }
 
 impl BackupView<'_> {
+    /// Ends the backup of this disk alone, as one that failed.
+    fn roll_back(&self) {
+        let name = &*self.bitmap;
+        let outcome = Thaw::Rollback;
+        // Nothing has to be stored for it. Who cannot do it is a disk that has failed, and has all bits when it is opened
+        // again.
+        if at_one_point(&[(self.disk, &BitmapAction::Thaw { name, outcome })], &mut End).is_err() {
+            self.disk.gate.close().keep_before(None);
+        }
+    }
+
     /// The disk's length in bytes.
     pub fn length(&self) -> u64 {
         self.before.length()

@@ -69,6 +69,83 @@ fn a_bitmap_that_starts_elsewhere_means_a_full_backup() {
     }
 }
 
+type Race = fn(&Room, &Disk);
+
+/// Backs up, and lets `race` have the disk each time when the backup is planned and the bitmap not frozen yet.
+fn overtaken(room: &Room, disk: &Disk, race: &mut dyn FnMut()) -> Result<BackupPoint> {
+    let mut folder = room.folder();
+    let mut go_on = |_, _| ControlFlow::Continue(());
+    let finished = small().run_when_planned(disk, &mut folder, &mut go_on, race)?;
+    assert_eq!(finished.not_thawed, None);
+    Ok(finished.point)
+}
+
+/// D1: what is dirty is known only since the starting point that the bitmap has when it is frozen, not when somebody
+/// looked at it before.
+#[test]
+fn a_bitmap_that_starts_anew_before_it_is_frozen_means_a_full_backup() {
+    let races: [Race; 5] = [
+        |_, disk| disk.bitmap_clear("nightly").unwrap(),
+        |_, disk| {
+            disk.bitmap_disable("nightly").unwrap();
+            disk.write(&[9; 100], 70_000, WriteFlags::empty()).unwrap();
+            disk.bitmap_enable("nightly").unwrap();
+        },
+        |_, disk| {
+            disk.bitmap_remove("nightly").unwrap();
+            disk.write(&[9; 100], 70_000, WriteFlags::empty()).unwrap();
+            disk.bitmap_add("nightly", crate::AddBitmap::default()).unwrap();
+        },
+        |_, disk| disk.bitmap_reset("nightly", 0, 50_000).unwrap(),
+        |room, disk| {
+            let mut elsewhere = BackupFolder::open_or_create(room.path("elsewhere")).unwrap();
+            let mut go_on = |_, _| ControlFlow::Continue(());
+            small().run(disk, &mut elsewhere, &mut go_on).unwrap();
+        },
+    ];
+    for (index, race) in races.into_iter().enumerate() {
+        for always in [false, true] {
+            let (room, _) = two_backups();
+            let disk = Disk::open(room.disk()).unwrap();
+            disk.write(&[4; 3], 2000, WriteFlags::empty()).unwrap();
+            let mut again = true;
+            let point = overtaken(&room, &disk, &mut || {
+                if again {
+                    race(&room, &disk);
+                    again = always;
+                }
+            })
+            .unwrap();
+            assert_eq!(point.kind(), BackupKind::Full, "{index}");
+            assert!(
+                point.reason.starts_with("the bitmap does not start at"),
+                "{}",
+                point.reason
+            );
+            disk.close().unwrap();
+            assert!(room.restored(&point.name) == room.content(), "{index}");
+            room.write(5, 4000, 3);
+            assert_eq!(next(&room).kind(), BackupKind::Incremental);
+        }
+    }
+}
+
+/// What is written to a bitmap's disk while it is disabled leaves no trace, and its epoch is the same.
+#[test]
+fn a_bitmap_that_is_disabled_before_it_is_frozen_is_refused() {
+    let (room, _) = two_backups();
+    let before = files(&room.path("backups"));
+    let disk = Disk::open(room.disk()).unwrap();
+    let error = overtaken(&room, &disk, &mut || {
+        disk.bitmap_disable("nightly").unwrap();
+        disk.write(&[9; 100], 70_000, WriteFlags::empty()).unwrap();
+    })
+    .unwrap_err();
+    assert!(error.message().contains("is disabled"), "{error}");
+    assert!(files(&room.path("backups")) == before);
+    assert!(!disk.bitmap_info("nightly").unwrap().busy);
+}
+
 #[test]
 fn a_bitmap_that_is_gone_or_inconsistent_means_a_full_backup() {
     let (room, _) = two_backups();

@@ -423,3 +423,32 @@ fn a_parent_of_the_same_name_is_not_taken_for_the_parent() {
     assert!(next.reason.contains("cannot be read"), "{}", next.reason);
     assert!(room.restored(&next.name) == room.content());
 }
+
+/// Found before anything is read.
+#[test]
+fn a_restore_to_a_link_that_leads_nowhere_is_refused() {
+    let (room, points) = three();
+    let folder = room.folder();
+    let to = room.path("link.img");
+    std::os::unix::fs::symlink(room.path("nothing.img"), &to).unwrap();
+    for format in [RestoreFormat::Raw, RestoreFormat::Qbm, RestoreFormat::Qcow2] {
+        let mut calls = 0;
+        let error = Restore::new()
+            .format(format)
+            .run(&folder, folder.find("latest").unwrap(), &to, &mut |_, _| {
+                calls += 1;
+                ControlFlow::Continue(())
+            })
+            .unwrap_err();
+        assert_eq!((error.code(), calls), (ErrorCode::FileExists, 0));
+        assert_eq!(
+            error.message(),
+            format!(
+                "cannot restore {} to {}: it is a link to a file that does not exist, and is not overwritten",
+                points[2].0,
+                to.display()
+            )
+        );
+    }
+    assert!(!room.path("nothing.img").exists());
+}

@@ -1,6 +1,7 @@
 //! A view shows what the disk showed when it began, whatever is done to the disk meanwhile.
 
 mod delay;
+mod ending;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
