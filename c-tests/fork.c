@@ -1,4 +1,6 @@
-/* A handle is dead in a forked child: every call is -ESTALE, close too; the parent's disk does not notice. */
+/* A handle is dead in a forked child: every call is -ESTALE, close too; the parent's disk does not notice. What a disk holds
+ * below it stays held when a child gives its handle up, and is free when the parent leaves it, whatever a child has. */
+#include <signal.h>
 #include <sys/wait.h>
 
 #include "parts.h"
@@ -71,6 +73,46 @@ static int as_child(qbm_disk *disk)
     return qbm_close(disk) == 0 ? 0 : 15;
 }
 
+static void overlay(const char *name)
+{
+    struct qbm_create_options options = create_options(0);
+    options.backing_file = "base.img";
+    options.backing_format = "raw";
+    CHECK_OK(qbm_create(name, &options));
+}
+
+static void below_it(void)
+{
+    static unsigned char bytes[SIZE];
+    put_file("base.img", bytes, SIZE);
+    put_file("other.img", bytes, SIZE);
+    overlay("reader.qbm");
+    overlay("writer.qbm");
+    qbm_disk *reader = open_disk("reader.qbm", 0);
+    qbm_disk *writer = open_disk("writer.qbm", 0);
+
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0)
+        _exit(stale(qbm_close(reader)) ? 0 : 1);
+    int status = 0;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    CHECK_FAILS(EBUSY, QBM_ERROR_LOCKED, "base.img", qbm_commit(writer, NULL));
+
+    /* One that has all files of the parent, as any has until it becomes another program. */
+    child = fork();
+    CHECK(child >= 0);
+    while (child == 0)
+        pause();
+    CHECK_OK(qbm_rebase(reader, "other.img", "raw", NULL));
+    CHECK_OK(qbm_commit(writer, NULL));
+    CHECK_OK(qbm_rebase(reader, "base.img", "raw", NULL));
+    CHECK_OK(qbm_close(reader));
+    CHECK_OK(qbm_commit(writer, NULL));
+    CHECK_OK(qbm_close(writer));
+    CHECK(kill(child, SIGKILL) == 0 && waitpid(child, &status, 0) == child);
+}
+
 int main(void)
 {
     static unsigned char before[SIZE], after[SIZE];
@@ -95,5 +137,6 @@ int main(void)
     CHECK(memcmp(before, after, SIZE) == 0);
     CHECK_OK(qbm_pwrite(disk, before, 1, 0, QBM_REQ_FUA));
     CHECK_OK(qbm_close(disk));
+    below_it();
     return 0;
 }

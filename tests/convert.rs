@@ -16,6 +16,8 @@ mod failures;
 mod loops;
 #[path = "common/mounted.rs"]
 mod mounted;
+#[path = "common/names.rs"]
+mod names;
 #[path = "convert/places.rs"]
 mod places;
 #[path = "convert/qcow2.rs"]

@@ -14,6 +14,9 @@ mod commit;
 mod image;
 #[path = "formats/memory.rs"]
 mod memory;
+#[path = "common/random.rs"]
+#[allow(dead_code, reason = "each test program uses a part")]
+mod random;
 #[path = "formats/refused.rs"]
 mod refused;
 #[path = "formats/room.rs"]

@@ -8,6 +8,9 @@
 
 #[path = "nested/others.rs"]
 mod others;
+#[path = "common/random.rs"]
+#[allow(dead_code, reason = "each test program uses a part")]
+mod random;
 #[path = "nested/refused.rs"]
 mod refused;
 #[path = "common/skip.rs"]
@@ -22,6 +25,7 @@ mod tool;
 use std::path::{Path, PathBuf};
 
 use qbm::{AddBitmap, CreateOptions, Disk, Format, Granularity, OpenOptions, TruncateFlags, WriteFlags};
+use random::Random;
 use tempfile::TempDir;
 
 const KIB: u64 = 1024;
@@ -155,17 +159,6 @@ fn assert_same(found: &[u8], expected: &[u8]) {
     let first = found.iter().zip(expected).position(|(a, b)| a != b);
     assert_eq!(first.map(|at| (at, found[at], expected[at])), None);
     assert_eq!(found.len(), expected.len());
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) % limit
-    }
 }
 
 /// Changes of every kind, on the disk and on a plain copy of what it shows.

@@ -20,12 +20,16 @@ mod common;
 mod nbd;
 #[path = "common/nbd_bitmaps.rs"]
 mod nbd_bitmaps;
+#[path = "common/random.rs"]
+#[allow(dead_code, reason = "each test program uses a part")]
+mod random;
 
 use std::path::PathBuf;
 use std::process::Command;
 
 use common::{have, must};
 use qbm::{AddBitmap, CreateOptions, Disk, Granularity, MergeSource, WriteFlags};
+use random::Random;
 use tempfile::TempDir;
 
 /// A multiple of 512, as all of QEMU's disks are, and of no granularity above.
@@ -77,17 +81,7 @@ impl Request {
     }
 }
 
-/// The same requests in every run, so that a failure can be repeated.
-struct Random(u64);
-
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) % limit
-    }
-
     fn one_of<T: Copy>(&mut self, from: &[T]) -> T {
         let index = self.below(from.len() as u64);
         from[usize::try_from(index).expect("an index")]
@@ -334,7 +328,7 @@ fn random_requests_set_the_same_bits() {
         return;
     };
     pair.assert_same(&names);
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut random = Random::new(0x9e37_79b9_7f4a_7c15);
     for count in [1, 5, 40, 150] {
         let requests: Vec<Request> = (0..count).map(|_| random.request()).collect();
         pair.run(&requests);
@@ -407,7 +401,7 @@ fn merges_across_granularities_agree() {
     let Some((pair, mut names)) = with_all_granularities() else {
         return;
     };
-    let mut random = Random(0xd1b5_4a32_d192_ed03);
+    let mut random = Random::new(0xd1b5_4a32_d192_ed03);
     let requests: Vec<Request> = (0..6).map(|_| random.request()).collect();
     pair.run(&requests);
     for (target, granularity) in [("fine", 512), ("middle", 32 << 10), ("coarse", 1 << 20)] {

@@ -13,6 +13,8 @@
 mod common;
 #[path = "qemu_import/copies.rs"]
 mod copies;
+#[path = "common/names.rs"]
+mod names;
 #[path = "common/nbd.rs"]
 mod nbd;
 #[path = "common/nbd_bitmaps.rs"]
@@ -28,6 +30,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{have, must, skipped};
+use names::names_in;
 use qbm::{
     AddBitmap, BitmapInfo, CreateOptions, Disk, ErrorCode, ExportOptions, Exported, Granularity,
     ImportOptions, OpenOptions, WriteFlags,
@@ -100,13 +103,18 @@ impl Room {
         std::os::unix::fs::FileExt::write_at(&file, b"x", length / 2).expect("a byte");
     }
 
-    /// A disk on an image of this length, with a bitmap of each granularity, written to at random.
-    fn disk(&self, length: u64, random: &mut Random) -> Disk {
+    /// A disk on an image of this length.
+    fn plain_disk(&self, length: u64) {
         self.image("disk.img", length);
         CreateOptions::new()
             .image("disk.img")
             .create(self.path("disk.qbm"))
             .expect("a disk");
+    }
+
+    /// The same, with a bitmap of each granularity, written to at random.
+    fn disk(&self, length: u64, random: &mut Random) -> Disk {
+        self.plain_disk(length);
         let disk = self.open();
         for bytes in GRANULARITIES {
             disk.bitmap_add(&format!("every-{bytes}"), of(bytes, true))
@@ -131,18 +139,7 @@ impl Room {
     }
 
     fn names(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.dir.path()).expect("a folder");
-        let mut names: Vec<String> = entries
-            .map(|entry| {
-                entry
-                    .expect("an entry")
-                    .file_name()
-                    .to_string_lossy()
-                    .into_owned()
-            })
-            .collect();
-        names.sort();
-        names
+        names_in(self.dir.path())
     }
 
     /// Every bitmap of the disk says the same in the qcow2.
@@ -348,11 +345,7 @@ fn what_qemu_made_and_wrote_is_imported_with_its_bitmaps() {
 #[test]
 fn many_bitmaps_go_both_ways() {
     let Some(room) = Room::new() else { return };
-    room.image("disk.img", 1 << 20);
-    CreateOptions::new()
-        .image("disk.img")
-        .create(room.path("disk.qbm"))
-        .expect("a disk");
+    room.plain_disk(1 << 20);
     let names: Vec<String> = (0..300)
         .map(|it| format!("bitmap {it}, {}", "long ".repeat(it % 190)))
         .collect();

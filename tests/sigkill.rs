@@ -1,5 +1,6 @@
 //! SIGKILL, for real: a process with four threads on a disk is killed at random moments, and what it leaves is held
-//! against what it said to be doing. On tmpfs and on a file system on a disk.
+//! against what it said to be doing. On tmpfs and on a file system on a disk; where there are neither, anywhere, with a
+//! `cache_epoch` that vouches.
 //!
 //! After such an end the page cache lives on, so everything must be there that was acknowledged (A3), each change must
 //! have its bit (D1), and no bit may be there without a change (D2), flushed or not. `QBM_LONG=1` kills ten times as
@@ -47,8 +48,8 @@ use random::Random;
 use skip::skipped;
 use tempfile::TempDir;
 
-/// On each file system.
-const KILLS: u64 = 120;
+/// Of each kind of disk, on all file systems together.
+const KILLS: u64 = 240;
 
 /// How a process is started.
 #[derive(Clone, Copy, Default)]
@@ -154,11 +155,38 @@ fn folders() -> Vec<TempDir> {
     .collect()
 }
 
-fn kills() -> u64 {
-    if std::env::var_os("QBM_LONG").is_some() {
-        10 * KILLS
-    } else {
-        KILLS
+/// Where a disk is killed again and again.
+struct Places {
+    folders: Vec<TempDir>,
+    /// What vouches for the page cache where no file system does.
+    epoch: Option<&'static str>,
+    /// On each.
+    kills: u64,
+}
+
+impl Places {
+    /// However few there are, all kills take place.
+    fn find() -> Self {
+        let (mut folders, mut epoch) = (folders(), None);
+        if folders.is_empty() {
+            folders.push(tempfile::tempdir().expect("a folder"));
+            epoch = Some("boot 1");
+        }
+        let long = std::env::var_os("QBM_LONG").is_some();
+        let kills = if long { 10 * KILLS } else { KILLS };
+        Self {
+            kills: kills.div_ceil(folders.len() as u64),
+            folders,
+            epoch,
+        }
+    }
+
+    fn options(&self) -> OpenOptions {
+        let options = OpenOptions::new();
+        match self.epoch {
+            Some(epoch) => options.cache_epoch(epoch),
+            None => options,
+        }
     }
 }
 
@@ -175,22 +203,24 @@ fn an_overlay_is_killed_at_random_moments() {
 
 fn kill_on_every_file_system(shape: Shape<'_>) {
     let seed = Random::seed();
-    let folders = folders();
+    let places = Places::find();
     std::thread::scope(|scope| {
-        for folder in &folders {
-            scope.spawn(|| kill_again_and_again(folder.path(), shape, seed));
+        for folder in &places.folders {
+            let places = &places;
+            scope.spawn(|| kill_again_and_again(places, folder.path(), shape, seed));
         }
     });
 }
 
 /// One disk all the way: what a kill leaves is what the next process works on.
-fn kill_again_and_again(folder: &Path, shape: Shape<'_>, seed: u64) {
+fn kill_again_and_again(places: &Places, folder: &Path, shape: Shape<'_>, seed: u64) {
     let mut random = Random::new(seed);
     shape.create(folder);
     let mut before = Found::new(shape);
     let (mut unclean, mut acts) = (0, 0);
-    for round in 1..=kills() {
+    for round in 1..=places.kills {
         let start = Start {
+            epoch: places.epoch,
             unflushed: shape == Shape::Overlay && random.one_in(2),
             ..Start::default()
         };
@@ -204,8 +234,8 @@ fn kill_again_and_again(folder: &Path, shape: Shape<'_>, seed: u64) {
         }
         let events = log::read(folder);
         acts += events.len();
-        let read_only = random.one_in(3).then(|| OpenOptions::new().read_only(true));
-        for options in read_only.into_iter().chain([OpenOptions::new()]) {
+        let read_only = random.one_in(3).then(|| places.options().read_only(true));
+        for options in read_only.into_iter().chain([places.options()]) {
             let disk = options.open(path(folder)).expect("it opens after the kill");
             let recovery = disk.info().expect("facts").recovery;
             assert!(recovery.iter().all(is_exact), "round {round}: {recovery:?}");
@@ -225,9 +255,12 @@ fn kill_again_and_again(folder: &Path, shape: Shape<'_>, seed: u64) {
     println!(
         "{shape:?} on {}: {} kills, {unclean} of an unclean disk, {acts} acts",
         file_system(folder),
-        kills()
+        places.kills
     );
-    assert!(unclean > kills() / 4, "only {unclean} kills hit a disk in use");
+    assert!(
+        unclean > places.kills / 4,
+        "only {unclean} kills hit a disk in use"
+    );
 }
 
 fn is_exact(recovery: &Recovery) -> bool {
@@ -286,7 +319,8 @@ fn the_next_process_may_be_in_another_mount_namespace() {
 /// A block device has a page cache of its own.
 #[test]
 fn the_image_may_be_a_block_device() {
-    for folder in folders() {
+    let places = Places::find();
+    for folder in &places.folders {
         let file = folder.path().join("device");
         let made = std::fs::File::create(&file).and_then(|it| it.set_len(LENGTH));
         made.expect("a file");
@@ -294,7 +328,8 @@ fn the_image_may_be_a_block_device() {
             Ok(device) => device,
             Err(why) => return skipped(format_args!("kills on a block device: {why}")),
         };
-        kill_again_and_again(folder.path(), Shape::Device(device.device()), Random::seed());
+        let shape = Shape::Device(device.device());
+        kill_again_and_again(&places, folder.path(), shape, Random::seed());
         forget_what_was_attached(folder.path(), &file, device);
     }
 }

@@ -10,6 +10,11 @@ mod room;
 
 #[path = "common/mounted.rs"]
 mod mounted;
+#[path = "common/names.rs"]
+mod names;
+#[path = "common/random.rs"]
+#[allow(dead_code, reason = "each test program uses a part")]
+mod random;
 #[path = "common/run.rs"]
 mod run;
 #[path = "common/skip.rs"]

@@ -103,6 +103,17 @@ impl Room {
     }
 }
 
+/// Three backups, and what the disk had at each.
+fn three() -> (Room, Vec<(String, Vec<u8>)>) {
+    let room = Room::new();
+    let mut points = Vec::new();
+    for round in 1..=3u8 {
+        room.write(round, u64::from(round) * 10_000, 20_000);
+        points.push((room.back_up().name, room.content()));
+    }
+    (room, points)
+}
+
 /// With granules that are no whole blocks, too.
 fn small() -> Backup {
     Backup::new("nightly").granularity(crate::Granularity::new(1024).unwrap())

@@ -1,15 +1,20 @@
 //! The disk of the crash suites with real processes: its content is told apart by units of 512 bytes, each full of one
 //! number, so that every write can be known again.
 
+use std::fs::File;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use qbm::{AddBitmap, CreateOptions, Disk, Granularity};
+use qbm::{AddBitmap, CreateOptions, Disk, Format, Granularity};
 
 pub const UNIT: u64 = 512;
 pub const LENGTH: u64 = 8 << 20;
 pub const UNITS: u64 = LENGTH / UNIT;
 /// Of the intent map: much less than the disk, so that whole regions would be seen in the bits.
 pub const REGION: u64 = 256 << 10;
+
+/// What an overlay's image is full of before it is the disk's.
+pub const STALE: u64 = 0xeeee_eeee_eeee_eeee;
 
 pub struct Kind {
     pub name: &'static str,
@@ -58,6 +63,29 @@ pub fn create(folder: &Path) {
     add_bitmaps(folder);
 }
 
+/// A disk over `base.img`, whose units are full of these numbers, with an image that is full of others' bytes.
+pub fn create_overlay(folder: &Path, granularity: u64, base: &[u64]) {
+    put(&folder.join("base.img"), base);
+    CreateOptions::new()
+        .backing("base.img", Format::Raw)
+        .granularity(Granularity::new(granularity).expect("a granularity"))
+        .region_bytes(REGION)
+        .create(path(folder))
+        .expect("a disk");
+    put(&folder.join("disk-data.img"), &vec![STALE; base.len()]);
+    add_bitmaps(folder);
+}
+
+/// A file whose units are full of these numbers; it outlives a power cut.
+pub fn put(file: &Path, units: &[u64]) {
+    let bytes: Vec<u8> = units.iter().flat_map(|value| content(*value, 1)).collect();
+    let file = File::create(file).and_then(|mut file| {
+        file.write_all(&bytes)?;
+        file.sync_all()
+    });
+    file.expect("a file of units");
+}
+
 pub fn add_bitmaps(folder: &Path) {
     let disk = Disk::open(path(folder)).expect("it opens");
     for kind in BITMAPS {
@@ -77,6 +105,11 @@ pub fn content(value: u64, units: u64) -> Vec<u8> {
 pub fn units_of(disk: &Disk) -> Vec<u64> {
     let mut content = vec![0; usize::try_from(LENGTH).expect("a length")];
     disk.read(&mut content, 0).expect("all of the disk");
+    numbers(&content)
+}
+
+/// The number that each unit of these bytes is full of.
+pub fn numbers(content: &[u8]) -> Vec<u64> {
     let (words, _) = content.as_chunks::<8>();
     words
         .chunks_exact(64)

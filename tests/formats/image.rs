@@ -2,6 +2,7 @@
 
 use qbm::{AddBitmap, CreateOptions, Disk, Format, Granularity, OpenOptions, TruncateFlags, WriteFlags};
 
+use crate::random::Random;
 use crate::room::{KIB, MIB, Room, assert_same, read_all, statuses};
 
 const NONE: WriteFlags = WriteFlags::empty();
@@ -19,17 +20,6 @@ fn adopt(room: &Room, image: &str, format: Format) -> qbm::Result<()> {
 
 fn open(room: &Room) -> Disk {
     OpenOptions::new().open(room.path("d.qbm")).expect("opened")
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) % limit
-    }
 }
 
 /// Changes of every kind, on the disk and on a plain copy of what it shows.
@@ -76,7 +66,7 @@ fn qcow2_that_is_written_to() {
     let Some(room) = Room::new() else { return };
     room.raw("base.raw", 2 * MIB);
     room.raw("full.raw", 3 * MIB);
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     for (number, (how, more)) in [
         ("create -q -f qcow2 -o cluster_size=512 a.qcow2 3M", ""),
         ("create -q -f qcow2 -o cluster_size=64k a.qcow2 3M", ""),
@@ -236,12 +226,12 @@ fn growing_and_cutting() {
         let mut model = room.content("a.qcow2", "qcow2");
         adopt(&room, "a.qcow2", Format::Qcow2).expect("adopted");
         let disk = open(&room);
-        change(&disk, &mut model, &mut Random(3), 20);
+        change(&disk, &mut model, &mut Random::new(3), 20);
         disk.truncate(4 * MIB + 512, TruncateFlags::empty())
             .expect("grown");
         model.resize(4 << 20 | 512, 0);
         assert_same(&read_all(&disk), &model);
-        change(&disk, &mut model, &mut Random(4), 20);
+        change(&disk, &mut model, &mut Random::new(4), 20);
         disk.truncate(smaller, TruncateFlags::SHRINK).expect("cut");
         model.truncate(usize::try_from(smaller).expect("small"));
         disk.truncate(3 * MIB, TruncateFlags::empty()).expect("grown");
@@ -250,7 +240,7 @@ fn growing_and_cutting() {
             .truncate(3 * MIB + 1, TruncateFlags::empty())
             .expect_err("no sector");
         assert_eq!(error.errno(), 22, "{error}");
-        change(&disk, &mut model, &mut Random(5), 20);
+        change(&disk, &mut model, &mut Random::new(5), 20);
         check(&room, disk, &model, "a.qcow2");
     }
 }
@@ -268,7 +258,7 @@ fn an_overlay_whose_image_is_a_qcow2() {
     std::fs::write(room.path("bits"), [0; 64]).expect("written");
     let mut model = std::fs::read(room.path("base.raw")).expect("the base");
     let disk = open(&room);
-    change(&disk, &mut model, &mut Random(3), 40);
+    change(&disk, &mut model, &mut Random::new(3), 40);
     disk.close().expect("closed");
     let disk = open(&room);
     assert_same(&read_all(&disk), &model);
@@ -391,7 +381,7 @@ fn many_threads_in_the_same_clusters() {
         for number in 0..4u64 {
             let disk = &disk;
             scope.spawn(move || {
-                let mut random = Random(11 + number);
+                let mut random = Random::new(11 + number);
                 for _ in 0..300 {
                     // Each thread has every fourth sector of all clusters.
                     let at = (random.below(MIB / 2048) * 4 + number) * 512;
@@ -427,7 +417,7 @@ fn qcow2_that_a_snapshot_takes_over() {
     room.raw("low.img", MIB);
     room.img("create -q -f qcow2 -b low.img -F raw a.qcow2 3M");
     adopt(&room, "a.qcow2", Format::Qcow2).expect("adopted");
-    let mut random = Random(11);
+    let mut random = Random::new(11);
     let disk = open(&room);
     disk.bitmap_add("bits", AddBitmap::default()).expect("a bitmap");
     let mut model = read_all(&disk);

@@ -154,7 +154,7 @@ fn folders_and_confinement() {
     let disk = confined("outer.qbm").expect("all of it is beneath");
     add(&disk, "bits", 4096);
     let mut model = read_all(&disk);
-    change(&disk, &mut model, &mut Random(8), 30);
+    change(&disk, &mut model, &mut Random::new(8), 30);
     disk.close().expect("closed");
     assert_same(&room.content("sub/inner.qbm"), &model);
     // The inner disk may name what is beneath the outer one's folder, and not more.

@@ -18,7 +18,7 @@ fn live(room: &Room, outer: &str, inner: &str) {
     disk.close().expect("closed");
     let (outer_before, inner_before) = (room.content(outer), room.content(inner));
     let mut model = outer_before.clone();
-    let mut random = Random(77);
+    let mut random = Random::new(77);
     for round in 0..4 {
         let disk = room.open(outer);
         change(&disk, &mut model, &mut random, 40);
@@ -122,7 +122,7 @@ fn as_a_backing() {
     room.overlay_around("inner.qbm", "middle.qbm", "base.img");
     let disk = room.open("middle.qbm");
     let mut below = read_all(&disk);
-    change(&disk, &mut below, &mut Random(5), 30);
+    change(&disk, &mut below, &mut Random::new(5), 30);
     disk.close().expect("closed");
     CreateOptions::new()
         .backing("middle.qbm", Format::Qbm)
@@ -131,7 +131,7 @@ fn as_a_backing() {
     let disk = room.open("top.qbm");
     assert_same(&read_all(&disk), &below);
     let mut model = below.clone();
-    change(&disk, &mut model, &mut Random(6), 30);
+    change(&disk, &mut model, &mut Random::new(6), 30);
     assert_same(&read_all(&disk), &model);
     disk.close().expect("closed");
     assert_same(&room.content("middle.qbm"), &below);
@@ -155,7 +155,7 @@ fn as_a_backing() {
     );
     // And streaming takes all of it up.
     let disk = room.open("top.qbm");
-    change(&disk, &mut model, &mut Random(7), 10);
+    change(&disk, &mut model, &mut Random::new(7), 10);
     disk.rebase(None, &mut |_, _| ControlFlow::Continue(()))
         .expect("rebased");
     disk.close().expect("closed");
@@ -178,7 +178,7 @@ fn structure() {
     let disk = room.open("outer.qbm");
     add(&disk, "bits", 4096);
     let mut model = read_all(&disk);
-    let mut random = Random(9);
+    let mut random = Random::new(9);
     change(&disk, &mut model, &mut random, 30);
     disk.rebase(None, &mut go_on()).expect("rebased");
     assert_same(&read_all(&disk), &model);
@@ -217,7 +217,7 @@ fn direct_and_read_only() {
     let mut model = room.content("outer.qbm");
     match OpenOptions::new().direct(true).open(room.path("outer.qbm")) {
         Ok(disk) => {
-            change(&disk, &mut model, &mut Random(3), 40);
+            change(&disk, &mut model, &mut Random::new(3), 40);
             assert_same(&read_all(&disk), &model);
             disk.close().expect("closed");
         }
@@ -226,7 +226,7 @@ fn direct_and_read_only() {
     assert_same(&room.content("outer.qbm"), &model);
     // A killed disk, of which a reader changes nothing.
     let disk = room.open("outer.qbm");
-    change(&disk, &mut model, &mut Random(4), 20);
+    change(&disk, &mut model, &mut Random::new(4), 20);
     drop(disk);
     let files = || {
         let mut names: Vec<_> = std::fs::read_dir(room.path(""))

@@ -1,23 +1,49 @@
-//! What was done to the disk, with the place that the log had reached before and after each step; and what may then be
-//! on the disk at any place of the log.
+//! What was done to the disk, with the place that the log had reached before and after each step.
+
+#[path = "judge.rs"]
+mod judge;
 
 use std::ops::Range;
+use std::path::Path;
 use std::time::Duration;
 
 use qbm::{Disk, OpenOptions, Thaw, WriteFlags};
 
+use super::overlay::{self, Change};
 use super::random::Random;
 use super::record::Recorder;
-use super::units::{BITMAPS, UNIT, UNITS, bits_of, content, path, units_of};
+use super::units::{self, BITMAPS, UNIT, UNITS, bits_of, content, path};
+use super::unsynced;
 
 const WRITERS: u64 = 3;
 /// In units. Each third belongs to one writer, so that the granules belong to all, and the units to one each.
 const STRIPE: u64 = 24;
+const STEPS: usize = 120;
+
+/// What is worked on, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub overlay: bool,
+    /// The syncs of this file are left out. There are writes and flushes only, as the file must stay the same.
+    pub unsynced: Option<&'static str>,
+}
 
 #[derive(Clone)]
 struct Write {
     units: Range<usize>,
+    /// Zero is a hole.
     value: u64,
+}
+
+impl Write {
+    fn make(&self, disk: &Disk) {
+        let (offset, units) = (self.units.start as u64 * UNIT, self.units.len() as u64);
+        let written = match self.value {
+            0 => disk.write_zeroes(offset, units * UNIT, WriteFlags::MAY_UNMAP),
+            value => disk.write(&content(value, units), offset, WriteFlags::empty()),
+        };
+        written.expect("a write");
+    }
 }
 
 enum Act {
@@ -29,6 +55,8 @@ enum Act {
         bitmap: usize,
         point: Point,
     },
+    /// The same, and the disk shows this: what is below it.
+    Empty(Vec<u64>),
     /// The same, and the disk is not open.
     Close {
         bits: Vec<Option<Vec<bool>>>,
@@ -49,6 +77,8 @@ struct Step {
     /// And nothing behind this one.
     ended: u64,
     act: Act,
+    /// What the disk is on when it has ended.
+    backing: Option<String>,
 }
 
 pub struct History {
@@ -56,16 +86,21 @@ pub struct History {
     pub start: u64,
     steps: Vec<Step>,
     first: [Point; BITMAPS.len()],
+    /// What the disk was on.
+    backing: Option<String>,
 }
 
 /// The disk at work.
 struct Work<'r> {
+    plan: Plan,
     recorder: &'r Recorder,
     steps: Vec<Step>,
     units: Vec<u64>,
     frozen: [Option<Vec<u64>>; BITMAPS.len()],
     present: [bool; BITMAPS.len()],
     value: u64,
+    snapshots: u64,
+    backing: Option<String>,
 }
 
 fn epoch(disk: &Disk, bitmap: usize) -> Option<String> {
@@ -75,49 +110,68 @@ fn epoch(disk: &Disk, bitmap: usize) -> Option<String> {
         .and_then(|it| it.epoch)
 }
 
+fn backing(disk: &Disk) -> Option<String> {
+    overlay::backing(disk).map(|it| it.file)
+}
+
+impl Plan {
+    pub fn create(self, folder: &Path) {
+        if self.overlay {
+            overlay::create(folder);
+        } else {
+            units::create(folder);
+        }
+    }
+
+    /// What the new disk shows.
+    fn first(self) -> Vec<u64> {
+        if self.overlay {
+            overlay::base()
+        } else {
+            vec![0; usize::try_from(UNITS).expect("a length")]
+        }
+    }
+}
+
 impl History {
-    /// Takes so many steps on the new disk in the recorder's folder.
-    pub fn make(recorder: &Recorder, steps: usize, random: &mut Random) -> Self {
+    /// Works on the new disk in the recorder's folder. An error where a sync cannot be left out.
+    pub fn make(recorder: &Recorder, plan: Plan, random: &mut Random) -> Result<Self, String> {
         let options = OpenOptions::new().retire_interval(Duration::from_millis(1));
         let open = || options.open(path(recorder.folder())).expect("it opens");
         let start = recorder.position();
         let mut disk = open();
-        let units = vec![0; usize::try_from(UNITS).expect("a length")];
+        if let Some(file) = plan.unsynced {
+            unsynced::leave_out(&recorder.folder().join(file))?;
+        }
+        let units = plan.first();
         let first = std::array::from_fn(|bitmap| Point {
             epoch: epoch(&disk, bitmap),
             units: units.clone(),
         });
         let mut work = Work {
+            plan,
             recorder,
             steps: Vec::new(),
             units,
             frozen: [const { None }; BITMAPS.len()],
             present: [true; BITMAPS.len()],
             value: 0,
+            snapshots: 0,
+            backing: backing(&disk),
         };
-        for _ in 0..steps {
+        let before = work.backing.clone();
+        for _ in 0..STEPS {
             match random.below(20) {
                 0..=10 => work.write(&disk, random),
-                11..=13 => work.step(|_| {
+                11 | 12 => work.step(|_| {
                     disk.flush().expect("a flush");
                     Act::Flush
                 }),
-                14..=18 => work.operate(&disk, random),
+                _ if plan.unsynced.is_some() => {}
+                13..=15 if plan.overlay => work.rearrange(&disk, random),
+                13..=18 => work.operate(&disk, random),
                 _ => {
-                    let bits = BITMAPS.iter().map(|kind| {
-                        let list = disk.bitmap_list().expect("the bitmaps");
-                        let frozen = list.iter().any(|it| it.name == kind.name && it.busy);
-                        if frozen {
-                            disk.bitmap_thaw(kind.name, Thaw::Rollback).expect("a thaw");
-                        }
-                        bits_of(&disk, kind)
-                    });
-                    let bits = bits.collect();
-                    work.frozen.fill(None);
-                    work.step(|_| {
-                        disk.close().expect("it closes");
-                        Act::Close { bits }
-                    });
+                    work.close(disk);
                     // So that some cuts find a disk at rest.
                     std::thread::sleep(Duration::from_millis(random.below(50)));
                     disk = open();
@@ -125,11 +179,12 @@ impl History {
             }
         }
         disk.close().expect("it closes");
-        Self {
+        Ok(Self {
             start,
             steps: work.steps,
             first,
-        }
+            backing: before,
+        })
     }
 }
 
@@ -138,11 +193,33 @@ impl Work<'_> {
         let began = self.recorder.position();
         let act = act(self);
         let ended = self.recorder.position();
-        self.steps.push(Step { began, ended, act });
+        self.steps.push(Step {
+            began,
+            ended,
+            act,
+            backing: self.backing.clone(),
+        });
+    }
+
+    fn close(&mut self, disk: Disk) {
+        let bits = BITMAPS.iter().map(|kind| {
+            let list = disk.bitmap_list().expect("the bitmaps");
+            let frozen = list.iter().any(|it| it.name == kind.name && it.busy);
+            if frozen {
+                disk.bitmap_thaw(kind.name, Thaw::Rollback).expect("a thaw");
+            }
+            bits_of(&disk, kind)
+        });
+        let bits = bits.collect();
+        self.frozen.fill(None);
+        self.step(|_| {
+            disk.close().expect("it closes");
+            Act::Close { bits }
+        });
     }
 
     /// Some writes by each of the writers at the same time; sometimes with flushes beside them, which promise nothing
-    /// of these writes, but retire regions under them.
+    /// of these writes, but retire regions under them; or with a change of the structure, which the guest does not see.
     fn write(&mut self, disk: &Disk, random: &mut Random) {
         let mut parts: Vec<Vec<Write>> = Vec::new();
         for writer in 0..WRITERS {
@@ -162,33 +239,55 @@ impl Work<'_> {
                 let small = |number| usize::try_from(number).expect("a small disk");
                 writes.push(Write {
                     units: small(stripe + first)..small(stripe + first + len),
-                    value: self.value,
+                    value: if random.one_in(8) { 0 } else { self.value },
                 });
             }
             parts.push(writes);
         }
         let flushes = if random.one_in(2) { 3 } else { 0 };
+        let changes = self.plan.overlay && self.plan.unsynced.is_none() && random.one_in(3);
+        let change = changes.then(|| Change::choose(disk, &mut self.snapshots, random));
         self.step(|work| {
             std::thread::scope(|scope| {
+                if let Some(change) = &change {
+                    scope.spawn(|| change.make(disk));
+                }
                 for _ in 0..flushes {
                     scope.spawn(|| disk.flush().expect("a flush"));
                 }
                 for writes in &parts {
                     scope.spawn(move || {
                         for write in writes {
-                            let bytes = content(write.value, write.units.len() as u64);
-                            let offset = write.units.start as u64 * UNIT;
-                            disk.write(&bytes, offset, WriteFlags::empty()).expect("a write");
+                            write.make(disk);
                         }
                     });
                 }
             });
+            work.backing = backing(disk);
             let writes = parts.concat();
             for write in &writes {
                 work.units[write.units.clone()].fill(write.value);
             }
             Act::Writes(writes)
         });
+    }
+
+    fn rearrange(&mut self, disk: &Disk, random: &mut Random) {
+        if random.one_in(3) {
+            let below = overlay::below(self.recorder.folder(), disk);
+            self.step(|work| {
+                disk.make_empty().expect("an empty disk");
+                work.units.clone_from(&below);
+                Act::Empty(below)
+            });
+        } else {
+            let change = Change::choose(disk, &mut self.snapshots, random);
+            self.step(|work| {
+                change.make(disk);
+                work.backing = backing(disk);
+                Act::Flush
+            });
+        }
     }
 
     fn operate(&mut self, disk: &Disk, random: &mut Random) {
@@ -233,116 +332,5 @@ impl Work<'_> {
                 }
             }
         });
-    }
-}
-
-impl Act {
-    fn flushes(&self) -> bool {
-        // Removing a bitmap promises nothing of the data.
-        match self {
-            Self::Writes(_) => false,
-            Self::Start { point, .. } => point.epoch.is_some(),
-            Self::Flush | Self::Close { .. } => true,
-        }
-    }
-}
-
-impl History {
-    /// What is wrong with a disk whose power was cut when the log had got to `cut`.
-    pub fn check(&self, disk: &Disk, cut: u64) -> Result<(), String> {
-        let units = units_of(disk);
-        let begun = self.steps.partition_point(|step| step.began <= cut);
-        let steps = &self.steps[..begun];
-        self.check_flushed(steps, &units, cut)?;
-        for (bitmap, kind) in BITMAPS.iter().enumerate() {
-            let bits = bits_of(disk, kind);
-            let point = self.point(bitmap, steps, epoch(disk, bitmap).as_deref(), cut)?;
-            let Some(bits) = bits else { continue };
-            let granule = usize::try_from(kind.granularity / UNIT).expect("a granule");
-            for (unit, (now, then)) in units.iter().zip(&point.units).enumerate() {
-                if now != then && !bits[unit / granule] {
-                    return Err(format!(
-                        "D1: {:?} lacks the bit of unit {unit}: {now:#x}, and at its start {then:#x}",
-                        kind.name
-                    ));
-                }
-            }
-        }
-        if let Some(Step {
-            ended,
-            act: Act::Close { bits },
-            ..
-        }) = steps.last()
-            && *ended <= cut
-        {
-            let recovery = disk.info().expect("facts").recovery;
-            if recovery.is_some() {
-                // The next open, which is no step, may have begun: but it has changed nothing yet.
-                return Err(format!("D2: it was closed, and yet recovered: {recovery:?}"));
-            }
-            let found: Vec<_> = BITMAPS.iter().map(|kind| bits_of(disk, kind)).collect();
-            if found != *bits {
-                return Err("D2: other bits than before the close".to_owned());
-            }
-        }
-        Ok(())
-    }
-
-    /// A2: all that was flushed is there, or what was written since.
-    fn check_flushed(&self, steps: &[Step], units: &[u64], cut: u64) -> Result<(), String> {
-        let flushed = steps
-            .iter()
-            .rposition(|step| step.act.flushes() && step.ended <= cut);
-        let flushed = flushed.map_or(0, |it| it + 1);
-        let mut expected = self.first[0].units.clone();
-        let writes = |step: &Step| match &step.act {
-            Act::Writes(writes) => writes.clone(),
-            _ => Vec::new(),
-        };
-        for write in steps[..flushed].iter().flat_map(writes) {
-            expected[write.units].fill(write.value);
-        }
-        let mut allowed: Vec<Vec<u64>> = expected.iter().map(|value| vec![*value]).collect();
-        for write in steps[flushed..].iter().flat_map(writes) {
-            allowed[write.units]
-                .iter_mut()
-                .for_each(|values| values.push(write.value));
-        }
-        for (unit, (found, allowed)) in units.iter().zip(&allowed).enumerate() {
-            if !allowed.contains(found) {
-                return Err(format!(
-                    "A2: unit {unit} holds {found:#x}, not one of {allowed:x?}"
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// M1: the point that a bitmap starts from is the last that was durable, or one that was on its way.
-    fn point(&self, bitmap: usize, steps: &[Step], epoch: Option<&str>, cut: u64) -> Result<&Point, String> {
-        let mut possible = vec![&self.first[bitmap]];
-        for (index, step) in steps.iter().enumerate() {
-            if let Act::Start { bitmap: it, .. } = &step.act
-                && *it == bitmap
-            {
-                if step.ended <= cut {
-                    possible.clear();
-                }
-                if let Act::Start { point, .. } = &self.steps[index].act {
-                    possible.push(point);
-                }
-            }
-        }
-        let found = possible
-            .iter()
-            .rev()
-            .find(|point| point.epoch.as_deref() == epoch);
-        found.copied().ok_or_else(|| {
-            let epochs: Vec<_> = possible.iter().map(|point| &point.epoch).collect();
-            format!(
-                "M1: {:?} starts at {epoch:?}, not at one of {epochs:?}",
-                BITMAPS[bitmap].name
-            )
-        })
     }
 }

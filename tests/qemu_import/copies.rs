@@ -122,11 +122,7 @@ fn overlays_and_disks_on_a_qcow2_are_copied_whole() {
 #[test]
 fn a_copy_without_bitmaps_and_one_that_is_not_made() {
     let Some(room) = Room::new() else { return };
-    room.image("disk.img", 1 << 20);
-    CreateOptions::new()
-        .image("disk.img")
-        .create(room.path("disk.qbm"))
-        .expect("a disk");
+    room.plain_disk(1 << 20);
     assert_eq!(copy(&room, "disk.qbm", "bare.qcow2").bitmaps, [] as [&str; 0]);
     assert!(room.facts("bare.qcow2")["format-specific"]["data"]["bitmaps"].is_null());
     assert!(

@@ -6,11 +6,11 @@
 
 use std::path::Path;
 
-use qbm::{CreateOptions, Disk, Format, Granularity};
+use qbm::{CreateOptions, Disk};
 
 use super::log::{Act, Event};
 pub use super::units::{BITMAPS, LENGTH, UNIT, UNITS, path};
-use super::units::{REGION, add_bitmaps, bits_of, units_of};
+use super::units::{REGION, add_bitmaps, bits_of, create, create_overlay, units_of};
 
 /// What the disk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,27 +26,17 @@ impl Shape<'_> {
     /// A new disk of this shape.
     pub fn create(self, folder: &Path) {
         match self {
-            Self::Raw => return super::units::create(folder),
+            Self::Raw => create(folder),
             Self::Device(device) => {
                 CreateOptions::new()
                     .image(device.to_str().expect("a name"))
                     .region_bytes(REGION)
                     .create(path(folder))
                     .expect("a disk");
-                return add_bitmaps(folder);
+                add_bitmaps(folder);
             }
-            Self::Overlay => {}
+            Self::Overlay => create_overlay(folder, 4 << 10, &Found::new(self).units),
         }
-        std::fs::write(folder.join("base.img"), self.content()).expect("a backing");
-        CreateOptions::new()
-            .backing("base.img", Format::Raw)
-            .granularity(Granularity::new(4 << 10).expect("a granularity"))
-            .region_bytes(REGION)
-            .create(path(folder))
-            .expect("a disk");
-        let stale = vec![0xee; usize::try_from(LENGTH).expect("a length")];
-        std::fs::write(folder.join("disk-data.img"), stale).expect("an image");
-        add_bitmaps(folder);
     }
 
     /// The number that a unit of a new disk is full of.
@@ -55,11 +45,6 @@ impl Shape<'_> {
             Self::Raw | Self::Device(_) => 0,
             Self::Overlay => number | 0xba5e << 48,
         }
-    }
-
-    fn content(self) -> Vec<u8> {
-        let units = (0..UNITS).map(|number| self.unit(number).to_le_bytes().repeat(64));
-        units.flatten().collect()
     }
 }
 

@@ -5,18 +5,10 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use super::random::Random;
 use super::room::Room;
 
 const KILLS: u32 = 60;
-
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (self.0 >> 33) % limit
-    }
-}
 
 /// Starts the tool and kills it after a while. Whether it was still at work.
 pub fn killed(room: &Room, args: &[&str], after: Duration) -> bool {
@@ -50,7 +42,7 @@ fn a_backup_that_is_killed_at_any_moment_shows_nothing_or_all() {
     ];
     let prune = ["backup", "prune", "-q", "--keep-last", "3", "backups"];
     room.folder("backups");
-    let random = &mut Random(7);
+    let random = &mut Random::new(7);
     let mut expected: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     let mut usual = Duration::from_millis(50);
     let (mut caught, mut appeared, mut full) = (0, 0, 0);

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use qbm::backup::{BackupFolder, Restore};
 use serde_json::Value;
 
-use super::backup_killed::{Random, guest_writes, killed};
+use super::backup_killed::{guest_writes, killed};
+use super::names::names_in;
+use super::random::Random;
 use super::room::{Room, TOOL};
 use super::skip::skipped;
 
@@ -214,19 +216,11 @@ impl Story {
         self.contents.remove(&newest);
         // No file is left of those that went.
         if !before {
-            let mut files: Vec<_> = fs::read_dir(self.room.path("backups"))
-                .expect("a folder")
-                .map(|entry| {
-                    entry
-                        .expect("an entry")
-                        .file_name()
-                        .to_string_lossy()
-                        .into_owned()
-                })
-                .filter(|file| file != "qbm-backup.lock" && !file.starts_with(&format!("{newest}.")))
-                .filter(|file| !file.starts_with(&format!("{newest}-data")))
-                .filter(|file| !file.starts_with(&format!("{newest}-allocation")))
-                .collect();
+            let mut files = names_in(&self.room.path("backups"));
+            files.retain(|file| {
+                let of_newest = [".", "-data", "-allocation"].map(|part| format!("{newest}{part}"));
+                file != "qbm-backup.lock" && !of_newest.iter().any(|part| file.starts_with(part))
+            });
             files.retain(|file| !stays.iter().any(|name| file.starts_with(name)));
             assert_eq!(files, Vec::<String>::new(), "{when}");
         }
@@ -268,7 +262,7 @@ fn killed_at(room: &Room, call: &str, count: u32, args: &[&str]) -> Option<Outpu
 #[test]
 fn a_prune_that_is_killed_at_any_call_loses_nothing() {
     // Less than what is copied in one go, so that one thread does all and every run is the same.
-    let mut story = Story::new(600_700, &mut Random(11));
+    let mut story = Story::new(600_700, &mut Random::new(11));
     for (round, prune) in PRUNES.into_iter().enumerate() {
         let stays = stay(&story, prune);
         let mut kills = 0;
@@ -297,7 +291,7 @@ fn a_prune_that_is_killed_at_any_call_loses_nothing() {
 
 #[test]
 fn a_prune_that_is_killed_at_any_moment_loses_nothing() {
-    let random = &mut Random(12);
+    let random = &mut Random::new(12);
     let mut story = Story::new(2 << 20, random);
     let prune = PRUNES[0];
     let begun = Instant::now();

@@ -8,6 +8,8 @@ use std::process::{Command, Output};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::names::names_in;
+
 /// The tool itself.
 pub const TOOL: &str = env!("CARGO_BIN_EXE_qbm");
 
@@ -97,18 +99,7 @@ impl Room {
 
     /// The names in the folder, sorted.
     pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = fs::read_dir(self.dir.path())
-            .expect("a folder")
-            .map(|entry| {
-                entry
-                    .expect("an entry")
-                    .file_name()
-                    .to_string_lossy()
-                    .into_owned()
-            })
-            .collect();
-        names.sort();
-        names
+        names_in(self.dir.path())
     }
 }
 

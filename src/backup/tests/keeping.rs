@@ -7,16 +7,6 @@ fn proceed() -> impl FnMut(u64, u64) -> ControlFlow<()> {
     |_, _| ControlFlow::Continue(())
 }
 
-fn three() -> (Room, Vec<(String, Vec<u8>)>) {
-    let room = Room::new();
-    let mut points = Vec::new();
-    for round in 1..=3u8 {
-        room.write(round, u64::from(round) * 10_000, 20_000);
-        points.push((room.back_up().name, room.content()));
-    }
-    (room, points)
-}
-
 #[test]
 fn the_files_of_a_backup_are_a_qbm_disk() {
     let (room, points) = three();

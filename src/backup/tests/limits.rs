@@ -17,16 +17,6 @@ fn end_at(at: usize) -> impl FnMut(u64, u64) -> ControlFlow<()> {
     }
 }
 
-fn three() -> (Room, Vec<(String, Vec<u8>)>) {
-    let room = Room::new();
-    let mut points = Vec::new();
-    for round in 1..=3u8 {
-        room.write(round, u64::from(round) * 10_000, 20_000);
-        points.push((room.back_up().name, room.content()));
-    }
-    (room, points)
-}
-
 /// Does it again and again, ended one call later each time, until it is done. Says how often it was ended.
 fn ended_everywhere<T>(mut act: impl FnMut(usize) -> Result<T>, unchanged: impl Fn(usize)) -> usize {
     for at in 0..10_000 {

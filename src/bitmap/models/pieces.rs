@@ -73,8 +73,9 @@ impl World {
         self.file.save(&self.bits, self.frozen.as_ref()).unwrap();
     }
 
+    /// In what a killed process leaves.
     fn assert_in_file(&self, granules: GranuleRange) {
-        let bytes = self.sim.read(NAME).unwrap();
+        let bytes = self.sim.kill().read(NAME).unwrap();
         for granule in granules.start.0..granules.end.0 {
             let byte = usize::try_from(granule / 8).unwrap();
             assert!(

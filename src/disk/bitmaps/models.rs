@@ -1,7 +1,9 @@
 //! A whole disk under the schedule explorer: guests write while a backup freezes, thaws, clears and merges.
 //!
 //! What must hold in every schedule: whatever differs from what the backup has is dirty, in memory and in the files
-//! that a killed process leaves (D1, durability trap 1).
+//! that a killed process leaves (D1, durability trap 1). Crashes under the guests' writes are in [`crash`].
+
+mod crash;
 
 use super::{AddBitmap, BitmapAction, MergeSource, Thaw};
 use crate::disk::{CreateOptions, Disk, OpenOptions, WriteFlags};
@@ -80,7 +82,7 @@ fn guests_and(operation: impl FnOnce(&Disk) -> Content, bitmaps: &[&str]) {
     for guest in guests {
         guest.join().unwrap();
     }
-    for disk in [&*disk, &open(&sim.kill())] {
+    for disk in [&open(&sim.kill()), &*disk] {
         for (granule, copied) in backup.into_iter().enumerate() {
             let dirty = |name: &&str| disk.bitmap_get(name, start_of(granule)).unwrap();
             assert!(

@@ -17,6 +17,8 @@ mod dice;
 mod failing;
 #[cfg(test)]
 mod foreign;
+#[cfg(test)]
+mod forgotten;
 mod life;
 mod model;
 #[cfg(test)]

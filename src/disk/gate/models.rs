@@ -1,7 +1,10 @@
 //! The gate under the schedule explorer: a backup takes the bits while writers write.
 //!
 //! What must hold in every schedule: nobody is inside while an operation has the gate closed, everybody gets on in the
-//! end, and no change is lost, neither by the backup nor by the bits that are left (durability trap 1).
+//! end, and no change is lost, neither by the backup nor by the bits that are left (durability trap 1). What a crash leaves
+//! of that is in [`crash`].
+
+mod crash;
 
 use std::sync::atomic::AtomicUsize as Plain;
 

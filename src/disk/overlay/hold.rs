@@ -1,11 +1,12 @@
 //! The hold on a backing image: many may read it, and nobody may write to it while they do.
 //!
 //! May call `state`, whose locks QEMU's programs see. Invariant: who has given a hold up takes it again before others
-//! can rely on it.
+//! can rely on it; and it ends with the hold, whoever has copies of the files.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::disk::Born;
 use crate::error::{Error, Result};
 use crate::state::{Lock, Sharing};
 use crate::storage::{FileIdentity, Storage, SyncMode};
@@ -17,6 +18,7 @@ pub(in crate::disk) struct Hold {
     image: Arc<dyn Storage>,
     path: PathBuf,
     lock: Mutex<Option<Lock>>,
+    born: Born,
 }
 
 impl Hold {
@@ -26,6 +28,7 @@ impl Hold {
             image,
             path,
             lock: Mutex::new(None),
+            born: Born::here(),
         }
     }
 
@@ -54,6 +57,18 @@ impl Hold {
         let had = lock.is_some();
         lock.into_iter().for_each(Lock::release);
         Suspended { hold: self, had }
+    }
+}
+
+/// A disk that is closed, or put on other images, keeps nobody from the ones that it was on: not even for the moment in which
+/// a child that another thread is just starting has copies of their files.
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // In a forked child the lock is the parent's.
+        if self.born.check().is_ok() {
+            let lock = self.lock.get_mut().unwrap_or_else(PoisonError::into_inner);
+            lock.take().into_iter().for_each(Lock::release);
+        }
     }
 }
 

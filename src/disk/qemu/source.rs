@@ -20,7 +20,16 @@ pub(super) struct Source {
     path: PathBuf,
     /// The folder that it lies in.
     folder: PathBuf,
-    _lock: Option<Lock>,
+    lock: Option<Lock>,
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        // A child that another thread is just starting has a copy of the file.
+        if let Some(lock) = self.lock.take() {
+            lock.release();
+        }
+    }
 }
 
 impl Source {
@@ -35,7 +44,7 @@ impl Source {
             storage,
             path: path.to_owned(),
             folder: place.shown,
-            _lock: lock,
+            lock,
         })
     }
 
