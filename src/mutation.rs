@@ -147,6 +147,10 @@ pub(crate) enum Fault {
     ImageBegunFirst,
     /// A new descriptor is not synced, nor are the names of what it names.
     NewUnsynced,
+    /// That a bitmap's sync failed is noted in the state file's header, or nowhere.
+    FailureUntold,
+    /// A recovery that cannot make a bitmap durable notes nothing.
+    RecoveryForgotten,
 }
 
 pub(crate) use switch::*;

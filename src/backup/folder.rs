@@ -85,28 +85,41 @@ impl BackupFolder {
     }
 
     /// The backup that `name` means: a whole name, the beginning of just one, or `latest`.
+    ///
+    /// One that cannot be read is never passed over for another: `latest` fails where such a one has a later time.
     pub fn find(&self, name: &str) -> Result<&BackupPoint> {
         let none = |words: String| Error::new(ErrorCode::FileNotFound, words);
         let folder = self.path.display();
         let Some(newest) = self.points.last() else {
-            return Err(none(format!("there is no backup in {folder}")));
+            return Err(match self.damaged.first() {
+                Some((name, why)) => unreadable(name, why),
+                None => none(format!("there is no backup in {folder}")),
+            });
         };
         if name == "latest" {
-            return Ok(newest);
+            return match self.damaged.iter().find(|(name, _)| *name > newest.name) {
+                Some((name, why)) => Err(unreadable(name, why).context(format_args!(
+                    "which backup is the latest is not known ({} is the newest of the others)",
+                    newest.name
+                ))),
+                None => Ok(newest),
+            };
         }
         if let Some(point) = self.named(name) {
             return Ok(point);
         }
-        if let Some((_, error)) = self.damaged.iter().find(|(damaged, _)| damaged == name) {
-            return Err(Error::new(
-                ErrorCode::FileInvalid,
-                format!("the backup {name} is damaged: {}", error.message()),
-            ));
+        if let Some((name, why)) = self.damaged.iter().find(|(damaged, _)| damaged == name) {
+            return Err(unreadable(name, why));
         }
         let mut fitting = self.points.iter().filter(|point| point.name.starts_with(name));
-        match (fitting.next(), fitting.next()) {
-            (Some(point), None) if !name.is_empty() => Ok(point),
-            (Some(_), Some(_)) => Err(none(format!(
+        let mut damaged = self
+            .damaged
+            .iter()
+            .filter(|(damaged, _)| damaged.starts_with(name));
+        match (fitting.next(), fitting.next(), damaged.next()) {
+            (Some(point), None, None) if !name.is_empty() => Ok(point),
+            (None, None, Some((name, why))) => Err(unreadable(name, why)),
+            (Some(_), _, _) => Err(none(format!(
                 "more than one backup in {folder} has a name that begins with {name:?}"
             ))),
             _ => Err(none(format!(
@@ -398,6 +411,12 @@ impl BackupFolder {
             self.points.push(point.clone());
         }
     }
+}
+
+/// That a backup is there and its record cannot be read.
+fn unreadable(name: &str, why: &Error) -> Error {
+    let words = format!("the backup {name} cannot be read: {why}");
+    Error::with_errno(why.code(), why.errno(), words)
 }
 
 /// Fails where the data of `point` has another length than its record says.

@@ -256,11 +256,10 @@ impl BitmapFile {
         self.sync()
     }
 
-    /// Writes all that is set in `bits` once more, and syncs: after a crash what the file shows may be in the page cache
-    /// alone, where the kernel takes it for written.
-    pub fn rewrite(&self, bits: &Bits) -> Result<()> {
-        self.write_from(bits, None, 0)?;
-        self.sync()
+    /// Writes all that is set in `bits` once more: after a crash what the file shows may be in the page cache alone, where
+    /// the kernel takes it for written. The caller syncs.
+    pub fn write_again(&self, bits: &Bits) -> Result<()> {
+        self.write_from(bits, None, 0)
     }
 
     /// The file itself.

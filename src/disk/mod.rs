@@ -370,6 +370,11 @@ impl Disk {
             let image = self.image();
             image.storage.sync(mode).map_err(|e| {
                 let error = image.failed("flush", &e);
+                // One that is a disk itself and has not failed has lost nothing: there was no room for its bits, say. What
+                // it was asked for it can be asked for again.
+                if image.disk().is_some_and(|inner| !inner.alive.has_failed()) {
+                    return error;
+                }
                 if !mutation::on(Fault::FailedSyncForgotten) {
                     self.fail(&error);
                 }

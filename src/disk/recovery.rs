@@ -222,7 +222,10 @@ impl Recovering<'_> {
             // D1: what others have written is in the files before the stamp that tells of it is replaced.
             if (recovery.is_some() || recorded) && !mutation::on(Fault::EvidenceFirst) {
                 self.make_image_durable(Some(&*storage), shadowed.as_ref())?;
-                self.make_durable(bitmaps, Suspects::Recording)?;
+                self.make_durable(bitmaps, Suspects::Recording, || {
+                    // Where nothing at all can be told, neither can it be to the caller, who is about to hear of this.
+                    let _ = StateFile::note_failure_in(&storage, path.clone(), found.clone());
+                })?;
             }
             let (file, active) = StateFile::adopt(storage, path, found)?;
             let adopted = self.session(file, active, now.ok())?;
@@ -231,7 +234,7 @@ impl Recovering<'_> {
             if mutation::on(Fault::EvidenceFirst) {
                 adopted.begin(self.image, true, None)?;
                 self.make_image_durable(None, None)?;
-                self.make_durable(bitmaps, Suspects::Recording)?;
+                self.make_durable(bitmaps, Suspects::Recording, || ())?;
             }
             if !distrusted.is_empty() && !mutation::on(Fault::StampFirst) {
                 // Durable before the stamp that tells of it is replaced.
@@ -264,7 +267,8 @@ impl Recovering<'_> {
         let recovery = self.widen(bitmaps, Suspects::All, &whole, why)?;
         if !self.options.read_only {
             self.make_image_durable(None, None)?;
-            self.make_durable(bitmaps, Suspects::All)?;
+            // Where that fails, the next opener knows as little.
+            self.make_durable(bitmaps, Suspects::All, || ())?;
         }
         Ok(recovery)
     }
@@ -343,9 +347,18 @@ impl Recovering<'_> {
     /// Makes durable what else the disk goes on to rely on, as a process that was killed may have left it in the page cache
     /// alone (D1): the bits of `suspects`, and the descriptor under its name. The old one, if it came back, would have
     /// bitmap files that know nothing of what is written from here on.
-    fn make_durable(&self, bitmaps: &[Bitmap], suspects: Suspects) -> Result<()> {
+    ///
+    /// `unsure` where a sync has failed: the next opener's may succeed, as this failure was told of, and the bits may be gone
+    /// for all that. No evidence tells of it.
+    fn make_durable(&self, bitmaps: &[Bitmap], suspects: Suspects, unsure: impl FnOnce()) -> Result<()> {
         if !mutation::on(Fault::NotRewritten) {
-            recover::rewrite(bitmaps, suspects)?;
+            recover::write_again(bitmaps, suspects)?;
+            if let Err(error) = recover::sync(bitmaps, suspects) {
+                if !mutation::on(Fault::RecoveryForgotten) {
+                    unsure();
+                }
+                return Err(error);
+            }
         }
         if mutation::on(Fault::FoundNamesUnsynced) {
             return Ok(());

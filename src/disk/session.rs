@@ -252,7 +252,7 @@ impl Session {
 
     /// A file of the disk lost what was written to it: whatever the evidence says later, the bitmap files are not exact.
     pub(super) fn note_failure(&self) {
-        // Where this fails too, the state file takes nothing any more, and no region is retired: no bit is owed then.
+        // Where nothing at all can be told, neither can it be to the caller, who is about to hear of the first failure.
         let _ = self.file.note_failure();
     }
 

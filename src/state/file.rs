@@ -16,6 +16,7 @@ use super::shadow::ShadowId;
 use super::stamp::Stamp;
 use crate::bitmap::{BitmapFile, BitmapPolicy};
 use crate::error::{Error, ErrorCode, Result};
+use crate::mutation::{self, Fault};
 use crate::storage::{Storage, SyncMode, read_slice, write_slice};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::units::ByteRange;
@@ -332,15 +333,33 @@ impl StateFile {
         })
     }
 
-    /// Notes that a bitmap file failed to take bits that the map still covers. Durable on return.
+    /// Notes that a bitmap file failed to take bits that the map still covers. Durable on return, but where the header
+    /// cannot say so: then the file is made none that is valid, and whoever comes next takes every bit for set. That is in
+    /// the page cache at least, and so as good as the evidence, which would call the bitmap file exact (D1).
     pub(crate) fn note_failure(&self) -> Result<()> {
-        if self.current().header.failure_noted {
+        let header = self.header();
+        if header.failure_noted {
             return Ok(());
         }
-        self.update(|header| {
+        let noted = self.update(|header| {
             header.failure_noted = true;
             Ok(())
-        })
+        });
+        match noted {
+            // Of a clean disk nobody asks the evidence.
+            Err(_) if !header.clean && undo(&*self.storage) => Ok(()),
+            noted => noted,
+        }
+    }
+
+    /// The same of a file that was found and not adopted yet.
+    pub(crate) fn note_failure_in(storage: &Arc<dyn Storage>, path: PathBuf, found: Found) -> Result<()> {
+        let unclean = !found.header.clean;
+        match Self::adopt(Arc::clone(storage), path, found) {
+            Ok((file, _)) => file.note_failure(),
+            Err(_) if unclean && undo(&**storage) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Writes these pieces of the map, neighbours in one call. Not durable before a [`Self::sync`] that begins later.
@@ -395,6 +414,14 @@ impl std::fmt::Debug for StateFile {
             .field("path", &self.path)
             .finish_non_exhaustive()
     }
+}
+
+/// Makes a state file none that is valid; false where that cannot be done.
+///
+/// By its length first: that goes another way through the file system than the bytes that have just failed to.
+fn undo(storage: &dyn Storage) -> bool {
+    let damage = |slot: usize| write_slice(storage, UNDONE, slot as u64).is_ok();
+    !mutation::on(Fault::FailureUntold) && (storage.set_length(0).is_ok() || damage(0) || damage(SLOT))
 }
 
 /// Where the slot of a generation begins.

@@ -116,12 +116,20 @@ impl Folder for HostFolder {
 
     fn create(&self, _role: Role, name: &Path) -> io::Result<Arc<dyn Storage>> {
         let flags = O_RDWR | O_CREAT | O_EXCL;
-        let fd = sys::open_at(self.dir.as_fd(), &terminated(name)?, flags, 0o666)?;
+        let name = terminated(name)?;
+        let fd = sys::open_at(self.dir.as_fd(), &name, flags, 0o666)?;
         let access = Access {
             write: true,
             direct: false,
         };
-        Ok(Arc::new(FileStorage::from_fd(fd, access)?))
+        match FileStorage::from_fd(fd, access) {
+            Ok(file) => Ok(Arc::new(file)),
+            Err(error) => {
+                // To the caller there is none, so nobody else would remove it.
+                let _ = sys::unlink_at(self.dir.as_fd(), &name);
+                Err(error)
+            }
+        }
     }
 
     fn copy_attributes(&self, from: &Path, to: &Path) -> io::Result<()> {

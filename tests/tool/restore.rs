@@ -181,3 +181,47 @@ fn of_a_qcow2_that_exists_only_what_differs_is_written() {
     room.fails(&as_qcow2("mine.qcow2", "backups"));
     assert!(room.read("mine.qcow2") == before);
 }
+
+#[test]
+fn a_backup_that_cannot_be_read_is_not_passed_over_for_another() {
+    let room = Room::new();
+    room.done(&["create", "-q", "disk.qbm", "1M"]);
+    let names: Vec<String> = (0..2)
+        .map(|_| {
+            let args = [
+                "backup", "--output", "json", "--bitmap", "nightly", "--to", "backups", "disk.qbm",
+            ];
+            room.json(&args)["name"].as_str().expect("a name").to_owned()
+        })
+        .collect();
+    let [first, second] = &names[..] else {
+        panic!("{names:?}")
+    };
+    let record = |name: &str| format!("backups/{name}.qbm");
+    let (of_first, of_second) = (room.read(&record(first)), room.read(&record(second)));
+    let restore = |from: &str| room.fails(&["restore", from, "--to", "new.img"]).1;
+    room.write(&record(second), b"{");
+    let complaint = restore("backups");
+    let expected = format!(
+        "qbm: which backup is the latest is not known ({first} is the newest of the others): the backup {second} cannot be \
+         read: "
+    );
+    assert!(complaint.starts_with(&expected), "{complaint}");
+    let complaint = restore(&format!("backups@{second}"));
+    assert!(complaint.contains("cannot be read"), "{complaint}");
+    room.done(&["restore", "-q", &format!("backups@{first}"), "--to", "first.img"]);
+
+    room.write(&record(second), &of_second);
+    room.write(&record(first), b"{");
+    let complaint = restore("backups");
+    let expected =
+        format!("the backup {second} needs the backup {first}: the backup {first} cannot be read: ");
+    assert!(complaint.contains(&expected), "{complaint}");
+
+    room.write(&record(second), b"{");
+    let complaint = restore("backups");
+    assert!(complaint.contains("cannot be read"), "{complaint}");
+    room.write(&record(first), &of_first);
+    room.write(&record(second), &of_second);
+    room.done(&["restore", "-q", "backups", "--to", "new.img"]);
+}

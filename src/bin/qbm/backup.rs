@@ -143,7 +143,11 @@ fn back_up(args: &Run) -> Outcome {
         .run(&disk, &mut folder, &mut |done, total| bar.show(done, total))
         .map_err(|error| hint(error, &args.disk))?;
     drop(bar);
-    disk.close()?;
+    let closed = disk.close();
+    // What failed the thaw fails the close, too, and is told below with what has become of the backup.
+    if finished.not_thawed.is_none() {
+        closed?;
+    }
     let point = &finished.point;
     if !args.quiet {
         let mut out = io::stdout().lock();

@@ -4,6 +4,7 @@
 //! written again and synced, as it may have been in the page cache alone.
 
 use super::{Bitmap, BitmapContent, Loading};
+use crate::bitmap::{BitmapFile, Bits};
 use crate::disk::AddedBits;
 use crate::error::{Error, ErrorCode, Result};
 use crate::state::{MarkId, Marks};
@@ -138,13 +139,24 @@ pub(in crate::disk) fn add(
     Ok(())
 }
 
-/// Writes the bits of those bitmaps again, and syncs them.
-pub(in crate::disk) fn rewrite(bitmaps: &[Bitmap], suspects: Suspects) -> Result<()> {
+/// Writes the bits of those bitmaps again.
+pub(in crate::disk) fn write_again(bitmaps: &[Bitmap], suspects: Suspects) -> Result<()> {
+    for_each_file(bitmaps, suspects, BitmapFile::write_again)
+}
+
+/// Makes their files durable.
+pub(in crate::disk) fn sync(bitmaps: &[Bitmap], suspects: Suspects) -> Result<()> {
+    for_each_file(bitmaps, suspects, |file, _| file.sync())
+}
+
+fn for_each_file(
+    bitmaps: &[Bitmap],
+    suspects: Suspects,
+    act: impl Fn(&BitmapFile, &Bits) -> Result<()>,
+) -> Result<()> {
     for bitmap in bitmaps.iter().filter(|bitmap| suspects.has(bitmap)) {
         if let (Some(kept), Some(bits)) = (&bitmap.kept, bitmap.loaded()) {
-            kept.file
-                .rewrite(bits)
-                .map_err(|e| e.context(format_args!("bitmap {:?}", bitmap.name)))?;
+            act(&kept.file, bits).map_err(|e| e.context(format_args!("bitmap {:?}", bitmap.name)))?;
         }
     }
     Ok(())

@@ -26,10 +26,16 @@ impl Life {
     /// Backs the disk up by the bitmap `name`, while the guest writes `len` bytes at `at`.
     pub(super) fn back_up(&mut self, name: &'static str, (at, len): (usize, usize)) -> Result<()> {
         let Some(disk) = self.disk()? else { return Ok(()) };
-        let epochs = || {
-            let info = disk.bitmap_list()?.into_iter().find(|it| it.name == name);
-            Ok::<_, Error>(info.map_or((None, None), |it| (it.epoch, it.next_epoch)))
+        let info = || {
+            let mut all = disk.bitmap_list()?.into_iter();
+            Ok::<_, Error>(all.find(|it| it.name == name))
         };
+        let epochs = || Ok::<_, Error>(info()?.map_or((None, None), |it| (it.epoch, it.next_epoch)));
+        // As every backup program must: what is written from here on would be missed by the next one.
+        if info()?.is_some_and(|it| !it.recording) {
+            let words = format!("bitmap {name:?} does not record");
+            return Err(Error::new(ErrorCode::BitmapState, words));
+        }
         let (parent, _) = epochs()?;
         let begun = self.now();
         let views = backup_begin(&[(&disk, name)], &Scratch::default());

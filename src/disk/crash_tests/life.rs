@@ -10,8 +10,9 @@ use super::steps::Step;
 use crate::bitmap::BitmapPolicy;
 use crate::descriptor::{BackingEntry, Format};
 use crate::disk::{
-    AddBitmap, BackingFlags, BitmapAction, BitmapContent, CheckOptions, CreateOptions, Disk, FindingKind,
-    MergeSource, OnBitmapError, OpenOptions, Repair, Severity, StatusFlags, Thaw, TruncateFlags, WriteFlags,
+    AddBitmap, BackingFlags, BitmapAction, BitmapContent, CheckOptions, Child, CreateOptions, Disk,
+    FindingKind, MergeSource, OnBitmapError, OpenOptions, Repair, Severity, StatusFlags, Thaw, TruncateFlags,
+    WriteFlags,
 };
 use crate::error::{Error, Result};
 use crate::storage::simulated::{CallKind, Fault, SimDisk};
@@ -97,6 +98,12 @@ impl Kind {
         excuses: true,
         ..Self::RAW
     };
+
+    /// Whether a sync of the image that fails gives up what was not flushed: there are allocation bits, in this disk or in its
+    /// image, and nobody believes their shadow then.
+    pub(super) fn gives_up(self) -> bool {
+        self.overlay || self.inner == Some(Inner::Overlay)
+    }
 
     /// How the disk on `sim` is opened; the page cache lives as long as `cache` stays the same.
     pub(super) fn options(self, sim: &SimDisk, cache: &str) -> OpenOptions {
@@ -243,19 +250,28 @@ impl Life {
 
     /// Whether `name` is the disk's own image, or may be, where it is not open.
     pub(super) fn is_image(&self, name: &Path) -> bool {
-        if self.kind.inner.is_some() && name.to_string_lossy().starts_with("inner-data") {
-            return true;
+        let begins = |with| name.to_string_lossy().starts_with(with);
+        let Some(disk) = &self.disk else {
+            return begins("disk-data") || (self.kind.inner.is_some() && begins("inner-data"));
+        };
+        if disk.image().disk().is_some() {
+            return begins("inner-data");
         }
-        match self.disk.as_ref().map(|disk| disk.layer(0)) {
-            Some(Ok(own)) => own.path == name,
-            _ => name.to_string_lossy().starts_with("disk-data"),
-        }
+        disk.layer(0).is_ok_and(|own| own.path == name)
     }
 
     pub(super) fn has_failed(&self) -> bool {
         self.disk
             .as_ref()
             .is_none_or(|disk| disk.info().is_ok_and(|info| info.failed))
+    }
+
+    /// Whether an image that is a disk itself calls itself failed: then so does a flush of the disk above.
+    pub(super) fn image_has_failed(&self) -> bool {
+        let image = self.disk.as_ref().map(|disk| disk.image());
+        image
+            .and_then(Child::disk)
+            .is_some_and(|inner| inner.alive.has_failed())
     }
 
     /// The disk, open.

@@ -94,7 +94,7 @@ impl Look<'_> {
         let cut = self.model.at(point.events(), false);
         let kill = self
             .model
-            .at(point.events(), !(self.kind.overlay && self.model.image_failed));
+            .at(point.events(), !(self.kind.gives_up() && self.model.image_failed));
         states += self
             .one((&kill, &cut), &point.kill(), self.caches.0, point.events())
             .map_err(|what| format!("killed: {what}"))?;
@@ -229,7 +229,8 @@ pub(crate) fn of_bytes(bytes: &[u8]) {
     look_back(&life, start, depth).unwrap_or_else(|what| panic!("{kind:?}: {steps:?}: {what}"));
 }
 
-const KINDS: [Kind; 9] = [
+/// Every kind of life.
+pub(super) const KINDS: [Kind; 9] = [
     Kind::RAW,
     Kind::LAZY,
     Kind::OVERLAY,
