@@ -178,7 +178,8 @@ static void no_record(void)
     CHECK_MENTIONS("no record", list[1].error);
     CHECK(list[1].time == NULL && list[1].kind == 0);
     qbm_free(list);
-    CHECK_FAILS(ENOENT, QBM_ERROR_FILE_NOT_FOUND, first, qbm_restore("backups", second, "new.img", NULL, NULL));
+    CHECK_FAILS(EINVAL, QBM_ERROR_FILE_INVALID, first, qbm_restore("backups", second, "new.img", NULL, NULL));
+    CHECK_FAILS(EINVAL, QBM_ERROR_FILE_INVALID, "is damaged", qbm_restore("backups", first, "new.img", NULL, NULL));
     CHECK_FAILS(EINVAL, QBM_ERROR_FILE_INVALID, "nothing is removed", qbm_backup_prune("backups", &options, NULL));
 }
 
