@@ -1849,8 +1849,8 @@ int qbm_bitmap_info(struct qbm_disk *disk, const char *name, struct qbm_bitmap_f
  *
  * facts_size: sizeof(struct qbm_bitmap_facts). *list: an array of *count
  * elements of that size, which the caller frees with qbm_free(), strings and
- * all; NULL where there are none. Returns 0. -EINVAL, -ENOMEM; then *list is
- * NULL and *count 0. Any thread.
+ * all; NULL where there are none. Returns 0. -EINVAL, -ENOMEM, and of a view
+ * -ENOTSUP; then *list is NULL and *count 0. Any thread.
  */
 int qbm_bitmap_list(struct qbm_disk *disk,
                     size_t facts_size,
