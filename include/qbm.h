@@ -474,7 +474,8 @@ typedef struct qbm_views qbm_views;
  * that is used elsewhere, and no dup() of one. Called only during qbm_open(),
  * qbm_create(), qbm_commit(), qbm_rebase(), qbm_change_backing() and
  * qbm_snapshot(), on their thread; qbm_commit(), qbm_rebase() and
- * qbm_change_backing() ask for the descriptor again, too.
+ * qbm_change_backing() ask for the descriptor again, too, and qbm_snapshot()
+ * with QBM_OPEN_DIRECT for the new image.
  */
 typedef int (*qbm_open_file)(void *opaque, int role, const char *path, int flags);
 
