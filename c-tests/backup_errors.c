@@ -119,7 +119,10 @@ static void on_a_view(qbm_disk *disk)
 #undef READ_ONLY
 #define NO_DISK(call) CHECK_FAILS(ENOTSUP, QBM_ERROR_NOT_SUPPORTED, "a view of disk.qbm", call)
     NO_DISK(qbm_chain_info(view, 0, &layer));
+    list = (struct qbm_bitmap_facts *)&layer;
+    many = 7;
     NO_DISK(qbm_bitmap_list(view, sizeof *list, &list, &many));
+    CHECK(list == NULL && many == 0);
     NO_DISK(qbm_bitmap_merge(view, "b", NULL, "c", 0));
     NO_DISK(qbm_bitmap_merge(disk, "c", view, "b", 0));
     remove.disk = view;
@@ -129,6 +132,10 @@ static void on_a_view(qbm_disk *disk)
     again[0] = source(view, "b");
     NO_DISK(qbm_backup_begin(again, 1, sizeof *again, NULL, &more));
 #undef NO_DISK
+    again[0].view = view;
+    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "views is NULL",
+                qbm_backup_begin(again, 1, sizeof *again, NULL, NULL));
+    CHECK(again[0].view == NULL);
     /* Its own bitmap is read, and no other. */
     CHECK_OK(qbm_bitmap_next_zero(view, "b", 0, UINT64_MAX, &number));
     CHECK_OK(qbm_bitmap_serialized_length(view, "b", &length));

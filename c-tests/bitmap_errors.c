@@ -287,6 +287,10 @@ static void ranges_and_places(qbm_disk *disk)
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "facts_size", qbm_bitmap_list(disk, 7, &all, &found));
     CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "facts_size", qbm_bitmap_list(disk, 4097, &all, &found));
     CHECK(all == NULL && found == 0);
+    all = &facts;
+    found = 7;
+    CHECK_FAILS(EINVAL, QBM_ERROR_INVALID_ARGUMENT, "disk is NULL", qbm_bitmap_list(NULL, sizeof facts, &all, &found));
+    CHECK(all == NULL && found == 0);
 }
 
 static void bits_apart(qbm_disk *disk)

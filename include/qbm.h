@@ -474,7 +474,8 @@ typedef struct qbm_views qbm_views;
  * that is used elsewhere, and no dup() of one. Called only during qbm_open(),
  * qbm_create(), qbm_commit(), qbm_rebase(), qbm_change_backing() and
  * qbm_snapshot(), on their thread; qbm_commit(), qbm_rebase() and
- * qbm_change_backing() ask for the descriptor again, too.
+ * qbm_change_backing() ask for the descriptor again, too, and qbm_snapshot()
+ * with QBM_OPEN_DIRECT for the new image.
  */
 typedef int (*qbm_open_file)(void *opaque, int role, const char *path, int flags);
 
@@ -1849,8 +1850,8 @@ int qbm_bitmap_info(struct qbm_disk *disk, const char *name, struct qbm_bitmap_f
  *
  * facts_size: sizeof(struct qbm_bitmap_facts). *list: an array of *count
  * elements of that size, which the caller frees with qbm_free(), strings and
- * all; NULL where there are none. Returns 0. -EINVAL, -ENOMEM; then *list is
- * NULL and *count 0. Any thread.
+ * all; NULL where there are none. Returns 0. -EINVAL, -ENOMEM, and of a view
+ * -ENOTSUP; then *list is NULL and *count 0. Any thread.
  */
 int qbm_bitmap_list(struct qbm_disk *disk,
                     size_t facts_size,

@@ -325,6 +325,61 @@ fn qcow2_overlays_by_qemu_and_qbm_overlays_by_libqbm_are_equal() {
     }
 }
 
+/// How this process has the file open, by the kernel's own word.
+fn flags_of(path: &Path) -> Vec<i32> {
+    let files = std::fs::read_dir("/proc/self/fd").expect("the open files");
+    let named = files
+        .filter_map(Result::ok)
+        .filter(|file| std::fs::read_link(file.path()).is_ok_and(|to| to == path));
+    named
+        .map(|file| {
+            let about = format!("/proc/self/fdinfo/{}", file.file_name().display());
+            let about = std::fs::read_to_string(about).expect("facts of a file");
+            let flags = about.lines().find_map(|line| line.strip_prefix("flags:"));
+            i32::from_str_radix(flags.expect("its flags").trim(), 8).expect("a number")
+        })
+        .collect()
+}
+
+/// The image that a snapshot makes is accessed as the one before it was, and as the disk says.
+#[test]
+fn a_snapshot_stays_around_the_page_cache() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    let folder = dir.path().canonicalize().expect("its path");
+    for direct in [false, true] {
+        let path = folder.join(format!("{direct}.qbm"));
+        CreateOptions::new().size(1 << 20).create(&path).expect("a disk");
+        let disk = match qbm::OpenOptions::new().direct(direct).open(&path) {
+            Err(error) if direct => {
+                skip::skipped(format_args!("snapshots around the page cache: {error}"));
+                return;
+            }
+            opened => opened.expect("it opens"),
+        };
+        disk.write(&[1; 5000], 100, WriteFlags::empty()).expect("written");
+        disk.snapshot(&format!("{direct}-s.qbm"), None)
+            .expect("a snapshot");
+        disk.write(&[2; 5000], 3000, WriteFlags::empty())
+            .expect("written");
+        let mut found = vec![0; 9000];
+        disk.read(&mut found, 0).expect("read");
+        let expected = (0..9000).map(|at| match at {
+            3000..8000 => 2,
+            100..3000 => 1,
+            _ => 0,
+        });
+        assert!(found.into_iter().eq(expected));
+        let layer = disk.layer(0).expect("the image");
+        let flags = flags_of(&layer.path);
+        assert!(!flags.is_empty(), "{} is open", layer.path.display());
+        assert!(
+            flags.iter().all(|flags| (flags & libc::O_DIRECT != 0) == direct),
+            "{direct}: {flags:?}"
+        );
+        assert_eq!(disk.info().expect("facts").direct, direct);
+    }
+}
+
 /// On real files, through the page cache and around it, with dirty bitmaps and resizes, against a plain vector.
 #[test]
 fn a_chain_of_real_files_reads_as_a_plain_one() {

@@ -131,9 +131,10 @@ pub unsafe extern "C" fn qbm_backup_begin(
 ) -> c_int {
     call(|| {
         // SAFETY: the caller's promise: a place for the answer.
-        unsafe { put(views, null_mut(), "views") }?;
+        let cleared = unsafe { put(views, null_mut(), "views") };
         // SAFETY: the caller's promise: so many elements of that size.
         let places = unsafe { Places::new(sources, count, source_size) }?;
+        cleared?;
         // SAFETY: the caller's promise: NULL, or a struct as long as its first field says.
         let scratch = unsafe { scratch(structs::read(options, "options")?) }?;
         let mut disks = Vec::with_capacity(count);

@@ -119,8 +119,8 @@ pub unsafe extern "C" fn qbm_bitmap_info(
 ///
 /// facts_size: sizeof(struct qbm_bitmap_facts). *list: an array of *count
 /// elements of that size, which the caller frees with qbm_free(), strings and
-/// all; NULL where there are none. Returns 0. -EINVAL, -ENOMEM; then *list is
-/// NULL and *count 0. Any thread.
+/// all; NULL where there are none. Returns 0. -EINVAL, -ENOMEM, and of a view
+/// -ENOTSUP; then *list is NULL and *count 0. Any thread.
 ///
 /// # Safety
 ///
@@ -132,12 +132,11 @@ pub unsafe extern "C" fn qbm_bitmap_list(
     list: *mut *mut qbm_bitmap_facts,
     count: *mut usize,
 ) -> c_int {
+    // Whatever comes: the caller may free what is in the list.
+    // SAFETY: the caller's promise: places for the answer.
+    let cleared = unsafe { put(list, std::ptr::null_mut(), "list").and(put(count, 0, "count")) };
     let fill = |disk: &Disk| {
-        // SAFETY: the caller's promise: places for the answer.
-        unsafe {
-            put(list, std::ptr::null_mut(), "list")?;
-            put(count, 0, "count")?;
-        }
+        cleared?;
         check_size(facts_size, "facts_size")?;
         let facts = disk.bitmap_list()?;
         if facts.is_empty() {

@@ -134,7 +134,8 @@ const _: () = {
 /// that is used elsewhere, and no dup() of one. Called only during qbm_open(),
 /// qbm_create(), qbm_commit(), qbm_rebase(), qbm_change_backing() and
 /// qbm_snapshot(), on their thread; qbm_commit(), qbm_rebase() and
-/// qbm_change_backing() ask for the descriptor again, too.
+/// qbm_change_backing() ask for the descriptor again, too, and qbm_snapshot()
+/// with QBM_OPEN_DIRECT for the new image.
 #[allow(non_camel_case_types, reason = "the name in C")]
 pub type qbm_open_file = Option<
     unsafe extern "C" fn(opaque: *mut c_void, role: c_int, path: *const c_char, flags: c_int) -> c_int,

@@ -16,6 +16,7 @@ use super::session::Session;
 use super::status::{BlockStatus, StatusHints};
 use super::{Child, Disk, StatusFlags, TruncateFlags, WriteFlags};
 use crate::error::Result;
+use crate::format::FormatImage;
 use crate::state::{Evidence, Lock, NoEvidence, Tenure};
 use crate::storage::{
     Access, Extent, FileIdentity, Gather, Limits, Role, Scatter, Storage, SyncMode, Version, Zeroing,
@@ -47,6 +48,15 @@ impl Child {
         match self.nested.as_deref() {
             Some(Nested::Disk(disk)) => Some(disk),
             _ => None,
+        }
+    }
+
+    /// The image of a format of its own that has its bytes at last, however many disks are between.
+    pub(super) fn tables(&self) -> Option<&Arc<dyn FormatImage>> {
+        match self.nested.as_deref() {
+            None => self.mapped.as_ref(),
+            Some(Nested::Disk(disk)) => disk.image().tables(),
+            Some(Nested::Chain(below)) => below.chain.layers.first()?.image.tables(),
         }
     }
 

@@ -23,7 +23,7 @@ use crate::descriptor::{BackingEntry, BitmapEntry, Descriptor, Format};
 use crate::error::{Error, ErrorCode, Result};
 use crate::mutation::{self, Fault};
 use crate::state::{Evidence, Lock, Shadow, Sharing};
-use crate::storage::{Role, Storage, SyncMode};
+use crate::storage::{Access, Role, Storage, SyncMode};
 use crate::sync::PoisonError;
 use crate::units::Granularity;
 
@@ -65,7 +65,7 @@ impl Disk {
         let bitmap = self.name_for_bits(&structure.descriptor);
 
         let mut made = Made::begin(&self.place)?;
-        let image = made.image(self.length())?;
+        let image = made.image(self.length(), self.direct)?;
         let image_name = made.last().to_owned();
         let lock = if self.place.locking {
             Lock::image(image.storage.shared(), &image.path, Sharing::Write)?
@@ -236,14 +236,28 @@ impl<'d> Made<'d> {
         Ok((storage, path))
     }
 
-    /// A new image of `length` bytes.
-    fn image(&mut self, length: u64) -> Result<Child> {
+    /// A new image of `length` bytes, to be accessed through the page cache or around it.
+    fn image(&mut self, length: u64, direct: bool) -> Result<Child> {
         let (storage, path) = self.file(Role::Image, &FileName::data(&self.place.name))?;
         storage
             .set_length(length)
             .and_then(|()| storage.sync(SyncMode::All))
             .map_err(|e| Error::io(&format!("give {length} bytes to"), &path, &e))?;
-        Ok(Child::new(storage, path))
+        if !direct {
+            return Ok(Child::new(storage, path));
+        }
+        let access = Access { write: true, direct };
+        let folder = &self.place.folder;
+        let again = folder
+            .open(Role::Image, Path::new(self.last()), access)
+            .map_err(|e| Error::io("open", &path, &e))?;
+        if again.identity() != storage.identity() {
+            return Err(Error::new(
+                ErrorCode::FileInvalid,
+                format!("{} is not the file any more that was made", path.display()),
+            ));
+        }
+        Ok(Child::new(again, path))
     }
 
     /// A file with these bits.

@@ -194,12 +194,16 @@ impl Disk {
             file.sync().inspect_err(|e| self.fail(e))?;
         }
         let durability = overlay.durability.renewed(file, &bits)?;
+        // What a commit that failed could not make durable is no surer for being opened once more.
+        let below_again = below.chain.shares_files_with(&overlay.chain);
         self.save(&below.descriptor)?;
         self.loading.follow(&below.loading);
         let overlay = overlay.with(bits, durability, Arc::new(below.chain));
         shape.overlay = Some(Arc::new(overlay.named_in(&below.descriptor)));
         structure.descriptor = below.descriptor;
-        structure.outdated = None;
+        if !below_again {
+            structure.outdated = None;
+        }
         Ok(())
     }
 }
@@ -213,6 +217,14 @@ impl Chain {
             return Ok(());
         }
         self.layers.iter().filter(is_new).try_for_each(Layer::sync)
+    }
+
+    /// Whether any image is in both.
+    fn shares_files_with(&self, other: &Self) -> bool {
+        let file = |layer: &Layer| layer.image.storage.identity();
+        self.layers
+            .iter()
+            .any(|layer| other.layers.iter().any(|it| file(it) == file(layer)))
     }
 
     /// Whether both are made of the same files in the same formats, one by one.

@@ -106,7 +106,7 @@ impl Target {
             unsure: AtomicBool::new(false),
         };
         check_identity(target.image(), layer.image.storage.identity())?;
-        if let (Some(writer), Some(reader)) = (&target.image().mapped, &layer.image.mapped) {
+        if let (Some(writer), Some(reader)) = (target.image().tables(), layer.image.tables()) {
             writer
                 .read_by(Arc::clone(reader))
                 .map_err(|e| layer.image.failed("read the tables of", &e))?;
@@ -185,7 +185,7 @@ impl Target {
     /// Makes it as long as the disk, where it is shorter; what it gains reads as zeros.
     pub(super) fn grow(&self, from: u64, to: u64) -> Result<()> {
         // A qcow2 has whole sectors.
-        let to = match &self.image().mapped {
+        let to = match self.image().tables() {
             Some(_) => qcow2::shown_length(to).unwrap_or(to),
             None => to,
         };

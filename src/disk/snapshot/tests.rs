@@ -1,5 +1,7 @@
 //! Snapshots of plain disks and of overlays: what they show, what the disk shows, and who may come between.
 
+mod nested;
+
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

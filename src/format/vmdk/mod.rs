@@ -6,16 +6,21 @@
 
 mod descriptor;
 mod image;
+mod shared;
 mod sparse;
+#[cfg(test)]
+mod tests;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::{Storage, read_slice};
 use crate::units::MAX_LENGTH;
-use descriptor::{Contents, Described};
+use descriptor::{Contents, Described, ExtentLine};
 use image::{Extent, Part, VmdkImage};
+use shared::Shared;
 use sparse::Sparse;
 
 /// vmdk counts in these.
@@ -23,6 +28,10 @@ const SECTOR: u64 = 512;
 
 /// The longest descriptor. One of as many extents as are opened is far shorter.
 const MAX_DESCRIPTOR: u64 = 2 << 20;
+
+/// The most bytes that the directories of all sparse extents of an image take. In grains and tables as `VMware` makes them
+/// they reach for 1 PiB.
+const MAX_DIRECTORIES: u64 = 128 << 20;
 
 /// A vmdk that was looked at, and whose extents are not open yet.
 pub(crate) struct Unopened {
@@ -53,7 +62,7 @@ impl Unopened {
         let length = file.length().map_err(|e| Error::system(&e))?;
         let first = bytes(file, 0, length.min(4))?;
         if first == *sparse::MAGIC {
-            let sparse = Sparse::read(file)?;
+            let sparse = Sparse::read(file, &Shared::new(1))?;
             if let Some(range) = sparse.descriptor {
                 // Its extent is the file itself; it is the parent that matters.
                 Described::parse(&bytes(file, range.start(), range.len())?)?;
@@ -97,6 +106,8 @@ impl Unopened {
             }
             What::Described(described) => {
                 let mut files = files.into_iter();
+                let is_sparse = |extent: &&ExtentLine| matches!(extent.contents, Contents::Sparse { .. });
+                let shared = Shared::new(described.extents.iter().filter(is_sparse).count());
                 let mut parts = Vec::with_capacity(described.extents.len());
                 for extent in described.extents {
                     let mut next = || {
@@ -109,7 +120,8 @@ impl Unopened {
                         Contents::Flat { offset, .. } => Extent::Flat(next()?.0, offset),
                         Contents::Sparse { .. } => {
                             let (file, path) = next()?;
-                            let sparse = Sparse::read(&*file).map_err(|e| e.context(path.display()))?;
+                            let sparse =
+                                Sparse::read(&*file, &shared).map_err(|e| e.context(path.display()))?;
                             Extent::Sparse(file, sparse)
                         }
                     };
@@ -139,13 +151,25 @@ impl Unopened {
 
 /// Bytes of a file, few enough to be had.
 fn bytes(file: &dyn Storage, offset: u64, len: u64) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; usize::try_from(len).map_err(|_| invalid("a part of it is too long"))?];
+    let wanted = usize::try_from(len).map_err(|_| invalid("a part of it is too long"))?;
+    let mut bytes = zeros(wanted)
+        .map_err(|_| Error::new(ErrorCode::NoMemory, format!("no memory for {len} bytes of it")))?;
     read_slice(file, &mut bytes, offset).map_err(|e| match e.kind() {
-        std::io::ErrorKind::UnexpectedEof => invalid(format!(
+        io::ErrorKind::UnexpectedEof => invalid(format!(
             "it ends before the {len} bytes at {offset} that it must have"
         )),
         _ => Error::system(&e),
     })?;
+    Ok(bytes)
+}
+
+/// Memory, or an error where there is none.
+fn zeros(len: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    bytes
+        .try_reserve_exact(len)
+        .map_err(|_| io::ErrorKind::OutOfMemory)?;
+    bytes.resize(len, 0);
     Ok(bytes)
 }
 

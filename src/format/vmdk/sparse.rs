@@ -12,8 +12,9 @@ use miniz_oxide::inflate::core::inflate_flags::{
 };
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
 
-use super::{MAX_DESCRIPTOR, SECTOR, bytes, invalid, not_supported};
-use crate::error::{Error, Result};
+use super::shared::{Share, Shared};
+use super::{MAX_DESCRIPTOR, SECTOR, bytes, invalid, not_supported, zeros};
+use crate::error::{Error, ErrorCode, Result};
 use crate::format::image::{Mapping, Place, read_or_zeros};
 use crate::storage::{Scatter, Storage, read_slice};
 use crate::units::{ByteRange, MAX_LENGTH};
@@ -36,10 +37,9 @@ const MARKER: usize = 12;
 /// Our own limits. `VMware` makes grains of 64 KiB, and tables of 512 entries.
 const MAX_GRAIN: u64 = 16 << 20;
 const MAX_ENTRIES: u32 = 512;
-const MAX_DIRECTORY: u64 = 64 << 20;
 
-/// So many tables are kept.
-const TABLES: usize = 64;
+/// So much of a directory is read in one go.
+const STEP: usize = 1 << 20;
 
 /// What a sparse extent says of itself.
 #[derive(Debug)]
@@ -56,8 +56,7 @@ pub(super) struct Sparse {
     markers: bool,
     /// The tables that were read last.
     tables: Mutex<Vec<(usize, Arc<[u32]>)>>,
-    /// The grain that was decompressed last: readers take it in parts.
-    inflated: Mutex<Option<(u64, Arc<[u8]>)>>,
+    place: Share,
 }
 
 struct Fields<'a>(&'a [u8]);
@@ -75,7 +74,7 @@ impl Fields<'_> {
 }
 
 impl Sparse {
-    pub(super) fn read(file: &dyn Storage) -> Result<Self> {
+    pub(super) fn read(file: &dyn Storage, shared: &Shared) -> Result<Self> {
         let file_length = file.length().map_err(|e| Error::system(&e))?;
         let header = bytes(file, 0, SECTOR)?;
         let mut fields = Fields(&header);
@@ -130,13 +129,14 @@ impl Sparse {
         let tables = length.div_ceil(grain).div_ceil(u64::from(entries));
         let directory_at = in_bytes("place of the directory", fields.u64(56), MAX_LENGTH)?;
         let directory_bytes = tables.saturating_mul(4);
-        if directory_bytes > MAX_DIRECTORY || directory_bytes > file_length.saturating_sub(directory_at) {
+        if directory_bytes > file_length.saturating_sub(directory_at) {
             return Err(invalid(format!(
                 "its directory of {directory_bytes} bytes at {directory_at} does not lie in the file, which is \
                  {file_length} bytes long"
             )));
         }
-        let directory = numbers(&bytes(file, directory_at, directory_bytes)?);
+        let place = shared.next(directory_bytes)?;
+        let directory = directory(file, directory_at, directory_bytes)?;
         Ok(Self {
             length,
             descriptor,
@@ -147,7 +147,7 @@ impl Sparse {
             compressed,
             markers: flags & HAS_MARKERS != 0,
             tables: Mutex::default(),
-            inflated: Mutex::default(),
+            place,
         })
     }
 
@@ -206,11 +206,11 @@ impl Sparse {
         if let Some(at) = tables.iter().position(|(of, _)| *of == index) {
             return Ok(tables[at].1[within]);
         }
-        let mut bytes = vec![0; self.entries as usize * 4];
+        let mut bytes = zeros(self.entries as usize * 4)?;
         read_slice(file, &mut bytes, u64::from(sector) * SECTOR)?;
-        let table: Arc<[u32]> = numbers(&bytes).into();
+        let table: Arc<[u32]> = numbers(&bytes).collect();
         let entry = table[within];
-        if tables.len() == TABLES {
+        if tables.len() == self.place.tables {
             tables.remove(0);
         }
         tables.push((index, table));
@@ -218,9 +218,10 @@ impl Sparse {
     }
 
     fn inflated(&self, file: &dyn Storage, grain: u64) -> io::Result<Arc<[u8]>> {
-        let mut kept = self.inflated.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, bytes)) = &*kept
-            && *of == grain
+        let here = (self.place.number, grain);
+        let kept = || self.place.inflated.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, bytes)) = &*kept()
+            && *of == here
         {
             return Ok(Arc::clone(bytes));
         }
@@ -245,9 +246,9 @@ impl Sparse {
             return Err(broken(&format!("a grain of {len} bytes, compressed")));
         }
         let there = file.length()?.saturating_sub(at).min(len);
-        let mut packed = vec![0; in_memory(there)?];
+        let mut packed = zeros(in_memory(there)?)?;
         read_slice(file, &mut packed, at)?;
-        let mut whole = vec![0; in_memory(self.grain)?];
+        let mut whole = zeros(in_memory(self.grain)?)?;
         let flags = TINFL_FLAG_PARSE_ZLIB_HEADER | TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
         let (status, _, written) = decompress(&mut DecompressorOxide::new(), &packed, &mut whole, 0, flags);
         // The last grain may have no more than the disk.
@@ -256,7 +257,7 @@ impl Sparse {
             return Err(broken(&format!("a grain that does not decompress: {status:?}")));
         }
         let whole: Arc<[u8]> = whole.into();
-        *kept = Some((grain, Arc::clone(&whole)));
+        *kept() = Some((here, Arc::clone(&whole)));
         Ok(whole)
     }
 }
@@ -275,9 +276,29 @@ fn descriptor_of(fields: &Fields<'_>) -> Result<Option<ByteRange>> {
     }
 }
 
-fn numbers(bytes: &[u8]) -> Vec<u32> {
-    let number = |four: &[u8]| Fields(four).u32(0);
-    bytes.chunks_exact(4).map(number).collect()
+fn numbers(bytes: &[u8]) -> impl Iterator<Item = u32> {
+    bytes.chunks_exact(4).map(|four| Fields(four).u32(0))
+}
+
+/// The numbers in `len` bytes of a file, which has these.
+fn directory(file: &dyn Storage, at: u64, len: u64) -> Result<Vec<u32>> {
+    let no_memory = || {
+        Error::new(
+            ErrorCode::NoMemory,
+            format!("no memory for its directory of {len} bytes"),
+        )
+    };
+    let mut all = Vec::new();
+    let count = usize::try_from(len / 4).map_err(|_| no_memory())?;
+    all.try_reserve_exact(count).map_err(|_| no_memory())?;
+    let end = at + len;
+    let mut at = at;
+    while at < end {
+        let part = bytes(file, at, (end - at).min(STEP as u64))?;
+        at += part.len() as u64;
+        all.extend(numbers(&part));
+    }
+    Ok(all)
 }
 
 fn in_memory(len: u64) -> io::Result<usize> {

@@ -306,3 +306,50 @@ fn what_cannot_take_a_commit_is_left_alone() {
     assert_fails(commit(&disk), ErrorCode::FileInvalid, words);
     assert_same(&sim.read(QCOW2).unwrap(), &image(true));
 }
+
+/// The target is a disk whose image is a disk whose image is the qcow2: guests read it, compressed clusters that move included,
+/// while it is written to; and it grows by whole sectors, though the disk above has a part of one.
+#[test]
+fn a_qcow2_below_two_disks_is_one_too() {
+    let sim = SimDisk::new();
+    sim.put(QCOW2, &image(false));
+    for (name, file, format) in [
+        ("inner.qbm", QCOW2, Format::Qcow2),
+        ("base.qbm", "inner.qbm", Format::Qbm),
+    ] {
+        CreateOptions::new()
+            .image(file)
+            .image_format(format)
+            .no_state(true)
+            .folder(sim.folder())
+            .create(name)
+            .unwrap();
+    }
+    CreateOptions::new()
+        .size(TOP_LENGTH)
+        .backing("base.qbm", Format::Qbm)
+        .granularity(granularity(512))
+        .no_state(true)
+        .folder(sim.folder())
+        .create(TOP)
+        .unwrap();
+    let disk = open(&sim);
+    for cluster in 0..14 {
+        write(&disk, 200, cluster * G + 600, 300);
+    }
+    write(&disk, 203, 22 * G + 5, 700);
+    disk.flush().unwrap();
+    let content = read_all(&disk);
+    let mut seen = 0;
+    disk.commit(&mut |_, _| {
+        assert_same(&read_all(&disk), &content);
+        seen += 1;
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert!(seen > 14);
+    assert_same(&read_all(&disk), &content);
+    assert_same(&shown(&sim)[..content.len()], &content);
+    disk.close().unwrap();
+    assert_same(&read_all(&open(&sim)), &content);
+}
