@@ -304,7 +304,8 @@ impl Storage for Qcow2Image {
     }
 
     fn length(&self) -> io::Result<u64> {
-        Ok(self.shared().size())
+        // Of one that cannot go on nobody knows what the file says.
+        contained(&self.dead, || Ok(self.shared().size()))
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
@@ -321,7 +322,13 @@ impl Storage for Qcow2Image {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         };
         if length <= access.size() {
-            return contained(&self.dead, || access.resize(length, PreallocateMode::None));
+            let cut = || contained(&self.dead, || access.resize(length, PreallocateMode::None));
+            order.length_first(length, cut)?;
+            if let Some(data) = &self.parts.data_file {
+                // What stays of it takes space, and no more.
+                let _ = data.set_length(length);
+            }
+            return Ok(());
         }
         let access = Mutex::new(access);
         let grow = || {

@@ -205,6 +205,38 @@ impl Order {
         Ok(())
     }
 
+    /// The header has the new `length`, for certain, before `cut` has the library take away what lies behind it: an image of
+    /// the old length has all that it had. A `cut` that fails is the end, as some of that is gone.
+    pub(in crate::format) fn length_first(
+        &self,
+        length: u64,
+        cut: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        if mutation::on(Fault::TablesUnordered) {
+            return cut();
+        }
+        let file = &*self.files[0];
+        let mut old = [0; 8];
+        read_slice(file, &mut old, LENGTH_AT as u64)?;
+        let written = write_slice(file, &length.to_be_bytes(), LENGTH_AT as u64);
+        self.wrote(ROOTS);
+        if let Err(e) = written {
+            // It may have come a part of the way.
+            return Err(match write_slice(file, &old, LENGTH_AT as u64) {
+                Ok(()) => e,
+                Err(e) => self.ends_with(e),
+            });
+        }
+        self.sync_all(SyncMode::Data)?;
+        cut().map_err(|e| self.ends_with(e))
+    }
+
+    /// What is in the file is not what the library knows, from this failure on.
+    fn ends_with(&self, failure: io::Error) -> io::Error {
+        self.dead.store(true, Ordering::Relaxed);
+        failure
+    }
+
     fn growth(&self) -> MutexGuard<'_, Option<Growth>> {
         self.growth.lock().unwrap_or_else(PoisonError::into_inner)
     }

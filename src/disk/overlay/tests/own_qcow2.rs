@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use super::commit_qcow2::{QCOW2, image, own_byte};
 use super::*;
-use crate::storage::simulated::{Call, CrashPoint, Keep};
+use crate::storage::simulated::{Call, CrashPoint, Fault as Failing, Keep};
 
 const OWN: &str = "own.qbm";
+const DATA: &str = "a.data";
 const CLUSTERS: u64 = 14;
 /// Long enough for a thread to come to where it waits. What is checked holds also where it was not.
 const A_WHILE: Duration = Duration::from_millis(200);
@@ -125,4 +126,117 @@ fn a_compressed_cluster_is_not_used_again_while_a_table_leads_there() {
         reused(false, Some(Fault::FreedAtOnce)) > 0,
         "the test sees nothing"
     );
+}
+
+/// A qcow2 with all of its data in another file; both.
+fn split() -> (Vec<u8>, Vec<u8>) {
+    let mut bytes = vec![0; 5 * 4096];
+    let mut put = |at: u64, value: u64, len: usize| {
+        let at = usize::try_from(at).unwrap();
+        bytes[at..at + len].copy_from_slice(&value.to_be_bytes()[8 - len..]);
+    };
+    for (at, value, len) in [
+        (0, 0x5146_49fb, 4),
+        (4, 3, 4),
+        (20, 12, 4),
+        (24, CLUSTERS * G, 8),
+        (36, 1, 4),
+        (40, G, 8),
+        (48, 2 * G, 8),
+        (56, 1, 4),
+        (72, 4, 8),
+        (96, 4, 4),
+        (100, 104, 4),
+        (104, 0x4441_5441_0000_0006, 8),
+        (G, (1 << 63) | (4 * G), 8),
+        (2 * G, 3 * G, 8),
+    ] {
+        put(at, value, len);
+    }
+    for cluster in 0..CLUSTERS {
+        put(4 * G + 8 * cluster, (1 << 63) | (cluster * G), 8);
+    }
+    for cluster in 0..5 {
+        put(3 * G + 2 * cluster, 1, 2);
+    }
+    bytes[112..118].copy_from_slice(DATA.as_bytes());
+    (bytes, (0..CLUSTERS * G).map(own_byte).collect())
+}
+
+fn own_split() -> (SimDisk, Disk) {
+    let sim = SimDisk::new();
+    let (qcow2, data) = split();
+    sim.put(QCOW2, &qcow2);
+    sim.put(DATA, &data);
+    CreateOptions::new()
+        .image(QCOW2)
+        .image_format(Format::Qcow2)
+        .no_state(true)
+        .folder(sim.folder())
+        .create(OWN)
+        .unwrap();
+    let disk = open_as(&sim, OWN);
+    (sim, disk)
+}
+
+/// A disk of each kind is cut: after how many crashes one that is as long as before lacks something.
+fn cut(made: fn() -> (SimDisk, Disk), fault: Option<Fault>) -> usize {
+    let (sim, disk) = made();
+    let content = read_all(&disk);
+    let start = sim.events().len() as u64;
+    with(fault, || disk.truncate(4 * G, TruncateFlags::SHRINK)).unwrap();
+    drop(disk);
+    let (mut lost, mut kinds) = (0, [false; 2]);
+    for state in crashes(&sim, start) {
+        let disk = after(&state);
+        let long = disk.length() == CLUSTERS * G;
+        kinds[usize::from(long)] = true;
+        if long {
+            let mut found = vec![0xee; content.len()];
+            lost += usize::from(disk.read(&mut found, 0).is_err() || found != content);
+            continue;
+        }
+        assert_eq!(disk.length(), 4 * G);
+        assert_same(&read_all(&disk), &content[..usize::try_from(4 * G).unwrap()]);
+    }
+    assert_eq!(kinds, [true; 2]);
+    lost
+}
+
+#[test]
+fn a_cut_that_a_crash_ends_is_whole_or_not_begun() {
+    for made in [own, own_split] {
+        assert_eq!(cut(made, None), 0);
+        let lost = cut(made, Some(Fault::TablesUnordered));
+        assert!(lost > 0, "the test sees nothing");
+    }
+}
+
+/// A call that fails leaves the disk as it was, or is the last one.
+#[test]
+fn a_cut_in_which_a_call_fails_is_whole_or_the_end() {
+    for made in [own, own_split] {
+        let shrink = |disk: &Disk| disk.truncate(4 * G, TruncateFlags::SHRINK);
+        let (sim, disk) = made();
+        let start = sim.events().len();
+        shrink(&disk).unwrap();
+        let calls = (sim.events().len() - start) as u64;
+        for call in 1..=calls {
+            let (sim, disk) = made();
+            let content = read_all(&disk);
+            sim.fail(Failing::new(libc::EIO).nth(call));
+            let result = shrink(&disk);
+            sim.heal();
+            if result.is_err() && !disk.info().unwrap().failed {
+                assert_same(&read_all(&disk), &content);
+                disk.close().unwrap();
+            } else {
+                drop(disk);
+            }
+            let found = read_all(&after(&sim.kill()));
+            let kept = if result.is_ok() { 4 * G } else { found.len() as u64 };
+            assert!([4 * G, CLUSTERS * G].contains(&kept));
+            assert_same(&found, &content[..usize::try_from(kept).unwrap()]);
+        }
+    }
 }
