@@ -23,7 +23,8 @@ use crate::format::image::{FormatImage, Mapping, Place, joined, read_or_zeros, w
 use crate::format::through::Through;
 use crate::mutation::{self, Fault};
 use crate::storage::{
-    Extent, FileIdentity, Gather, Limits, Scatter, Storage, SyncMode, Zeroing, write_slice,
+    Extent, FileIdentity, Gather, Limits, Scatter, Storage, SyncMode, Version, VersionHash, Zeroing,
+    write_slice,
 };
 use crate::units::ByteRange;
 
@@ -60,6 +61,8 @@ pub(crate) struct Qcow2Image {
     /// Shared by those who find places for new bytes; alone by those who may give clusters free doing so. Taken behind
     /// `access`.
     placing: RwLock<()>,
+    /// What its files were before it was opened for writing, which makes the validity of QEMU's bitmaps end.
+    found: Option<Version>,
     /// Of an image that is written to.
     order: Option<Arc<Order>>,
     /// Who reads the same file by tables of its own.
@@ -73,8 +76,14 @@ impl Qcow2Image {
     /// Opens the image whose header was checked. Zero is no `mark`.
     pub(super) fn open(parts: Parts, writable: bool, mark: u64) -> io::Result<Self> {
         let dead = Arc::new(AtomicBool::new(false));
+        let found = if writable { parts.version()? } else { None };
         let order = if writable {
             let order = Order::new(&parts.file, parts.data_file.as_ref(), &dead)?;
+            // One that is made of the time of one file alone says nothing of the other.
+            let mark = match &found {
+                Some(found) if mark != 0 => found.mark(),
+                _ => mark,
+            };
             Some(Arc::new(order.marking(mark, mark_in(&*parts.file)?)))
         } else {
             None
@@ -87,6 +96,7 @@ impl Qcow2Image {
             marking: Mutex::new(()),
             dead,
             placing: RwLock::new(()),
+            found,
             order,
             reader: Mutex::new(None),
             process: std::process::id(),
@@ -255,6 +265,10 @@ impl FormatImage for Qcow2Image {
         Ok(())
     }
 
+    fn version_found(&self) -> Option<Version> {
+        self.found
+    }
+
     fn reread(&self) -> io::Result<()> {
         let mut access = self.alone();
         *access = self.parts.open(&self.dead, self.order.as_ref())?;
@@ -402,12 +416,27 @@ impl Storage for Qcow2Image {
         self.parts.file.identity()
     }
 
+    fn version(&self) -> io::Result<Option<Version>> {
+        self.parts.version()
+    }
+
     fn host_file(&self) -> Option<BorrowedFd<'_>> {
         self.parts.file.host_file()
     }
 }
 
 impl Parts {
+    /// Of an image of two files: QEMU writes to the data file alone where the qcow2 has the place already.
+    fn version(&self) -> io::Result<Option<Version>> {
+        let Some(data) = &self.data_file else {
+            return Ok(None);
+        };
+        let mut hash = VersionHash::default();
+        hash.add_time(&*self.file)?;
+        hash.add_time(&**data)?;
+        Ok(Some(hash.version()))
+    }
+
     fn open(&self, dead: &Arc<AtomicBool>, order: Option<&Arc<Order>>) -> io::Result<Access> {
         let through = |file: &Arc<dyn Storage>| Through::new(Arc::clone(file), dead);
         contained(dead, || {

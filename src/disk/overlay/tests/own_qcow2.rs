@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::commit_qcow2::{QCOW2, image, own_byte};
 use super::*;
+use crate::disk::AddBitmap;
 use crate::storage::simulated::{Call, CrashPoint, Fault as Failing, Keep};
 
 const OWN: &str = "own.qbm";
@@ -239,4 +240,37 @@ fn a_cut_in_which_a_call_fails_is_whole_or_the_end() {
             assert_same(&found, &content[..usize::try_from(kept).unwrap()]);
         }
     }
+}
+
+/// QEMU overwrites a cluster that has its place: the qcow2 itself does not change.
+#[test]
+fn a_foreign_write_to_the_data_file_alone_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (qcow2, data) = split();
+    std::fs::write(dir.path().join(QCOW2), qcow2).unwrap();
+    std::fs::write(dir.path().join(DATA), data).unwrap();
+    let path = dir.path().join(OWN);
+    CreateOptions::new()
+        .image(QCOW2)
+        .image_format(Format::Qcow2)
+        .create(&path)
+        .unwrap();
+    let open = || OpenOptions::new().open(&path).unwrap();
+    let disk = open();
+    disk.bitmap_add("b", AddBitmap::default()).unwrap();
+    write(&disk, 7, G, G);
+    disk.close().unwrap();
+    // What opening it does to the header is no foreign write, nor is what it writes itself.
+    for _ in 0..2 {
+        let disk = open();
+        assert!(!disk.bitmap_info("b").unwrap().inconsistent);
+        disk.close().unwrap();
+    }
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(dir.path().join(DATA))
+        .unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"foreign", 3 * G).unwrap();
+    let disk = open();
+    assert!(disk.bitmap_info("b").unwrap().inconsistent);
 }
