@@ -129,6 +129,28 @@ fn a_compressed_cluster_is_not_used_again_while_a_table_leads_there() {
     );
 }
 
+/// One that is zeros has its place still, and a write from before may be on its way there.
+#[test]
+fn a_write_on_its_way_hits_no_other_cluster() {
+    let (sim, disk) = own();
+    write(&disk, 0x40, 4 * G, G);
+    disk.flush().unwrap();
+    let (arrived, free) = hold(&sim, |bytes| {
+        bytes.len() == 512 && bytes.iter().all(|b| *b == 0x51)
+    });
+    thread::scope(|scope| {
+        let disk = &disk;
+        scope.spawn(move || write(disk, 0x51, 5 * G + 512, 512));
+        arrived.recv().unwrap();
+        // Their places are not side by side.
+        disk.write_zeroes(4 * G, 2 * G, WriteFlags::empty()).unwrap();
+        write(disk, 0x52, 4 * G, 2 * G);
+        write(disk, 0x88, 8 * G, G);
+        drop(free);
+    });
+    assert_same(&cluster(&disk, 8).unwrap(), &[0x88; 4096]);
+}
+
 /// A qcow2 with all of its data in another file; both.
 fn split() -> (Vec<u8>, Vec<u8>) {
     let mut bytes = vec![0; 5 * 4096];

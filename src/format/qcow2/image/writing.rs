@@ -68,6 +68,7 @@ impl Qcow2Image {
 
     /// How the first bytes of `range` are written, and which those are.
     fn way<'a>(&self, access: &'a Access, range: ByteRange) -> io::Result<(Way<'a>, ByteRange)> {
+        let cluster = self.parts.cluster;
         let (way, most) = contained(&self.dead, || {
             let (mapping, len) = access.get_shallow_mapping(range.start(), range.len())?;
             Ok(match mapping {
@@ -77,9 +78,12 @@ impl Qcow2Image {
                     writable: true,
                     ..
                 } => (Way::InPlace { file, offset }, len),
-                ShallowMapping::Zero { explicit: false, .. } | ShallowMapping::Indirect { .. } => {
-                    (Way::Allocate, len)
+                // One may have a place, and in a run with others it would lose that, though a write that began before
+                // it became zeros may be on its way there.
+                ShallowMapping::Zero { explicit: true, .. } => {
+                    (Way::Replace, cluster - range.start() % cluster)
                 }
+                ShallowMapping::Zero { .. } | ShallowMapping::Indirect { .. } => (Way::Allocate, len),
                 _ => (Way::Replace, len),
             })
         })?;
