@@ -175,6 +175,22 @@ impl Qcow2Image {
         contained(&self.dead, || access.resize(tail.end(), PreallocateMode::Zero))
     }
 
+    /// Makes all zeros that the tables have behind the `old` length: a cut that did not come to its end leaves it there.
+    fn clear_grown(&self, access: &mut Access, old: u64) -> io::Result<()> {
+        let length = access.size();
+        let mut at = old.next_multiple_of(self.parts.cluster).min(length);
+        while at < length {
+            let rest = ByteRange::between(at, length);
+            let mapping = joined(rest, |part| self.look(access, part))?;
+            let part = ByteRange::between(at, length.min(at + mapping.len));
+            if !self.is_zeros(mapping.place) {
+                self.give_back_whole(access, part)?;
+            }
+            at = part.end();
+        }
+        Ok(())
+    }
+
     /// Makes all durable, and then takes the mark away. The caller has the image alone.
     fn settle(&self, access: &Access, mode: SyncMode) -> io::Result<()> {
         contained(&self.dead, || access.flush())?;
@@ -355,7 +371,9 @@ impl Storage for Qcow2Image {
             } else {
                 PreallocateMode::None
             };
-            contained(&self.dead, || access.resize(length, how))
+            let old = access.size();
+            contained(&self.dead, || access.resize(length, how))?;
+            self.clear_grown(&mut access, old)
         };
         let flush = || {
             let access = access.lock().unwrap_or_else(PoisonError::into_inner);

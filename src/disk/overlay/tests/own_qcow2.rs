@@ -202,14 +202,15 @@ fn own_split() -> (SimDisk, Disk) {
     (sim, disk)
 }
 
-/// A disk of each kind is cut: after how many crashes one that is as long as before lacks something.
-fn cut(made: fn() -> (SimDisk, Disk), fault: Option<Fault>) -> usize {
+/// A disk of each kind is cut: after how many crashes one that is as long as before lacks something; and one that is shorter
+/// shows, when it has grown again, what was cut off.
+fn cut(made: fn() -> (SimDisk, Disk), fault: Option<Fault>) -> (usize, usize) {
     let (sim, disk) = made();
     let content = read_all(&disk);
     let start = sim.events().len() as u64;
     with(fault, || disk.truncate(4 * G, TruncateFlags::SHRINK)).unwrap();
     drop(disk);
-    let (mut lost, mut kinds) = (0, [false; 2]);
+    let (mut lost, mut shown, mut kinds) = (0, 0, [false; 2]);
     for state in crashes(&sim, start) {
         let disk = after(&state);
         let long = disk.length() == CLUSTERS * G;
@@ -220,17 +221,23 @@ fn cut(made: fn() -> (SimDisk, Disk), fault: Option<Fault>) -> usize {
             continue;
         }
         assert_eq!(disk.length(), 4 * G);
-        assert_same(&read_all(&disk), &content[..usize::try_from(4 * G).unwrap()]);
+        disk.truncate(CLUSTERS * G, TruncateFlags::empty()).unwrap();
+        let (kept, new) = (usize::try_from(4 * G).unwrap(), read_all(&disk));
+        assert_same(&new[..kept], &content[..kept]);
+        shown += usize::from(new[kept..].iter().any(|byte| *byte != 0));
+        // As the next one finds it.
+        disk.close().unwrap();
+        assert_same(&read_all(&open_as(&state, OWN)), &new);
     }
     assert_eq!(kinds, [true; 2]);
-    lost
+    (lost, shown)
 }
 
 #[test]
 fn a_cut_that_a_crash_ends_is_whole_or_not_begun() {
     for made in [own, own_split] {
-        assert_eq!(cut(made, None), 0);
-        let lost = cut(made, Some(Fault::TablesUnordered));
+        assert_eq!(cut(made, None), (0, 0));
+        let (lost, _) = cut(made, Some(Fault::TablesUnordered));
         assert!(lost > 0, "the test sees nothing");
     }
 }
