@@ -16,6 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use imago::format::PreallocateMode;
 use imago::{FormatAccess, ShallowMapping};
 
+use writing::Reuse;
+
 use super::opening::mark_in;
 use super::order::Order;
 use super::{AUTOCLEAR_AT, OWN_AUTOCLEAR_BYTES, SECTOR};
@@ -184,7 +186,7 @@ impl Qcow2Image {
             let mapping = joined(rest, |part| self.look(access, part))?;
             let part = ByteRange::between(at, length.min(at + mapping.len));
             if !self.is_zeros(mapping.place) {
-                self.give_back_whole(access, part)?;
+                self.give_back_whole(access, part, Reuse::Settled)?;
             }
             at = part.end();
         }
@@ -313,13 +315,13 @@ impl Storage for Qcow2Image {
 
     fn write_zeroes(&self, range: ByteRange, how: Zeroing) -> io::Result<()> {
         if how.may_unmap {
-            return self.discard(range);
+            return self.give_back(range, Reuse::Settled);
         }
         self.zero(range)
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {
-        self.give_back(range)
+        self.give_back(range, Reuse::AtOnce)
     }
 
     fn sync(&self, mode: SyncMode) -> io::Result<()> {

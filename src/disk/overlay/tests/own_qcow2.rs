@@ -151,6 +151,27 @@ fn a_write_on_its_way_hits_no_other_cluster() {
     assert_same(&cluster(&disk, 8).unwrap(), &[0x88; 4096]);
 }
 
+fn zeroed(flags: WriteFlags, fault: Option<Fault>) -> usize {
+    let (sim, disk) = own();
+    let start = sim.events().len() as u64;
+    with(fault, || {
+        disk.write_zeroes(G, 2 * G, flags).unwrap();
+        write(&disk, 0x44, 0, G);
+        write(&disk, 0x45, 4 * G, G);
+    });
+    drop(disk);
+    foreign(&sim, start, 1, 0) + foreign(&sim, start, 2, 0)
+}
+
+/// Whoever asks for zeros counts on zeros or on what was there.
+#[test]
+fn zeros_that_give_clusters_free_show_nothing_foreign() {
+    assert_eq!(zeroed(WriteFlags::empty(), None), 0);
+    assert_eq!(zeroed(WriteFlags::MAY_UNMAP, None), 0);
+    let fault = Some(Fault::FreedAtOnce);
+    assert!(zeroed(WriteFlags::MAY_UNMAP, fault) > 0, "the test sees nothing");
+}
+
 /// A qcow2 with all of its data in another file; both.
 fn split() -> (Vec<u8>, Vec<u8>) {
     let mut bytes = vec![0; 5 * 4096];

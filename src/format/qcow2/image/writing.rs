@@ -25,6 +25,15 @@ enum Way<'a> {
     Replace,
 }
 
+/// When clusters that are given free may be used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reuse {
+    /// When no table leads there any more, whatever happens.
+    Settled,
+    /// At once: whoever discards does not count on what was there.
+    AtOnce,
+}
+
 impl Qcow2Image {
     /// Among those who find places for bytes that have none.
     fn among_others(&self) -> RwLockReadGuard<'_, ()> {
@@ -215,16 +224,21 @@ impl Qcow2Image {
     }
 
     /// Makes `range` zeros, and gives the clusters free.
-    pub(super) fn give_back(&self, range: ByteRange) -> io::Result<()> {
+    pub(super) fn give_back(&self, range: ByteRange, reuse: Reuse) -> io::Result<()> {
         let mut access = self.alone();
         match self.zero_edges(&access, range)? {
-            Some(whole) => self.give_back_whole(&mut access, whole),
+            Some(whole) => self.give_back_whole(&mut access, whole, reuse),
             None => Ok(()),
         }
     }
 
     /// The same for whole clusters, by one who has the image alone.
-    pub(super) fn give_back_whole(&self, access: &mut Access, whole: ByteRange) -> io::Result<()> {
+    pub(super) fn give_back_whole(
+        &self,
+        access: &mut Access,
+        whole: ByteRange,
+        reuse: Reuse,
+    ) -> io::Result<()> {
         self.by_table(whole, |part| {
             self.settle_freed(access)?;
             let mut at = part.start();
@@ -238,8 +252,7 @@ impl Qcow2Image {
                 }
                 at += len;
             }
-            // Whoever discards does not count on what was there, so that these may be used again at once.
-            if let Some(order) = &self.order {
+            if let (Reuse::AtOnce, Some(order)) = (reuse, &self.order) {
                 order.settled(order.has_freed().unwrap_or(0));
             }
             Ok(())
