@@ -5,7 +5,6 @@
 //! before the outer one tells of a change, and has ended before the outer one is said to be clean.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -19,7 +18,8 @@ use crate::error::Result;
 use crate::format::FormatImage;
 use crate::state::{Evidence, Lock, NoEvidence, Tenure};
 use crate::storage::{
-    Access, Extent, FileIdentity, Gather, Limits, Role, Scatter, Storage, SyncMode, Version, Zeroing,
+    Access, Extent, FileIdentity, Gather, Limits, Role, Scatter, Storage, SyncMode, Version, VersionHash,
+    Zeroing,
 };
 use crate::sync::PoisonError;
 use crate::units::ByteRange;
@@ -392,7 +392,7 @@ impl Disk {
             return Ok(version_of(tenure));
         }
         // Without a state file: whatever is written to, or named otherwise, by a change.
-        let mut hash = Hash::default();
+        let mut hash = VersionHash::default();
         let descriptor = &self.structure().descriptor;
         hash.add(descriptor.image().file.as_bytes());
         if let Some((_, entry)) = descriptor.allocation() {
@@ -407,34 +407,6 @@ impl Disk {
         if let Some(overlay) = &shape.overlay {
             hash.add_time(overlay.bits_file().storage())?;
         }
-        Ok(Version::Files(hash.0))
-    }
-}
-
-/// FNV-1a.
-struct Hash(u64);
-
-impl Default for Hash {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Hash {
-    fn add(&mut self, bytes: &[u8]) {
-        for byte in bytes.iter().chain(&[0]) {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-
-    fn add_time(&mut self, file: &dyn Storage) -> io::Result<()> {
-        self.add(&file.length()?.to_le_bytes());
-        if let Some(fd) = file.host_file().filter(|_| !file.limits().block_device) {
-            let metadata = std::fs::File::from(fd.try_clone_to_owned()?).metadata()?;
-            self.add(&metadata.ino().to_le_bytes());
-            self.add(&metadata.mtime().to_le_bytes());
-            self.add(&metadata.mtime_nsec().to_le_bytes());
-        }
-        Ok(())
+        Ok(hash.version())
     }
 }

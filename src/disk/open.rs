@@ -153,6 +153,7 @@ impl OpenOptions {
         let (child, below) = self
             .in_format(files, descriptor.image(), (image, mark), &loading, &mut locks)
             .inspect_err(|_| self.distrust_shadow(&state))?;
+        let before = before.map(|before| before.with_all_files(&child));
         if let (true, Some(wanted)) = (self.verify_checksum, descriptor.image().checksum) {
             checksum::verify(&child, wanted)?;
         }

@@ -68,6 +68,15 @@ impl Before {
         })
     }
 
+    /// The same of `image`, the opened one, which may be more files than that.
+    pub(super) fn with_all_files(self, image: &Child) -> Self {
+        let version = image.mapped.as_ref().and_then(|it| it.version_found());
+        Self {
+            stamp: version.map_or(self.stamp, |version| self.stamp.of_files(version)),
+            ..self
+        }
+    }
+
     /// The image as it was found where `then` was kept of it, and whether it is that one but for its header.
     fn found(&self, then: &Stamp, now: Stamp) -> (Stamp, bool) {
         let marked = self.mark != 0 && self.mark == then.mark() && !mutation::on(Fault::MarkUnread);

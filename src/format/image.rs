@@ -5,7 +5,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::storage::{Scatter, Storage};
+use crate::storage::{Scatter, Storage, Version};
 use crate::units::ByteRange;
 
 /// An image in a format that has its own idea of what is where.
@@ -17,6 +17,11 @@ pub(crate) trait FormatImage: Storage {
     /// could go by what is not so any more: what nobody writes to keeps its bytes, but not always its place.
     fn read_by(&self, _reader: Arc<dyn FormatImage>) -> io::Result<()> {
         Ok(())
+    }
+
+    /// Its version before it was opened, where that alone has changed one of its files.
+    fn version_found(&self) -> Option<Version> {
+        None
     }
 
     /// Reads the tables anew: another has written to the file.

@@ -35,7 +35,7 @@ enum Trace {
     None,
     /// The time of the last change of a file.
     Modified(Moment),
-    /// Of an image that is a disk itself.
+    /// Of an image that is more than one file: most are disks themselves.
     Disk(Version),
 }
 
@@ -77,10 +77,19 @@ impl Stamp {
         self.size
     }
 
-    /// The same stamp with the time of a file from before it was changed by its own opener.
+    /// The same stamp of an image that is several files of that `version`.
+    pub(crate) fn of_files(self, version: Version) -> Self {
+        Self {
+            trace: Trace::Disk(version),
+            ..self
+        }
+    }
+
+    /// The same stamp with the time of its files from before one was changed by its own opener.
     pub(crate) fn as_found(self, before: &Self) -> Self {
         match (self.trace, before.trace) {
-            (Trace::Modified(_), Trace::Modified(_)) => Self {
+            (Trace::Modified(_), Trace::Modified(_))
+            | (Trace::Disk(Version::Files(_)), Trace::Disk(Version::Files(_))) => Self {
                 trace: before.trace,
                 ..self
             },
@@ -139,8 +148,10 @@ impl Stamp {
     ///
     /// D1: nobody who may change the image leaves it there, so while it is there, the content is that of this stamp.
     pub(crate) fn mark(&self) -> u64 {
-        let Trace::Modified(modified) = self.trace else {
-            return 0;
+        let modified = match self.trace {
+            Trace::Modified(modified) => modified,
+            Trace::Disk(version) => return version.mark(),
+            Trace::None => return 0,
         };
         let seconds = modified.seconds.to_le_bytes();
         let bytes = seconds.into_iter().chain(modified.nanoseconds.to_le_bytes());
@@ -169,7 +180,16 @@ impl Stamp {
                 ));
             }
             (Trace::Disk(Version::Tenure { .. }), Trace::Disk(Version::Tenure { .. })) => OTHER_TENURE,
+            (Trace::Disk(Version::Files(_)), Trace::Disk(Version::Files(_))) => {
+                "it is more than one file, and one of them was changed since"
+            }
             (Trace::Disk(_), Trace::Disk(_)) => OTHER_FILES,
+            (Trace::Disk(Version::Files(_)), _) => {
+                "it was more than one file when it was closed, and is one now"
+            }
+            (_, Trace::Disk(Version::Files(_))) => {
+                "it was one file when it was closed, and is more than one now"
+            }
             (Trace::Disk(_), _) => "it was a disk itself when it was closed, and is none now",
             (_, Trace::Disk(_)) => "it was no disk itself when it was closed, and is one now",
             (Trace::Modified(_), Trace::None) => "it was a regular file when it was closed, and is none now",

@@ -13,6 +13,7 @@ mod shortcut;
 #[cfg(feature = "simulated")]
 pub mod simulated;
 mod sys;
+mod version;
 
 use std::ffi::OsString;
 use std::fmt::Debug;
@@ -27,6 +28,7 @@ pub use host_folder::HostFolder;
 pub(crate) use new_file::NewFile;
 pub(crate) use offload::{Writeback, copy_range, start_writeback};
 pub(crate) use shortcut::Shortcut;
+pub(crate) use version::VersionHash;
 
 use crate::units::ByteRange;
 

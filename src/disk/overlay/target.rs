@@ -219,11 +219,14 @@ impl Target {
             may_unmap: true,
             no_fallback: false,
         };
+        let failed = |image: &Child, e| image.failed(&format!("zero {range} of"), &e);
         match &self.kind {
-            Kind::Raw(image) | Kind::Qcow2(image) => image
+            Kind::Raw(image) => image
                 .storage
                 .write_zeroes(range, how)
-                .map_err(|e| image.failed(&format!("zero {range} of"), &e)),
+                .map_err(|e| failed(image, e)),
+            // The overlay hides what was there: clusters may be used again at once.
+            Kind::Qcow2(image) => image.storage.discard(range).map_err(|e| failed(image, e)),
             Kind::Qbm(disk) => disk.write_zeroes(range.start(), range.len(), WriteFlags::MAY_UNMAP),
         }
     }

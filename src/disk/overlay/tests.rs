@@ -8,6 +8,7 @@ mod commit_qcow2;
 mod crash;
 mod model;
 mod opening;
+mod own_qcow2;
 mod rebase;
 mod rebase_crash;
 mod reshaped;

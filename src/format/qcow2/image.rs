@@ -4,6 +4,8 @@
 //! may be given free (a discard, a cut), nobody uses a place that was asked for before; a panic of the library ends
 //! here, and from then on the image answers errors and writes nothing.
 
+mod writing;
+
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::BorrowedFd;
@@ -14,6 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use imago::format::PreallocateMode;
 use imago::{FormatAccess, ShallowMapping};
 
+use writing::Reuse;
+
 use super::opening::mark_in;
 use super::order::Order;
 use super::{AUTOCLEAR_AT, OWN_AUTOCLEAR_BYTES, SECTOR};
@@ -21,7 +25,8 @@ use crate::format::image::{FormatImage, Mapping, Place, joined, read_or_zeros, w
 use crate::format::through::Through;
 use crate::mutation::{self, Fault};
 use crate::storage::{
-    Extent, FileIdentity, Gather, Limits, Scatter, Storage, SyncMode, Zeroing, write_slice,
+    Extent, FileIdentity, Gather, Limits, Scatter, Storage, SyncMode, Version, VersionHash, Zeroing,
+    write_slice,
 };
 use crate::units::ByteRange;
 
@@ -55,6 +60,11 @@ pub(crate) struct Qcow2Image {
     marked: AtomicBool,
     marking: Mutex<()>,
     dead: Arc<AtomicBool>,
+    /// Shared by those who find places for new bytes; alone by those who may give clusters free doing so. Taken behind
+    /// `access`.
+    placing: RwLock<()>,
+    /// What its files were before it was opened for writing, which makes the validity of QEMU's bitmaps end.
+    found: Option<Version>,
     /// Of an image that is written to.
     order: Option<Arc<Order>>,
     /// Who reads the same file by tables of its own.
@@ -68,8 +78,14 @@ impl Qcow2Image {
     /// Opens the image whose header was checked. Zero is no `mark`.
     pub(super) fn open(parts: Parts, writable: bool, mark: u64) -> io::Result<Self> {
         let dead = Arc::new(AtomicBool::new(false));
+        let found = if writable { parts.version()? } else { None };
         let order = if writable {
             let order = Order::new(&parts.file, parts.data_file.as_ref(), &dead)?;
+            // One that is made of the time of one file alone says nothing of the other.
+            let mark = match &found {
+                Some(found) if mark != 0 => found.mark(),
+                _ => mark,
+            };
             Some(Arc::new(order.marking(mark, mark_in(&*parts.file)?)))
         } else {
             None
@@ -81,6 +97,8 @@ impl Qcow2Image {
             marked: AtomicBool::new(false),
             marking: Mutex::new(()),
             dead,
+            placing: RwLock::new(()),
+            found,
             order,
             reader: Mutex::new(None),
             process: std::process::id(),
@@ -123,40 +141,8 @@ impl Qcow2Image {
         }
     }
 
-    /// Makes sure that nobody goes by a table any more that leads to clusters that were given free, after a power cut or in
-    /// memory: they may be used again from now on.
-    fn settle_freed(&self, access: &Access) -> io::Result<()> {
-        let Some(order) = &self.order else { return Ok(()) };
-        if !order.set_freed(false) || mutation::on(Fault::FreedAtOnce) {
-            return Ok(());
-        }
-        let settled = contained(&self.dead, || access.flush())
-            .and_then(|()| self.sync_files(SyncMode::Data))
-            .and_then(|()| match &*self.reader() {
-                Some(reader) => reader.reread(),
-                None => Ok(()),
-            });
-        settled.inspect_err(|_| order.gives_free())
-    }
-
     fn reader(&self) -> MutexGuard<'_, Option<Arc<dyn FormatImage>>> {
         self.reader.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The first bytes of `range`, to which the library may give clusters now.
-    fn writable(&self, access: &Access, range: ByteRange) -> io::Result<ByteRange> {
-        if !self.order.as_ref().is_some_and(|order| order.has_freed()) {
-            return Ok(range);
-        }
-        let (mapping, len) = contained(&self.dead, || {
-            access.get_shallow_mapping(range.start(), range.len())
-        })?;
-        if let ShallowMapping::Raw { writable: true, .. } = mapping {
-            let len = len.clamp(1, range.len());
-            return Ok(ByteRange::between(range.start(), range.start() + len));
-        }
-        self.settle_freed(access)?;
-        Ok(range)
     }
 
     /// Whether nothing has to be done for such bytes to be zeros.
@@ -166,48 +152,6 @@ impl Qcow2Image {
             Place::Zeros => true,
             Place::Below => !self.parts.has_backing,
         }
-    }
-
-    /// Splits `range` into the whole clusters, and what comes before and behind them. The image's last one is whole where its
-    /// end is the image's.
-    fn split(&self, access: &Access, range: ByteRange) -> (ByteRange, [ByteRange; 2]) {
-        let cluster = self.parts.cluster;
-        let start = range.start().next_multiple_of(cluster).min(range.end());
-        let end = match range.end() {
-            end if end == access.size() => end,
-            end => end - end % cluster,
-        };
-        let end = end.max(start);
-        let edges = [(range.start(), start), (end, range.end())];
-        let edges = edges.map(|(start, end)| ByteRange::between(start, end));
-        (ByteRange::between(start, end), edges)
-    }
-
-    /// Writes zeros where there are none yet. For parts of clusters.
-    fn write_zeros(&self, access: &Access, range: ByteRange) -> io::Result<()> {
-        let mut at = range.start();
-        while at < range.end() {
-            let rest = ByteRange::between(at, range.end().min(at + BOUNCE as u64));
-            let mapping = self.look(access, rest)?;
-            let part = ByteRange::between(at, rest.end().min(at + mapping.len));
-            if !self.is_zeros(mapping.place) {
-                let zeros = vec![0; in_memory(part.len())?];
-                let from = [io::IoSlice::new(&zeros)];
-                let from = Gather::from_slices(&from).ok_or(io::ErrorKind::InvalidInput)?;
-                self.write_all(access, part, from)?;
-            }
-            at = part.end();
-        }
-        Ok(())
-    }
-
-    fn write_all(&self, access: &Access, range: ByteRange, from: Gather<'_>) -> io::Result<()> {
-        let mut done = 0;
-        while done < from.len() {
-            let rest = ByteRange::between(range.start() + done as u64, range.end());
-            done += self.write_some(access, self.writable(access, rest)?, from, done)?;
-        }
-        Ok(())
     }
 
     /// Makes what lies behind the end zeros, as far as the last cluster goes: whatever was there comes to light when the image
@@ -231,6 +175,22 @@ impl Qcow2Image {
             order.wrote_data();
         }
         contained(&self.dead, || access.resize(tail.end(), PreallocateMode::Zero))
+    }
+
+    /// Makes all zeros that the tables have behind the `old` length: a cut that did not come to its end leaves it there.
+    fn clear_grown(&self, access: &mut Access, old: u64) -> io::Result<()> {
+        let length = access.size();
+        let mut at = old.next_multiple_of(self.parts.cluster).min(length);
+        while at < length {
+            let rest = ByteRange::between(at, length);
+            let mapping = joined(rest, |part| self.look(access, part))?;
+            let part = ByteRange::between(at, length.min(at + mapping.len));
+            if !self.is_zeros(mapping.place) {
+                self.give_back_whole(access, part, Reuse::Settled)?;
+            }
+            at = part.end();
+        }
+        Ok(())
     }
 
     /// Makes all durable, and then takes the mark away. The caller has the image alone.
@@ -302,28 +262,6 @@ impl Qcow2Image {
             Ok(len)
         })
     }
-
-    fn write_some(
-        &self,
-        access: &Access,
-        range: ByteRange,
-        from: Gather<'_>,
-        skip: usize,
-    ) -> io::Result<usize> {
-        contained(&self.dead, || {
-            let mapping = access.prepare_data_mapping(range.start(), range.len(), true)?;
-            let len = in_memory(mapping.length().min(range.len()))?;
-            let mut room = Vec::new();
-            let part = from.part(skip, len, &mut room);
-            let storage = mapping.storage();
-            storage.file().write(part, mapping.offset())?;
-            if !mapping.is_nonblocking() {
-                storage.wrote_data();
-            }
-            access.commit_data_mapping(mapping)?;
-            Ok(len)
-        })
-    }
 }
 
 /// Where the header has the last byte of the incompatible features, and the bit of an image that was not closed.
@@ -343,6 +281,10 @@ impl FormatImage for Qcow2Image {
         reader.reread()?;
         *self.reader() = Some(reader);
         Ok(())
+    }
+
+    fn version_found(&self) -> Option<Version> {
+        self.found
     }
 
     fn reread(&self) -> io::Result<()> {
@@ -373,51 +315,13 @@ impl Storage for Qcow2Image {
 
     fn write_zeroes(&self, range: ByteRange, how: Zeroing) -> io::Result<()> {
         if how.may_unmap {
-            return self.discard(range);
+            return self.give_back(range, Reuse::Settled);
         }
-        let access = self.shared();
-        let Some(range) = zeroable(&access, range) else {
-            return Ok(());
-        };
-        self.mark()?;
-        let (whole, edges) = self.split(&access, range);
-        edges
-            .into_iter()
-            .try_for_each(|edge| self.write_zeros(&access, edge))?;
-        if whole.is_empty() {
-            return Ok(());
-        }
-        self.settle_freed(&access)?;
-        contained(&self.dead, || access.write_zeroes(whole.start(), whole.len()))
+        self.zero(range)
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {
-        let mut access = self.alone();
-        let Some(range) = zeroable(&access, range) else {
-            return Ok(());
-        };
-        self.mark()?;
-        let (whole, edges) = self.split(&access, range);
-        edges
-            .into_iter()
-            .try_for_each(|edge| self.write_zeros(&access, edge))?;
-        self.settle_freed(&access)?;
-        let mut at = whole.start();
-        while at < whole.end() {
-            let rest = ByteRange::between(at, whole.end());
-            let mapping = joined(rest, |part| self.look(&access, part))?;
-            let len = mapping.len.min(rest.len());
-            // What is nowhere needs no table that says so.
-            if mapping.place != Place::Below || self.parts.has_backing {
-                contained(&self.dead, || access.discard_to_zero(at, len))?;
-            }
-            at += len;
-        }
-        // Whoever discards does not count on what was there, so that these may be used again at once.
-        if let Some(order) = &self.order {
-            order.set_freed(false);
-        }
-        Ok(())
+        self.give_back(range, Reuse::AtOnce)
     }
 
     fn sync(&self, mode: SyncMode) -> io::Result<()> {
@@ -427,12 +331,13 @@ impl Storage for Qcow2Image {
         }
         let access = self.shared();
         // First what the library keeps, so that the files have all there is.
-        contained(&self.dead, || access.flush())?;
+        self.write_back(&access)?;
         self.sync_files(mode)
     }
 
     fn length(&self) -> io::Result<u64> {
-        Ok(self.shared().size())
+        // Of one that cannot go on nobody knows what the file says.
+        contained(&self.dead, || Ok(self.shared().size()))
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
@@ -449,7 +354,13 @@ impl Storage for Qcow2Image {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         };
         if length <= access.size() {
-            return contained(&self.dead, || access.resize(length, PreallocateMode::None));
+            let cut = || contained(&self.dead, || access.resize(length, PreallocateMode::None));
+            order.length_first(length, cut)?;
+            if let Some(data) = &self.parts.data_file {
+                // What stays of it takes space, and no more.
+                let _ = data.set_length(length);
+            }
+            return Ok(());
         }
         let access = Mutex::new(access);
         let grow = || {
@@ -462,7 +373,9 @@ impl Storage for Qcow2Image {
             } else {
                 PreallocateMode::None
             };
-            contained(&self.dead, || access.resize(length, how))
+            let old = access.size();
+            contained(&self.dead, || access.resize(length, how))?;
+            self.clear_grown(&mut access, old)
         };
         let flush = || {
             let access = access.lock().unwrap_or_else(PoisonError::into_inner);
@@ -523,18 +436,27 @@ impl Storage for Qcow2Image {
         self.parts.file.identity()
     }
 
+    fn version(&self) -> io::Result<Option<Version>> {
+        self.parts.version()
+    }
+
     fn host_file(&self) -> Option<BorrowedFd<'_>> {
         self.parts.file.host_file()
     }
 }
 
-/// The part of `range` that lies within the image; `None` where nothing does.
-fn zeroable(access: &Access, range: ByteRange) -> Option<ByteRange> {
-    let end = range.end().min(access.size());
-    (range.start() < end).then(|| ByteRange::between(range.start(), end))
-}
-
 impl Parts {
+    /// Of an image of two files: QEMU writes to the data file alone where the qcow2 has the place already.
+    fn version(&self) -> io::Result<Option<Version>> {
+        let Some(data) = &self.data_file else {
+            return Ok(None);
+        };
+        let mut hash = VersionHash::default();
+        hash.add_time(&*self.file)?;
+        hash.add_time(&**data)?;
+        Ok(Some(hash.version()))
+    }
+
     fn open(&self, dead: &Arc<AtomicBool>, order: Option<&Arc<Order>>) -> io::Result<Access> {
         let through = |file: &Arc<dyn Storage>| Through::new(Arc::clone(file), dead);
         contained(dead, || {

@@ -46,9 +46,10 @@ pub(in crate::format) struct Order {
     mark: AtomicU64,
     /// The file may have a mark, this one or another.
     marked: AtomicBool,
-    /// Clusters were given free since the tables that led there were last made durable.
-    freed: AtomicBool,
     syncing: Mutex<()>,
+    /// How often clusters were given free, and how often of that no table leads there any more for certain.
+    freed: AtomicU64,
+    settled: AtomicU64,
     dead: Arc<AtomicBool>,
 }
 
@@ -85,8 +86,9 @@ impl Order {
             growth: Mutex::new(None),
             mark: AtomicU64::new(0),
             marked: AtomicBool::new(false),
-            freed: AtomicBool::new(false),
             syncing: Mutex::new(()),
+            freed: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
             dead: Arc::clone(dead),
         })
     }
@@ -116,16 +118,18 @@ impl Order {
 
     /// Clusters are given free, which tables may still lead to, in the file and in others' memory.
     pub(in crate::format) fn gives_free(&self) {
-        self.freed.store(true, Ordering::Release);
+        self.freed.fetch_add(1, Ordering::AcqRel);
     }
 
-    pub(in crate::format) fn has_freed(&self) -> bool {
-        self.freed.load(Ordering::Acquire)
+    /// How often clusters were given free by now, where tables may still lead to some of them.
+    pub(super) fn has_freed(&self) -> Option<u64> {
+        let freed = self.freed.load(Ordering::Acquire);
+        (freed > self.settled.load(Ordering::Acquire)).then_some(freed)
     }
 
-    /// Whether that was so; from now on it is `now`.
-    pub(in crate::format) fn set_freed(&self, now: bool) -> bool {
-        self.freed.swap(now, Ordering::AcqRel)
+    /// Whatever was given free until [`Self::has_freed`] said `freed` may be used again.
+    pub(super) fn settled(&self, freed: u64) {
+        self.settled.fetch_max(freed, Ordering::AcqRel);
     }
 
     fn wrote(&self, kind: usize) {
@@ -199,6 +203,38 @@ impl Order {
             self.wrote(ROOTS);
         }
         Ok(())
+    }
+
+    /// The header has the new `length`, for certain, before `cut` has the library take away what lies behind it: an image of
+    /// the old length has all that it had. A `cut` that fails is the end, as some of that is gone.
+    pub(in crate::format) fn length_first(
+        &self,
+        length: u64,
+        cut: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        if mutation::on(Fault::TablesUnordered) {
+            return cut();
+        }
+        let file = &*self.files[0];
+        let mut old = [0; 8];
+        read_slice(file, &mut old, LENGTH_AT as u64)?;
+        let written = write_slice(file, &length.to_be_bytes(), LENGTH_AT as u64);
+        self.wrote(ROOTS);
+        if let Err(e) = written {
+            // It may have come a part of the way.
+            return Err(match write_slice(file, &old, LENGTH_AT as u64) {
+                Ok(()) => e,
+                Err(e) => self.ends_with(e),
+            });
+        }
+        self.sync_all(SyncMode::Data)?;
+        cut().map_err(|e| self.ends_with(e))
+    }
+
+    /// What is in the file is not what the library knows, from this failure on.
+    fn ends_with(&self, failure: io::Error) -> io::Error {
+        self.dead.store(true, Ordering::Relaxed);
+        failure
     }
 
     fn growth(&self) -> MutexGuard<'_, Option<Growth>> {

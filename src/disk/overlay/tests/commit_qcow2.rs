@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use super::*;
 use crate::storage::simulated::{CrashPoint, Fault as Failing, Keep};
 
-const QCOW2: &str = "base.qcow2";
+pub(super) const QCOW2: &str = "base.qcow2";
 const LOW: &str = "low.img";
 /// It ends within a cluster.
 const LENGTH: u64 = 14 * G + 1536;
@@ -71,7 +71,7 @@ pub(super) fn image(backing: bool) -> Vec<u8> {
 }
 
 /// What the qcow2 has at an offset, where it has something.
-fn own_byte(at: u64) -> u8 {
+pub(super) fn own_byte(at: u64) -> u8 {
     base_byte(at + 13)
 }
 

@@ -54,7 +54,7 @@ fn live_on_it(seed: u64) -> (SimDisk, Life, u64) {
     let start = now(&sim);
     for _ in 0..20 {
         let act = match roll(&dice, 10) {
-            3 | 4 => 5,
+            3 => 5,
             act => act,
         };
         act_out(&sim, &disk, &life, &dice, act);
