@@ -14,6 +14,8 @@
 mod guest;
 #[path = "failing_calls/held.rs"]
 mod held;
+#[path = "common/names.rs"]
+mod names;
 #[allow(dead_code, reason = "the tests of the tool need more of it")]
 #[path = "tool/room.rs"]
 mod room;
