@@ -179,7 +179,7 @@ static void no_record(void)
     CHECK(list[1].time == NULL && list[1].kind == 0);
     qbm_free(list);
     CHECK_FAILS(EINVAL, QBM_ERROR_FILE_INVALID, first, qbm_restore("backups", second, "new.img", NULL, NULL));
-    CHECK_FAILS(EINVAL, QBM_ERROR_FILE_INVALID, "is damaged", qbm_restore("backups", first, "new.img", NULL, NULL));
+    CHECK_FAILS(EINVAL, QBM_ERROR_FILE_INVALID, "cannot be read", qbm_restore("backups", first, "new.img", NULL, NULL));
     CHECK_FAILS(EINVAL, QBM_ERROR_FILE_INVALID, "nothing is removed", qbm_backup_prune("backups", &options, NULL));
 }
 

@@ -172,10 +172,7 @@ impl BackupFolder {
     fn no_parent(&self, point: &BackupPoint, parent: &str) -> Error {
         let needs = format!("the backup {} needs the backup {parent}", point.name);
         match self.damaged.iter().find(|(name, _)| name == parent) {
-            Some((_, error)) => Error::new(
-                ErrorCode::FileInvalid,
-                format!("{needs}, which is damaged: {}", error.message()),
-            ),
+            Some((name, why)) => unreadable(name, why).context(needs),
             None => Error::new(
                 ErrorCode::FileNotFound,
                 format!("{needs}, which is not in {}", self.path.display()),
@@ -416,7 +413,11 @@ impl BackupFolder {
 /// That a backup is there and its record cannot be read.
 fn unreadable(name: &str, why: &Error) -> Error {
     let words = format!("the backup {name} cannot be read: {why}");
-    Error::with_errno(why.code(), why.errno(), words)
+    let code = match why.code() {
+        ErrorCode::DescriptorInvalid => ErrorCode::FileInvalid,
+        other => other,
+    };
+    Error::with_errno(code, why.errno(), words)
 }
 
 /// Fails where the data of `point` has another length than its record says.

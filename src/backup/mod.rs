@@ -7,6 +7,7 @@
 //! May call `disk`, `bitmap`, `descriptor`, `format` (to restore as a qcow2), `state` (for its locks) and `storage`. Invariant: at every moment, crashes
 //! included, each backup that the folder shows reads as the disk did at its point in time.
 
+mod bits;
 mod content;
 mod copy;
 mod digest;
@@ -14,6 +15,7 @@ mod folder;
 mod keep;
 mod lock;
 mod pace;
+mod plan;
 mod point;
 mod prune;
 mod restore;

@@ -7,13 +7,14 @@
 
 use std::sync::Arc;
 
+use super::bits::{add_stored, write_bitmap};
 use super::copy::{Copied, copy};
 use super::folder::BackupFolder;
 use super::keep::Keep;
 use super::lock::{Files, FolderLock};
 use super::pace::Pace;
 use super::point::BackupPoint;
-use super::run::{add_stored, prepare, write_bitmap};
+use super::run::prepare;
 use crate::bitmap::Bits;
 use crate::disk::Progress;
 use crate::error::{Error, ErrorCode, Result};

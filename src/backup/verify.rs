@@ -1,11 +1,11 @@
 //! Whether what is in a folder is what was put there.
 
+use super::bits::bitmap_checksum;
 use super::content::RawFile;
 use super::copy::checksum;
 use super::folder::BackupFolder;
 use super::pace::Pace;
 use super::point::BackupPoint;
-use super::run::bitmap_checksum;
 use crate::disk::{Layer, Progress};
 use crate::error::{Error, ErrorCode, Result};
 
