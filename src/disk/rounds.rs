@@ -21,6 +21,8 @@ struct State {
     /// The last that succeeded.
     succeeded: u64,
     running: bool,
+    /// How many wait for the one that runs.
+    waiting: u64,
 }
 
 impl Rounds {
@@ -67,8 +69,11 @@ impl Rounds {
         Ok(())
     }
 
-    fn wait<'s>(&self, state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
-        self.ended.wait(state).unwrap_or_else(PoisonError::into_inner)
+    fn wait<'s>(&self, mut state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
+        state.waiting += 1;
+        let mut state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+        state.waiting -= 1;
+        state
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -81,7 +86,12 @@ struct Running<'r>(&'r Rounds);
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.0.state().running = false;
-        self.0.ended.notify_all();
+        let mut state = self.0.state();
+        state.running = false;
+        // A call of the system, which a flush that is alone does not need.
+        if state.waiting > 0 {
+            drop(state);
+            self.0.ended.notify_all();
+        }
     }
 }
