@@ -293,19 +293,20 @@ impl Disk {
     /// meanwhile.
     fn end(&self) -> Result<()> {
         self.flush()?;
+        let sync = || self.sync_image(SyncMode::All);
         if let (Some(session), true) = (&self.session, mutation::on(Fault::CleanFirst)) {
-            session.end(self.image())?;
+            session.end(self.image(), sync)?;
         }
         self.bitmap_sync(None)?;
         // Before this disk: its stamp is what the image is when it is closed, and clean is said last.
         self.image().end()?;
         match &self.session {
             Some(session) => {
-                session.end(self.image())?;
+                session.end(self.image(), sync)?;
                 self.alive.rest_again();
             }
             // The mark of a qcow2 that is being written to is taken away, or the caller hears why not.
-            None if self.writable && self.image().mapped.is_some() => self.sync_image(SyncMode::All)?,
+            None if self.writable && self.image().mapped.is_some() => sync()?,
             None => {}
         }
         Ok(())

@@ -12,6 +12,7 @@ use crate::bitmap::BitmapPolicy;
 use crate::error::Result;
 use crate::mutation::{self, Fault};
 use crate::state::{Evidence, Header, IntentMap, MarkId, RegionSet, Shadow, Stamp, StateFile, Tenure};
+use crate::storage::SyncMode;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::units::Granularity;
 
@@ -151,7 +152,12 @@ impl Session {
                 (Some(stamp), next)
             }
             _ if self.untouched && *begun == Begun::No => {
-                (Some(Stamp::take(&*image.storage, &image.path)?), None)
+                // It is written to by nobody, so that a sync that fails loses nothing of this disk's.
+                let sync = || {
+                    let synced = image.storage.sync(SyncMode::All);
+                    synced.map_err(|e| image.failed("sync", &e))
+                };
+                (Some(Stamp::take(&*image.storage, &image.path, sync)?), None)
             }
             _ => (None, None),
         };
@@ -217,13 +223,14 @@ impl Session {
         self.file.header().tenure
     }
 
-    /// Marks the disk clean, where it is not. All else must be durable; no region may be active.
-    pub(super) fn end(&self, image: &Child) -> Result<()> {
+    /// Marks the disk clean, where it is not. All else must be durable; no region may be active. `sync` makes the image
+    /// durable with its times.
+    pub(super) fn end(&self, image: &Child, sync: impl FnOnce() -> Result<()>) -> Result<()> {
         if !self.owes.load(Ordering::Acquire) {
             return Ok(());
         }
         let mut begun = self.beginning.lock().unwrap_or_else(PoisonError::into_inner);
-        let stamp = Stamp::take(&*image.storage, &image.path)?;
+        let stamp = Stamp::take(&*image.storage, &image.path, sync)?;
         let tenure = match *begun {
             // It would go unnoticed when the stamp, or the evidence, that tells of it is gone.
             Begun::No if self.other_content.load(Ordering::Acquire) && !mutation::on(Fault::TenureKept) => {

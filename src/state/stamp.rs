@@ -12,7 +12,7 @@ use super::header::{get, put};
 use super::sys;
 use super::tenure::Tenure;
 use crate::error::{Error, Result};
-use crate::storage::{Storage, SyncMode, Version};
+use crate::storage::{Storage, Version};
 
 /// A moment as the file system keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,10 +56,10 @@ impl Stamp {
     ///
     /// Not `fdatasync`, because a time that a power cut takes back would look like a foreign write. The wait (a tick of
     /// the kernel, 1 to 10 ms) because a foreign write within the tick of our own last one would get the same time.
-    pub(crate) fn take(image: &dyn Storage, path: &Path) -> Result<Self> {
-        image
-            .sync(SyncMode::All)
-            .map_err(|e| Error::io("sync", path, &e))?;
+    ///
+    /// `sync` makes the image durable so: where that fails, it is the disk that has failed (A2).
+    pub(crate) fn take(image: &dyn Storage, path: &Path, sync: impl FnOnce() -> Result<()>) -> Result<Self> {
+        sync()?;
         let stamp = Self::of(image, path)?;
         let clock = |e| Error::io("ask the clock that stamps", path, &e);
         match stamp.trace {
@@ -342,7 +342,7 @@ pub(super) mod tests {
         for _ in 0..50 {
             let mut foreign = OpenOptions::new().write(true).open(&path).unwrap();
             crate::storage::write_slice(&storage, b"x", 0).unwrap();
-            let kept = Stamp::take(&storage, &path).unwrap();
+            let kept = Stamp::take(&storage, &path, || Ok(())).unwrap();
             assert_eq!(kept.difference(&Stamp::of(&storage, &path).unwrap()), None);
             foreign.write_all(b"x").unwrap();
             let now = Stamp::of(&storage, &path).unwrap();
@@ -357,7 +357,7 @@ pub(super) mod tests {
     #[test]
     fn sizes_are_told_apart_even_where_the_time_is_set_back() {
         let (_dir, path, storage) = room();
-        let kept = Stamp::take(&storage, &path).unwrap();
+        let kept = Stamp::take(&storage, &path, || Ok(())).unwrap();
         let time = std::fs::metadata(&path).unwrap().modified().unwrap();
         storage.set_length(3).unwrap();
         let file = File::options().write(true).open(&path).unwrap();
@@ -374,7 +374,7 @@ pub(super) mod tests {
         let file = File::options().write(true).open(&path).unwrap();
         file.set_times(FileTimes::new().set_modified(future)).unwrap();
         // It returns: an hour before that moment comes.
-        Stamp::take(&storage, &path).unwrap();
+        Stamp::take(&storage, &path, || Ok(())).unwrap();
     }
 
     /// What has no file of the host has a size only, as a block device has.
@@ -383,7 +383,7 @@ pub(super) mod tests {
         let disk = SimDisk::new();
         let image = disk.create(Role::Image, Path::new("a.img")).unwrap();
         image.set_length(100).unwrap();
-        let kept = Stamp::take(&*image, Path::new("a.img")).unwrap();
+        let kept = Stamp::take(&*image, Path::new("a.img"), || Ok(())).unwrap();
         assert_eq!(kept, some(100, None));
         assert!(kept.difference(&some(100, Some((5, 6)))).is_some());
         assert!(some(100, Some((5, 6))).difference(&kept).is_some());

@@ -2,7 +2,7 @@
 
 use super::super::check::Opening;
 use super::super::life::{Kind, Life, NAME, STATE};
-use super::super::steps::Step;
+use super::super::steps::{Step, write};
 use crate::mutation::{Fault as Wrong, with};
 use crate::storage::simulated::{CallKind, Fault, Keep, Kept, SimDisk};
 
@@ -187,5 +187,27 @@ fn a_length_that_was_set_by_a_call_that_failed_kills_the_disk() {
         life.step(Step::Truncate(13_000)).unwrap_err();
         assert_eq!(life.has_failed(), dies, "{kept:?}");
         assert_eq!(life.step(Step::Truncate(13_000)).is_ok(), !dies, "{kept:?}");
+    }
+}
+
+/// A snapshot ends its image, where that is a disk itself, and goes on with it if the snapshot fails. No flush may succeed behind
+/// a sync in there that failed, whichever it was (A2).
+#[test]
+fn a_failed_sync_at_the_end_of_an_inner_disk_is_for_good() {
+    for kind in [Kind::NESTED, Kind::NESTED_OVERLAY] {
+        for number in 1.. {
+            let (mut life, _) = Life::new(kind).unwrap();
+            life.step(write(700, 3000)).unwrap();
+            let fault = Fault::new(libc::EIO).on(CallKind::Sync).on_file("inner-data.img");
+            life.sim.fail(fault.nth(number));
+            let result = life.step(Step::Snapshot);
+            life.sim.heal();
+            if result.is_ok() {
+                assert!(number > 2, "{kind:?}: {number} syncs");
+                break;
+            }
+            life.step(Step::Flush).unwrap_err();
+            assert!(life.has_failed(), "{kind:?}, sync {number}");
+        }
     }
 }
