@@ -51,8 +51,10 @@ pub(crate) enum Fault {
     NoSecondLook,
     /// A flush that arrives while another runs takes that one's word.
     RunningFlushJoined,
-    /// Two syncs of a file run at a time.
+    /// Two syncs of a file run at a time, through one open file description.
     SyncsApart,
+    /// A sync goes through a file description that was opened just now, of which nobody knows what was lost before.
+    LaneUnproven,
     /// A granule that the disk's end cuts keeps showing the backing when the disk grows.
     TailLeftToBacking,
     /// A commit clears the bits of granules that were written after it had copied them.

@@ -9,6 +9,8 @@
 
 #[path = "common/loops.rs"]
 mod loops;
+#[path = "common/mounted.rs"]
+mod mounted;
 #[path = "common/run.rs"]
 mod run;
 #[path = "common/skip.rs"]
@@ -20,6 +22,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use loops::Loop;
+use mounted::Mounted;
 use qbm::ByteRange;
 use qbm::storage::{Access, FileStorage, Storage, SyncMode, Zeroing, read_slice, write_slice};
 use skip::skipped;
@@ -285,4 +288,35 @@ fn another_device_node_is_the_same_device() {
     assert_eq!(by_link.identity(), by_name.identity());
     let file = FileStorage::open(&device.backing, Access::default()).expect("an open");
     assert_ne!(file.identity(), by_name.identity());
+}
+
+/// That is what lets syncs of one image run side by side (A2). The kernel, not this library, is under test.
+#[test]
+fn of_bytes_that_are_lost_each_open_file_is_told() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let full = Mounted::new(
+        &["-t", "tmpfs", "-o", "size=1M", "tmpfs"].map(AsRef::as_ref),
+        dir.path(),
+    );
+    let Ok(full) = full.map_err(skipped) else { return };
+    let backing = full.folder().join("backing");
+    let file = File::create(&backing).expect("a file");
+    file.set_len(SIZE).expect("a length");
+    let Ok(device) = Loop::new(&backing, &[]).map_err(skipped) else {
+        return;
+    };
+    let access = Access {
+        write: true,
+        direct: false,
+    };
+    let file = FileStorage::open(device.device(), access).expect("the device opens");
+    let apart = file.sync_apart().expect("the device, once more");
+    assert_eq!(apart.identity(), file.identity());
+    // There is no room for these.
+    write_slice(&file, &vec![1; 4 << 20], 0).expect("a write to the page cache");
+    apart.sync(SyncMode::Data).expect_err("what is lost");
+    file.sync(SyncMode::Data).expect_err("the same");
+    file.sync(SyncMode::Data).expect("nobody is told twice");
+    let late = file.sync_apart().expect("the device, once more");
+    late.sync(SyncMode::Data).expect("nor whoever comes late");
 }

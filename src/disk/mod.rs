@@ -65,9 +65,8 @@ use alive::Alive;
 use bitmaps::{Excuses, Loading, Marks, Shape};
 use gate::Gate;
 use nested::Nested;
-use own_image::OwnImages;
+use own_image::{Own, OwnImages};
 use plan::Change;
-use rounds::Rounds;
 use session::Session;
 
 bitflags::bitflags! {
@@ -137,8 +136,6 @@ impl Child {
 #[allow(clippy::struct_excessive_bools, reason = "facts, each by itself")]
 pub struct Disk {
     alive: Alive,
-    /// Of the image.
-    image_syncs: Rounds,
     own: OwnImages,
     /// What is below the image, where that names a backing of its own.
     below: Option<Arc<overlay::Chain>>,
@@ -363,13 +360,20 @@ impl Disk {
         marks.map_or(Ok(()), |marks| marks.record())
     }
 
-    /// Makes durable what was written to the image. Callers that come while one syncs share the next sync.
+    /// Makes durable what was written to the image. Callers at a time have a file description each, as far as there can be
+    /// some; the rest of them share the next sync.
     fn sync_image(&self, mode: SyncMode) -> Result<()> {
-        let sync = || {
-            // Where another's sync has failed, this one would prove nothing: the kernel has told him alone.
+        let Own {
+            child: image, syncs, ..
+        } = self.own.current();
+        let sync = |lane: &Option<Arc<dyn Storage>>| {
+            // Where another's sync has failed, this one would prove nothing: the kernel may have told him alone.
             self.alive.check_unfailed()?;
-            let image = self.image();
-            image.storage.sync(mode).map_err(|e| {
+            let synced = match lane {
+                Some(again) => again.sync(mode),
+                None => image.storage.sync(mode),
+            };
+            synced.map_err(|e| {
                 let error = image.failed("flush", &e);
                 // One that is a disk itself and has not failed has lost nothing: there was no room for its bits, say. What
                 // it was asked for it can be asked for again.
@@ -385,9 +389,12 @@ impl Disk {
                 error
             })
         };
+        if mutation::on(Fault::SyncsApart) {
+            return sync(&None);
+        }
         match mode {
-            SyncMode::Data => self.image_syncs.join(sync),
-            SyncMode::All => self.image_syncs.alone(sync),
+            SyncMode::Data => syncs.join(|| image.storage.sync_apart().map(Some), sync),
+            SyncMode::All => syncs.own(sync),
         }
     }
 

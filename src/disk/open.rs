@@ -20,7 +20,6 @@ use super::gate::Gate;
 use super::overlay::{self, Backing, Chain, Overlay, OwnImage, two_backings};
 use super::own_image::{Own, OwnImages};
 use super::recovery::{Before, Recovering, StateAtOpen};
-use super::rounds::Rounds;
 use super::session::Session;
 use super::{Child, Disk, StateInfo, Structure};
 use crate::bitmap::BitmapFile;
@@ -197,11 +196,7 @@ impl OpenOptions {
         }
         Ok(Disk {
             alive,
-            image_syncs: Rounds::default(),
-            own: OwnImages::new(Own {
-                child,
-                layered: overlay.is_some(),
-            }),
+            own: OwnImages::new(Own::new(child, overlay.is_some())),
             below,
             length: AtomicU64::new(length),
             path: path.to_owned(),

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use super::Child;
+use super::rounds::Rounds;
+use crate::storage::Storage;
 use crate::sync::{Mutex, PoisonError};
 
 /// An image, and how the disk takes from it.
@@ -14,6 +16,18 @@ pub(super) struct Own {
     pub(super) child: Child,
     /// Whether the disk has an allocation bitmap, which is in the gate: without one, all is in the image.
     pub(super) layered: bool,
+    /// Through what it is synced: itself (`None`), or the same file once more.
+    pub(super) syncs: Rounds<Option<Arc<dyn Storage>>>,
+}
+
+impl Own {
+    pub(super) fn new(child: Child, layered: bool) -> Self {
+        Self {
+            child,
+            layered,
+            syncs: Rounds::new(None),
+        }
+    }
 }
 
 /// The image that is the disk's now.
@@ -43,6 +57,7 @@ impl OwnImages {
     pub(super) fn switch_to(&self, image: Own) {
         let image = Arc::new(image);
         let pointer = Arc::as_ptr(&image).cast_mut();
+        self.current().syncs.narrow();
         self.all
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -119,10 +119,7 @@ impl Disk {
         self.loading.follow(&loading);
         structure.descriptor = next;
         let before = self.image();
-        self.own.switch_to(Own {
-            child: image,
-            layered: true,
-        });
+        self.own.switch_to(Own::new(image, true));
         if let Some(session) = &self.session {
             session.renew_stamp();
         }

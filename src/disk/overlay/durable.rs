@@ -26,7 +26,7 @@ pub(super) struct Durability {
     /// Whether what is in the file is durable. Not so when the disk is opened: what an earlier process has left in the
     /// page cache goes with a power cut, and takes with it what was written into such a granule since.
     synced: AtomicBool,
-    rounds: Rounds,
+    rounds: Rounds<()>,
     /// Where a bit stands as long as it is pending, so that it outlives the process (A3).
     shadow: Option<Arc<Shadow>>,
 }
@@ -66,7 +66,7 @@ impl Durability {
                 late: Vec::new(),
             }),
             synced: AtomicBool::new(mutation::on(Fault::FoundIsDurable)),
-            rounds: Rounds::default(),
+            rounds: Rounds::new(()),
             shadow: None,
         })
     }
@@ -328,7 +328,7 @@ impl Disk {
 
     pub(super) fn flush_overlay(&self, overlay: &Overlay) -> Result<()> {
         let durability = &overlay.durability;
-        durability.rounds.join(|| {
+        let round = |(): &()| {
             // A round that failed before this one has the disk fail for good.
             self.alive.check_unfailed()?;
             durability.settle(
@@ -336,7 +336,9 @@ impl Disk {
                 || self.sync_image(SyncMode::Data),
                 |e| self.fail(e),
             )
-        })
+        };
+        // The pending bits are taken by one at a time.
+        durability.rounds.join(|| None, round)
     }
 
     /// Makes a change of `granules` durable that has just been done, and all before it to the same granules.

@@ -543,3 +543,22 @@ fn flags_of_a_descriptor_are_set_right() {
         Err(error) => skipped(error),
     }
 }
+
+#[test]
+fn a_file_is_synced_apart_whatever_its_name_is_by_now() {
+    let dir = folder();
+    let path = new_file(&dir, b"content");
+    let file = FileStorage::open(&path, WRITE).expect("an open");
+    std::fs::rename(&path, dir.path().join("other")).expect("another name");
+    std::fs::write(&path, b"another's").expect("another file");
+    let apart = file.sync_apart();
+    if !LOCAL.contains(&sys::file_system_magic(file.as_fd()).expect("the kind of file system")) {
+        assert!(apart.is_none());
+        return;
+    }
+    let apart = apart.expect("the same file");
+    assert_eq!(apart.identity(), file.identity());
+    apart.sync(SyncMode::Data).expect("a sync");
+    apart.sync(SyncMode::All).expect("a sync");
+    write_slice(&*apart, b"x", 0).expect_err("it is for syncs alone");
+}

@@ -231,6 +231,9 @@ pub enum Failure {
     Errno(i32),
     /// It read past the end of the file.
     PastEnd,
+    /// A sync that wrote all there was to write, where another's had lost bytes since this file was opened: each open file is
+    /// told once.
+    LostBefore,
 }
 
 impl From<Failure> for io::Error {
@@ -238,6 +241,7 @@ impl From<Failure> for io::Error {
         match failure {
             Failure::Errno(errno) => Self::from_raw_os_error(errno),
             Failure::PastEnd => io::ErrorKind::UnexpectedEof.into(),
+            Failure::LostBefore => Self::from_raw_os_error(libc::EIO),
         }
     }
 }

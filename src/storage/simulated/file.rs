@@ -17,6 +17,8 @@ pub(super) struct File {
     length: History<u64>,
     /// The pieces that are not settled; of any other the live value is durable.
     unsynced: BTreeMap<u64, History<Piece>>,
+    /// How many syncs have failed. Each open file is told once, as on Linux.
+    pub failed_syncs: u64,
 }
 
 impl File {
@@ -25,6 +27,7 @@ impl File {
             live: Content::default(),
             length: History::new(0),
             unsynced: BTreeMap::new(),
+            failed_syncs: 0,
         }
     }
 
@@ -100,6 +103,7 @@ impl File {
 
     /// A sync that began when event `begun` was the last has failed.
     pub fn sync_failed(&mut self, begun: u64) {
+        self.failed_syncs += 1;
         self.length.sync_failed(begun);
         for piece in self.unsynced.values_mut() {
             piece.sync_failed(begun);
@@ -125,6 +129,7 @@ impl File {
             live,
             length: History::new(length),
             unsynced: BTreeMap::new(),
+            failed_syncs: 0,
         };
         file.clear(length, u64::MAX - PIECE, Kept::All, 0);
         file.unsynced.clear();

@@ -5,8 +5,9 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::event::{Call, OpenFile};
+use super::event::{Call, Failure, OpenFile};
 use super::file::File;
 use super::state::State;
 use super::{SimDisk, key};
@@ -16,18 +17,26 @@ use crate::storage::{
 use crate::units::ByteRange;
 
 impl SimDisk {
-    fn opened(&self, role: Role, name: &Arc<Path>, writable: bool, inode: Option<u64>) -> Arc<dyn Storage> {
-        let file = OpenFile {
+    /// Opens what has the name after `call`, if that succeeds.
+    fn opened(
+        &self,
+        call: Call,
+        role: Role,
+        name: &Arc<Path>,
+        writable: bool,
+    ) -> io::Result<Arc<dyn Storage>> {
+        let file = self.perform(call, |state| {
             // `Open` and `Create` succeed only where the name stands for a file.
-            inode: inode.unwrap_or(0),
-            role,
-            name: Arc::clone(name),
-            writable,
-        };
-        Arc::new(SimFile {
-            disk: self.clone(),
-            file: Arc::new(file),
-        })
+            let inode = state.inode(name).unwrap_or(0);
+            let file = OpenFile {
+                inode,
+                role,
+                name: Arc::clone(name),
+                writable,
+            };
+            SimFile::new(self, Arc::new(file), state)
+        })?;
+        Ok(Arc::new(file))
     }
 }
 
@@ -39,8 +48,7 @@ impl Folder for SimDisk {
             name: Arc::clone(&name),
             write: access.write,
         };
-        let inode = self.perform(call, |state| state.inode(&name))?;
-        Ok(self.opened(role, &name, access.write, inode))
+        self.opened(call, role, &name, access.write)
     }
 
     fn create(&self, role: Role, name: &Path) -> io::Result<Arc<dyn Storage>> {
@@ -49,8 +57,7 @@ impl Folder for SimDisk {
             role,
             name: Arc::clone(&name),
         };
-        let inode = self.perform(call, |state| state.inode(&name))?;
-        Ok(self.opened(role, &name, true, inode))
+        self.opened(call, role, &name, true)
     }
 
     fn names(&self) -> io::Result<Vec<OsString>> {
@@ -87,9 +94,20 @@ impl Folder for SimDisk {
 struct SimFile {
     disk: SimDisk,
     file: Arc<OpenFile>,
+    /// Of how many failed syncs of the file this one knows: those before it was opened, and what it was told since.
+    told: AtomicU64,
 }
 
 impl SimFile {
+    fn new(disk: &SimDisk, file: Arc<OpenFile>, state: &State) -> Self {
+        let told = state.file(file.inode).map_or(0, |it| it.failed_syncs);
+        Self {
+            disk: disk.clone(),
+            file,
+            told: AtomicU64::new(told),
+        }
+    }
+
     fn file(&self) -> Arc<OpenFile> {
         Arc::clone(&self.file)
     }
@@ -140,7 +158,20 @@ impl Storage for SimFile {
 
     fn sync(&self, mode: SyncMode) -> io::Result<()> {
         let file = self.file();
-        self.disk.perform(Call::Sync { file, mode }, |_| ())
+        let failures = |state: &State| state.file(self.file.inode).map_or(0, |it| it.failed_syncs);
+        let (inner, failure) = self.disk.carry_out(Call::Sync { file, mode }, |state| {
+            if self.told.load(Ordering::Relaxed) < failures(state) {
+                return Err(Failure::LostBefore);
+            }
+            Ok(())
+        });
+        self.told.store(failures(&inner.state), Ordering::Relaxed);
+        failure.map_or(Ok(()), |failure| Err(failure.into()))
+    }
+
+    fn sync_apart(&self) -> Option<Arc<dyn Storage>> {
+        let inner = self.disk.lock();
+        Some(Arc::new(Self::new(&self.disk, self.file(), &inner.state)))
     }
 
     fn length(&self) -> io::Result<u64> {

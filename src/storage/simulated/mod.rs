@@ -250,6 +250,19 @@ impl SimDisk {
 
     /// Carries `call` out, and takes `answer` from the state right after it.
     fn perform<T>(&self, call: Call, answer: impl FnOnce(&State) -> T) -> io::Result<T> {
+        let (inner, failure) = self.carry_out(call, |_| Ok(()));
+        match failure {
+            None => Ok(answer(&inner.state)),
+            Some(failure) => Err(failure.into()),
+        }
+    }
+
+    /// Carries `call` out, unless `check`, which is asked right before, says why it fails. The disk is as the call has left it.
+    fn carry_out(
+        &self,
+        call: Call,
+        check: impl FnOnce(&State) -> Result<(), Failure>,
+    ) -> (MutexGuard<'_, Inner>, Option<Failure>) {
         let begun = self.lock().state.clock;
         let hook = self
             .shared
@@ -264,17 +277,15 @@ impl SimDisk {
         let mut inner = self.lock();
         let clock = inner.state.clock;
         let struck = inner.faults.strike(&call, clock);
-        let (failure, kept) = match (struck, inner.state.check(&call)) {
+        let checked = inner.state.check(&call).and_then(|()| check(&inner.state));
+        let (failure, kept) = match (struck, checked) {
             (None, Ok(())) => (None, Kept::All),
             (None, Err(failure)) => (Some(failure), Kept::Nothing),
             (Some((errno, kept)), Ok(())) => (Some(Failure::Errno(errno)), kept),
             (Some((errno, _)), Err(_)) => (Some(Failure::Errno(errno)), Kept::Nothing),
         };
         inner.end(call, failure, kept, begun);
-        match failure {
-            None => Ok(answer(&inner.state)),
-            Some(failure) => Err(failure.into()),
-        }
+        (inner, failure)
     }
 }
 

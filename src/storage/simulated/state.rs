@@ -146,12 +146,11 @@ impl State {
             Call::Allocate { file, range } if whole && !range.is_empty() => {
                 self.change(file.inode, |it| it.grow(range.end(), now));
             }
-            Call::Sync { file, .. } => self.change(file.inode, |it| {
-                if failed {
-                    it.sync_failed(event.begun);
-                } else {
-                    it.synced(event.begun);
-                }
+            Call::Sync { file, .. } => self.change(file.inode, |it| match event.failure {
+                None => it.synced(event.begun),
+                // What it has written may be durable by now, or not.
+                Some(Failure::LostBefore) => {}
+                Some(_) => it.sync_failed(event.begun),
             }),
             _ => {}
         }
