@@ -51,6 +51,8 @@ pub(crate) enum Fault {
     NoSecondLook,
     /// A flush that arrives while another runs takes that one's word.
     RunningFlushJoined,
+    /// A writer who has waited at the gate does not look whether the disk has failed meanwhile.
+    NoLookBehindGate,
     /// Two syncs of a file run at a time, through one open file description.
     SyncsApart,
     /// A sync goes through a file description that was opened just now, of which nobody knows what was lost before.

@@ -63,7 +63,7 @@ use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::units::ByteRange;
 use alive::Alive;
 use bitmaps::{Excuses, Loading, Marks, Shape};
-use gate::Gate;
+use gate::{Gate, Inside};
 use nested::Nested;
 use own_image::{Own, OwnImages};
 use plan::Change;
@@ -299,7 +299,8 @@ impl Disk {
         self.image().end()?;
         match &self.session {
             Some(session) => {
-                session.end(self.image(), sync)?;
+                // Of one that fails nobody knows whether "clean" is in the file by now: nothing may be changed under it.
+                session.end(self.image(), sync).inspect_err(|e| self.fail(e))?;
                 self.alive.rest_again();
             }
             // The mark of a qcow2 that is being written to is taken away, or the caller hears why not.
@@ -318,7 +319,6 @@ impl Disk {
         flags: WriteFlags,
         allowed: WriteFlags,
     ) -> Result<()> {
-        self.check_for_change()?;
         self.check_writable()?;
         if !allowed.contains(flags) {
             return Err(flags_refused(flags.difference(allowed).bits()));
@@ -329,7 +329,7 @@ impl Disk {
         } else {
             flags
         };
-        let mut shape = self.gate.enter();
+        let mut shape = self.enter_for_change()?;
         // Inside the gate: a resize waits outside, so the range stays within the disk for the whole request.
         let mut range = self.range(offset, len)?;
         let mut plan = plan::change(&shape, self.image(), change, range, flags);
@@ -338,7 +338,7 @@ impl Disk {
             let before = Arc::clone(before);
             drop(shape);
             before.keep_waiting(range);
-            shape = self.gate.enter();
+            shape = self.enter_for_change()?;
             range = self.range(offset, len)?;
             plan = plan::change(&shape, self.image(), change, range, flags);
         }
@@ -352,10 +352,23 @@ impl Disk {
         Ok(())
     }
 
+    /// Enters the gate of a disk that may be changed. Whoever closed the gate may have failed meanwhile, and left a descriptor
+    /// that nobody knows: what is recorded by the shape in here would be in the files of the wrong one (D1, A3).
+    #[inline(always)]
+    fn enter_for_change(&self) -> Result<Inside<'_, Shape>> {
+        loop {
+            self.check_for_change()?;
+            let shape = self.gate.enter();
+            if self.alive.may_change() || mutation::on(Fault::NoLookBehindGate) {
+                return Ok(shape);
+            }
+        }
+    }
+
     /// For [`Fault::DataOutsideGate`].
     #[cold]
     fn mark_and_leave(&self, offset: u64, len: u64) -> Result<()> {
-        let shape = self.gate.enter();
+        let shape = self.enter_for_change()?;
         let marks = Marks::needed(&shape, self.range(offset, len)?);
         marks.map_or(Ok(()), |marks| marks.record())
     }

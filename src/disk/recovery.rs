@@ -138,6 +138,12 @@ impl Recovering<'_> {
         match state {
             StateAtOpen::None => {
                 self.load(bitmaps)?;
+                if !self.options.read_only && !self.options.no_state && !bitmaps.is_empty() {
+                    // From now on the state file vouches for them. A process that was killed without one may have left them
+                    // in the page cache alone.
+                    self.make_image_durable(None, None)?;
+                    self.make_durable(descriptor, bitmaps, Suspects::All, || ())?;
+                }
                 let mut recovered = self.add(descriptor, bitmaps)?;
                 // Bits that no state file vouches for may have gone with the process that set them.
                 recovered.content.kept = self.overlay.is_none();
@@ -146,15 +152,15 @@ impl Recovering<'_> {
                 Ok(recovered)
             }
             StateAtOpen::Missing(why) => {
-                let recovery = self.distrust_all(bitmaps, why)?;
+                let recovery = self.distrust_all(descriptor, bitmaps, why)?;
                 let mut recovered = self.add(descriptor, bitmaps)?;
                 recovered.recovery = Some(recovery);
                 Ok(recovered)
             }
             StateAtOpen::There { storage, path } => match StateFile::inspect(&*storage, &path)? {
-                Ok(found) => self.go_on(found, storage, path, bitmaps),
+                Ok(found) => self.go_on(found, (storage, path), descriptor, bitmaps),
                 Err(unusable) => {
-                    let recovery = self.distrust_all(bitmaps, unusable.to_string())?;
+                    let recovery = self.distrust_all(descriptor, bitmaps, unusable.to_string())?;
                     let session = if self.options.read_only {
                         None
                     } else {
@@ -178,8 +184,8 @@ impl Recovering<'_> {
     fn go_on(
         &self,
         found: Found,
-        storage: Arc<dyn Storage>,
-        path: PathBuf,
+        (storage, path): (Arc<dyn Storage>, PathBuf),
+        descriptor: &Descriptor,
         bitmaps: &mut [Bitmap],
     ) -> Result<Recovered> {
         recover::apply_marks(bitmaps, &found.header().marks);
@@ -231,10 +237,13 @@ impl Recovering<'_> {
             // D1: what others have written is in the files before the stamp that tells of it is replaced.
             if (recovery.is_some() || recorded) && !mutation::on(Fault::EvidenceFirst) {
                 self.make_image_durable(Some(&*storage), shadowed.as_ref())?;
-                self.make_durable(bitmaps, Suspects::Recording, || {
+                self.make_durable(descriptor, bitmaps, Suspects::Recording, || {
                     // Where nothing at all can be told, neither can it be to the caller, who is about to hear of this.
                     let _ = StateFile::note_failure_in(&storage, path.clone(), found.clone());
                 })?;
+            } else if found.is_new() {
+                // The name of a descriptor that is not durable may go, and with it the state file that is relied on from here.
+                self.renew_name(descriptor)?;
             }
             let (file, active) = StateFile::adopt(storage, path, found)?;
             let adopted = self.session(file, active, now.ok())?;
@@ -243,7 +252,7 @@ impl Recovering<'_> {
             if mutation::on(Fault::EvidenceFirst) {
                 adopted.begin(self.image, true, None)?;
                 self.make_image_durable(None, None)?;
-                self.make_durable(bitmaps, Suspects::Recording, || ())?;
+                self.make_durable(descriptor, bitmaps, Suspects::Recording, || ())?;
             }
             if !distrusted.is_empty() && !mutation::on(Fault::StampFirst) {
                 // Durable before the stamp that tells of it is replaced.
@@ -271,13 +280,13 @@ impl Recovering<'_> {
     }
 
     /// Nothing is known of the last user: every bitmap may lack any bit.
-    fn distrust_all(&self, bitmaps: &mut [Bitmap], why: String) -> Result<Recovery> {
+    fn distrust_all(&self, descriptor: &Descriptor, bitmaps: &mut [Bitmap], why: String) -> Result<Recovery> {
         let whole = [ByteRange::between(0, self.length)];
         let recovery = self.widen(bitmaps, Suspects::All, &whole, why)?;
         if !self.options.read_only {
             self.make_image_durable(None, None)?;
             // Where that fails, the next opener knows as little.
-            self.make_durable(bitmaps, Suspects::All, || ())?;
+            self.make_durable(descriptor, bitmaps, Suspects::All, || ())?;
         }
         Ok(recovery)
     }
@@ -359,7 +368,13 @@ impl Recovering<'_> {
     ///
     /// `unsure` where a sync has failed: the next opener's may succeed, as this failure was told of, and the bits may be gone
     /// for all that. No evidence tells of it.
-    fn make_durable(&self, bitmaps: &[Bitmap], suspects: Suspects, unsure: impl FnOnce()) -> Result<()> {
+    fn make_durable(
+        &self,
+        descriptor: &Descriptor,
+        bitmaps: &[Bitmap],
+        suspects: Suspects,
+        unsure: impl FnOnce(),
+    ) -> Result<()> {
         if !mutation::on(Fault::NotRewritten) {
             recover::write_again(bitmaps, suspects)?;
             if let Err(error) = recover::sync(bitmaps, suspects) {
@@ -369,8 +384,21 @@ impl Recovering<'_> {
                 return Err(error);
             }
         }
+        self.renew_name(descriptor)
+    }
+
+    /// Makes the descriptor durable under its name, which a process that was killed, or whose sync has failed, may have left
+    /// in the page cache alone. It is written anew where it can be: behind a sync that has failed, none that succeeds
+    /// vouches for what was there before it.
+    fn renew_name(&self, descriptor: &Descriptor) -> Result<()> {
         if mutation::on(Fault::FoundNamesUnsynced) {
             return Ok(());
+        }
+        match save::replace(&*self.place.folder, &self.place.name, descriptor) {
+            Ok(()) => return Ok(()),
+            Err(SaveError::Unsure(error)) => return Err(error),
+            // No room for another, say.
+            Err(SaveError::Unchanged(_)) => {}
         }
         match self.place.folder.sync() {
             // Where no name can be changed, none was.
@@ -501,8 +529,13 @@ impl Recovering<'_> {
             _ => None,
         };
         let evidence = self.evidence(&*made.storage, bitmaps)?.ok();
+        let session = self.session(made.file, RegionSet::new(), evidence)?;
+        if !bitmaps.is_empty() {
+            // Without a stamp, what others write behind the next close would go unnoticed, if nothing changes until then.
+            session.renew_stamp();
+        }
         Ok(Recovered {
-            session: Some(self.session(made.file, RegionSet::new(), evidence)?),
+            session: Some(session),
             recovery: None,
             found: None,
             lock,

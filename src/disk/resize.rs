@@ -23,7 +23,7 @@ impl Disk {
     ///
     /// Waits for the writes in flight. Fails on a block device, whose size is not the disk's to change.
     pub fn truncate(&self, length: u64, flags: TruncateFlags) -> Result<()> {
-        self.check_for_change()?;
+        self.alive.check_unfailed()?;
         self.check_writable()?;
         if length > MAX_LENGTH {
             return Err(Error::new(
@@ -35,6 +35,7 @@ impl Disk {
         structure.check_below()?;
         // Closed, not entered: a write that was checked against the old length must not land behind the new one.
         let mut shape = self.gate.close();
+        self.check_for_change()?;
         shape.check_no_backup(&self.path)?;
         let old = self.length();
         if length < old && !flags.contains(TruncateFlags::SHRINK) {

@@ -190,8 +190,9 @@ struct Ended<'d>(Option<&'d Disk>);
 
 impl<'d> Ended<'d> {
     fn of(disk: &'d Disk) -> Result<Self> {
+        let ended = Self(disk.image().disk().map(|_| disk));
         disk.image().end()?;
-        Ok(Self(disk.image().disk().map(|_| disk)))
+        Ok(ended)
     }
 
     fn for_good(mut self) {

@@ -64,6 +64,11 @@ impl Found {
         &self.active
     }
 
+    /// Whether nobody has changed the disk since the file was made.
+    pub(crate) fn is_new(&self) -> bool {
+        self.generation == FIRST
+    }
+
     /// How many pieces of the map were damaged; their regions count as active.
     pub(crate) fn damaged_pieces(&self) -> usize {
         self.damaged_pieces

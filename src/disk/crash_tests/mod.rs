@@ -4,12 +4,15 @@
 //! A [`life::Life`] is an open disk to which [`steps`] are done, written by hand or drawn by [`dice`], while a
 //! [`model::Model`] writes down what each of them promised. [`power`] stops that life after every call that changes
 //! something and looks at what is left with the rules of [`check`]; [`failing`] has every call fail in
-//! turn, and [`together`] one of two; [`mutations`] takes the engine's protections away one by one, and shows that the tests notice. The tests of parts stand beside the parts.
+//! turn, [`together`] one of two, and [`waiting`] one that another waits for; [`added`] begins with a disk that has no state
+//! file; [`mutations`] takes the engine's protections away one by one, and shows that the tests notice. The tests of parts stand beside the parts.
 //!
 //! A long run: `QBM_CRASH_STATES=10000000 cargo test --release --lib crash_tests -- --nocapture`.
 
 #![cfg_attr(fuzzing, allow(dead_code, reason = "the fuzzer tells no story by hand"))]
 
+#[cfg(test)]
+mod added;
 mod backup;
 mod check;
 mod dice;
@@ -29,6 +32,8 @@ mod power;
 mod steps;
 #[cfg(test)]
 mod together;
+#[cfg(test)]
+mod waiting;
 
 #[cfg(fuzzing)]
 pub(crate) use power::of_bytes;

@@ -121,6 +121,8 @@ impl Disk {
         let is_durable = finished.is_ok();
         let result = copied
             .and(finished)
+            // Where a flush of the image failed meanwhile, what was copied last may be what a power cut takes back (A2).
+            .and_then(|()| self.check_for_arrangement())
             .and_then(|()| self.go_on_above(backing, &mut structure, &mut shape, &overlay));
         if result.is_err() && !mutation::on(Fault::ChainOutdated) {
             self.see_anew(&mut structure, &mut shape, &overlay, is_durable);

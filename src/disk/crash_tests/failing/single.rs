@@ -1,8 +1,12 @@
 //! Single calls whose failure has more to it than what every failing call has.
 
+use std::ops::ControlFlow;
+
 use super::super::check::Opening;
 use super::super::life::{Kind, Life, NAME, STATE};
 use super::super::steps::{Step, write};
+use crate::descriptor::Format;
+use crate::disk::{CreateOptions, OpenOptions, WriteFlags};
 use crate::mutation::{Fault as Wrong, with};
 use crate::storage::simulated::{CallKind, Fault, Keep, Kept, SimDisk};
 
@@ -210,4 +214,59 @@ fn a_failed_sync_at_the_end_of_an_inner_disk_is_for_good() {
             assert!(life.has_failed(), "{kind:?}, sync {number}");
         }
     }
+}
+
+/// Whether its state file says "clean" by now nobody knows; behind that word a killed process would lose what it was told is
+/// written (A3).
+#[test]
+fn an_inner_disk_whose_end_failed_is_written_to_no_more_or_says_so() {
+    for number in 1.. {
+        let sim = SimDisk::new();
+        sim.put("low.img", &vec![0x11; 1 << 20]);
+        let inner = CreateOptions::new().size(1 << 20).backing("low.img", Format::Raw);
+        inner.folder(sim.folder()).create("inner.qbm").unwrap();
+        let outer = CreateOptions::new().image("inner.qbm").image_format(Format::Qbm);
+        outer.folder(sim.folder()).create(NAME).unwrap();
+        let options = OpenOptions::new().folder(sim.folder()).cache_epoch("one");
+        let disk = options.open(NAME).unwrap();
+        disk.write(&[7; 4096], 0, WriteFlags::empty()).unwrap();
+        let fault = Fault::new(libc::EIO).on(CallKind::Sync).on_file("inner.state");
+        sim.fail(fault.nth(number));
+        let snapshot = disk.snapshot("old.qbm", None);
+        sim.heal();
+        if snapshot.is_ok() {
+            assert!(number > 1, "no sync of the inner state file failed");
+            break;
+        }
+        let written = disk.write(&[8; 4096], 256 << 10, WriteFlags::empty());
+        let options = OpenOptions::new().folder(sim.kill().folder()).cache_epoch("one");
+        let mut byte = [0];
+        options.open(NAME).unwrap().read(&mut byte, 256 << 10).unwrap();
+        assert!(written.is_err() || byte == [8], "sync {number}: {byte:?}");
+    }
+}
+
+/// What was copied behind it may be what a power cut takes back (A2).
+#[test]
+fn a_commit_does_not_succeed_behind_a_failed_flush() {
+    let sim = SimDisk::new();
+    sim.put("base.img", &vec![0x22; 4 << 20]);
+    let create = CreateOptions::new()
+        .size(4 << 20)
+        .backing("base.img", Format::Raw);
+    create.folder(sim.folder()).create(NAME).unwrap();
+    let disk = OpenOptions::new().folder(sim.folder()).open(NAME).unwrap();
+    disk.write(&vec![7; 2 << 20], 0, WriteFlags::FUA).unwrap();
+    let mut flushed = None;
+    let committed = disk.commit(&mut |_, _| {
+        if flushed.is_none() {
+            disk.write(&[9; 4096], 0, WriteFlags::empty()).unwrap();
+            sim.fail(Fault::new(libc::EIO).on(CallKind::Sync).on_file("disk-data.img"));
+            flushed = Some(disk.flush());
+            sim.heal();
+        }
+        ControlFlow::Continue(())
+    });
+    flushed.unwrap().unwrap_err();
+    committed.unwrap_err();
 }

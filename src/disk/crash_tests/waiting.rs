@@ -1,0 +1,142 @@
+//! Who waits at the gate while an operation fails in there: the descriptor on disk may be the new one, and the shape in memory
+//! the old one. Nothing may be acknowledged that is recorded by that (D1, A3, M1).
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use crate::descriptor::Format;
+use crate::disk::{AddBitmap, CreateOptions, Disk, OpenOptions, Thaw, TruncateFlags, WriteFlags};
+use crate::error::Result;
+use crate::mutation::{Fault as Wrong, with};
+use crate::storage::simulated::{Call, CallKind, Fault, SimDisk};
+
+const NAME: &str = "disk.qbm";
+const LENGTH: u64 = 1 << 20;
+/// How long the operation stands in its last call, for the other to come to the gate.
+const STAND: Duration = Duration::from_millis(300);
+
+fn open(sim: &SimDisk) -> Disk {
+    let options = OpenOptions::new().folder(sim.folder()).cache_epoch("one");
+    options.open(NAME).unwrap()
+}
+
+fn create(sim: &SimDisk, options: CreateOptions) -> Disk {
+    options.folder(sim.folder()).create(NAME).unwrap();
+    open(sim)
+}
+
+/// What `waiter` says, who comes while `operation` stands in the sync of the folder that is about to fail behind its rename.
+fn behind<T: Send>(
+    sim: &SimDisk,
+    operation: impl FnOnce() -> Result<()> + Send,
+    waiter: impl FnOnce() -> T,
+) -> T {
+    let (stands, standing) = mpsc::channel();
+    let stands = Mutex::new(stands);
+    let renamed = AtomicUsize::new(0);
+    sim.on_call(move |call: &Call| {
+        if call.kind() == CallKind::Rename {
+            renamed.fetch_add(1, Ordering::SeqCst);
+        }
+        if call.kind() == CallKind::SyncFolder && renamed.swap(0, Ordering::SeqCst) > 0 {
+            let _ = stands.lock().unwrap_or_else(PoisonError::into_inner).send(());
+            std::thread::sleep(STAND);
+        }
+    });
+    let fault = AtomicUsize::new(0);
+    sim.fail(Fault::new(libc::EIO).matching(move |call: &Call| {
+        let after = usize::from(call.kind() == CallKind::Rename) + fault.load(Ordering::SeqCst);
+        fault.store(after, Ordering::SeqCst);
+        call.kind() == CallKind::SyncFolder && after > 0
+    }));
+    let said = std::thread::scope(|scope| {
+        let operation = scope.spawn(operation);
+        standing.recv().unwrap();
+        let said = waiter();
+        operation.join().unwrap().unwrap_err();
+        said
+    });
+    sim.heal();
+    said
+}
+
+fn write(disk: &Disk) -> Result<()> {
+    disk.write(&[7; 4096], 0, WriteFlags::empty())
+}
+
+/// A write that was acknowledged while a bitmap got another file is in that bitmap (D1).
+fn recorded(thaw: bool) -> std::result::Result<(), String> {
+    let sim = SimDisk::new();
+    let disk = create(&sim, CreateOptions::new().size(LENGTH));
+    disk.bitmap_add("b", AddBitmap::default()).unwrap();
+    disk.write(&[1; 4096], 0, WriteFlags::FUA).unwrap();
+    if thaw {
+        disk.bitmap_freeze("b").unwrap();
+    }
+    let operation = || {
+        if thaw {
+            disk.bitmap_thaw("b", Thaw::Commit)
+        } else {
+            disk.bitmap_clear("b")
+        }
+    };
+    let written = behind(&sim, operation, || write(&disk));
+    let after = open(&sim.kill());
+    if written.is_ok() && !after.bitmap_get("b", 0).unwrap() {
+        return Err("D1: an acknowledged write is in no bitmap".to_owned());
+    }
+    Ok(())
+}
+
+/// A write that was acknowledged while an overlay let go of what it has is there (A3).
+fn kept(commit: bool) -> std::result::Result<(), String> {
+    let sim = SimDisk::new();
+    sim.put("base.img", &vec![0x22; 1 << 20]);
+    let options = CreateOptions::new().size(LENGTH).backing("base.img", Format::Raw);
+    let disk = create(&sim, options);
+    disk.write(&[1; 4096], 0, WriteFlags::FUA).unwrap();
+    let operation = || {
+        if commit {
+            disk.commit(&mut |_, _| ControlFlow::Continue(()))
+        } else {
+            disk.make_empty()
+        }
+    };
+    let written = behind(&sim, operation, || write(&disk));
+    let mut byte = [0];
+    open(&sim.kill()).read(&mut byte, 0).unwrap();
+    if written.is_ok() && byte != [7] {
+        return Err(format!("A3: an acknowledged write reads {byte:?}"));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_writer_who_waits_while_the_disk_fails_is_told() {
+    for case in [
+        || recorded(false),
+        || recorded(true),
+        || kept(false),
+        || kept(true),
+    ] {
+        case().unwrap();
+        with(Wrong::NoLookBehindGate, case).unwrap_err();
+    }
+}
+
+/// It would lengthen the old bitmap's file, and the image, where the new one's may be the one that stands.
+#[test]
+fn a_resize_that_waits_while_the_disk_fails_changes_nothing() {
+    let sim = SimDisk::new();
+    let disk = create(&sim, CreateOptions::new().size(LENGTH));
+    disk.bitmap_add("b", AddBitmap::default()).unwrap();
+    let grown = behind(
+        &sim,
+        || disk.bitmap_clear("b"),
+        || disk.truncate(64 << 20, TruncateFlags::empty()),
+    );
+    grown.unwrap_err();
+    assert_eq!(open(&sim.kill()).length(), LENGTH);
+}
