@@ -3,11 +3,15 @@
 //! May call `state`. Invariant (D1): where the bitmap files may lack bits, these are in memory before the disk can be
 //! asked, and in the files, durably, before the state file says anything new.
 
-use std::io;
+mod added;
+mod before;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+pub(super) use self::added::NewState;
+pub(super) use self::before::Before;
 use super::bitmaps::recover::{self, Suspects};
 use super::bitmaps::{Bitmap, Loading};
 use super::open::{OpenOptions, Place};
@@ -15,17 +19,14 @@ use super::overlay::Overlay;
 use super::session::{RETIRE_INTERVAL, Recovery, Session};
 use super::{Child, Disk, NoticeCode, StateFound};
 use crate::bitmap::{BitmapFile, Bits};
-use crate::descriptor::names::{FileName, create_unique};
+use crate::descriptor::Descriptor;
 use crate::descriptor::save::{self, SaveError};
-use crate::descriptor::{Descriptor, StateEntry};
 use crate::error::{Error, Result};
-use crate::format::qcow2::mark_in;
 use crate::mutation::{self, Fault};
 use crate::state::{
-    Evidence, Found, Header, Lock, NoEvidence, RegionSet, RegionSize, Sharing, Stamp, StateFile, Tenure,
-    Verdict, spoil_shadow,
+    Evidence, Found, Lock, NoEvidence, RegionSet, Stamp, StateFile, Tenure, Verdict, spoil_shadow,
 };
-use crate::storage::{Role, Storage, SyncMode};
+use crate::storage::{Storage, SyncMode};
 use crate::units::ByteRange;
 
 /// What the descriptor's state file turned out to be.
@@ -49,40 +50,6 @@ pub(super) struct Recovering<'o> {
     pub(super) overlay: Option<&'o Overlay>,
     pub(super) length: u64,
     pub(super) loading: &'o Loading,
-}
-
-/// A qcow2 before it was opened in its format. For writing, that has the bitmaps in it made invalid by a change of its header:
-/// this is no foreign write.
-#[derive(Clone, Copy)]
-pub(super) struct Before {
-    pub(super) stamp: Stamp,
-    /// Of the stamp that it had before an earlier open, which was killed behind that change.
-    mark: u64,
-}
-
-impl Before {
-    pub(super) fn look(file: &dyn Storage, path: &Path) -> Result<Self> {
-        Ok(Self {
-            stamp: Stamp::of(file, path)?,
-            mark: mark_in(file).map_err(|e| Error::io("read the header of", path, &e))?,
-        })
-    }
-
-    /// The same of `image`, the opened one, which may be more files than that.
-    pub(super) fn with_all_files(self, image: &Child) -> Self {
-        let version = image.mapped.as_ref().and_then(|it| it.version_found());
-        Self {
-            stamp: version.map_or(self.stamp, |version| self.stamp.of_files(version)),
-            ..self
-        }
-    }
-
-    /// The image as it was found where `then` was kept of it, and whether it is that one but for its header.
-    fn found(&self, then: &Stamp, now: Stamp) -> (Stamp, bool) {
-        let marked = self.mark != 0 && self.mark == then.mark() && !mutation::on(Fault::MarkUnread);
-        let found = if marked { then } else { &self.stamp };
-        (now.as_found(found), marked)
-    }
 }
 
 /// What comes of it.
@@ -503,64 +470,6 @@ impl Recovering<'_> {
         }
         Ok(session)
     }
-
-    fn new_header(&self, descriptor: &Descriptor) -> Header {
-        new_header(region_size(descriptor.state()).for_length(self.length))
-    }
-
-    /// Gives a disk that is open for writing a state file, where that can be.
-    fn add(&self, descriptor: &mut Descriptor, bitmaps: &[Bitmap]) -> Result<Recovered> {
-        if self.options.read_only || self.options.no_state {
-            return Ok(Recovered::default());
-        }
-        let made = match self.make(descriptor) {
-            Ok(made) => made,
-            Err(SaveError::Unsure(error)) => return Err(error),
-            Err(SaveError::Unchanged(error)) => {
-                self.options.notify.send(
-                    NoticeCode::Unprotected,
-                    &format!("the disk has no state file and can be given none, so that a power cut can lose bits: {error}"),
-                );
-                return Ok(Recovered::default());
-            }
-        };
-        let lock = match &made.storage {
-            storage if !self.options.no_lock => Lock::state(storage, made.file.path(), Sharing::Write)?,
-            _ => None,
-        };
-        let evidence = self.evidence(&*made.storage, bitmaps)?.ok();
-        let session = self.session(made.file, RegionSet::new(), evidence)?;
-        if !bitmaps.is_empty() {
-            // Without a stamp, what others write behind the next close would go unnoticed, if nothing changes until then.
-            session.renew_stamp();
-        }
-        Ok(Recovered {
-            session: Some(session),
-            recovery: None,
-            found: None,
-            lock,
-            content: Content::default(),
-        })
-    }
-
-    fn make(&self, descriptor: &mut Descriptor) -> Result<NewState, SaveError> {
-        let new = NewState::create(
-            self.place,
-            region_size(descriptor.state()).for_length(self.length),
-        )
-        .map_err(SaveError::Unchanged)?;
-        let mut with = descriptor.clone();
-        let saved = with
-            .set_state(Some(new.entry.clone()))
-            .map_err(SaveError::Unchanged)
-            .and_then(|()| save::replace(&*self.place.folder, &self.place.name, &with));
-        if let Err(SaveError::Unchanged(_)) = &saved {
-            new.remove(self.place);
-        }
-        saved?;
-        *descriptor = with;
-        Ok(new)
-    }
 }
 
 impl Recovery {
@@ -581,61 +490,5 @@ fn said(found: &Found, in_use: bool) -> StateFound {
         region_bytes: header.region.bytes(),
         // After a clean close the map says nothing.
         active_regions: if header.clean { 0 } else { found.active().len() },
-    }
-}
-
-/// The region size that a descriptor asks for.
-fn region_size(entry: Option<&StateEntry>) -> RegionSize {
-    entry
-        .and_then(|entry| entry.region_bytes)
-        .and_then(RegionSize::new)
-        .unwrap_or(RegionSize::DEFAULT)
-}
-
-/// Of a state file that is made. It has a tenure from the beginning, so that whoever has the disk as his image can tell what it
-/// was when he came.
-fn new_header(region: RegionSize) -> Header {
-    Header {
-        // Where there are no random bytes, the first change asks for some.
-        tenure: Tenure::new().ok(),
-        ..Header::new(region)
-    }
-}
-
-/// A state file that no descriptor names yet. It is durable, and so is its name.
-pub(super) struct NewState {
-    pub(super) entry: StateEntry,
-    file: StateFile,
-    storage: Arc<dyn Storage>,
-}
-
-impl NewState {
-    pub(super) fn create(place: &Place, region: RegionSize) -> Result<Self> {
-        let folder = &*place.folder;
-        let in_folder = |action: &str, e: io::Error| Error::io(action, place.folder_name(), &e);
-        folder
-            .check_writable()
-            .map_err(|e| in_folder("create files in", e))?;
-        let (name, storage) = create_unique(folder, Role::State, &FileName::state(&place.name))?;
-        let path = place.shown.join(&name);
-        let made = StateFile::create(Arc::clone(&storage), path, new_header(region))
-            .and_then(|file| folder.sync().map_err(|e| in_folder("sync", e)).map(|()| file));
-        let entry = StateEntry {
-            file: name,
-            region_bytes: Some(region.bytes()),
-        };
-        match made {
-            Ok(file) => Ok(Self { entry, file, storage }),
-            Err(error) => {
-                // The first failure is the one to tell.
-                let _ = folder.remove(entry.file.as_ref());
-                Err(error)
-            }
-        }
-    }
-
-    /// Takes it back: no descriptor came to name it.
-    pub(super) fn remove(&self, place: &Place) {
-        let _ = place.folder.remove(self.entry.file.as_ref());
     }
 }
