@@ -393,15 +393,18 @@ fn what_is_written_through_an_export_comes_back() {
         room.qemu_io("thin.qcow2", &more);
         room.qemu_img(&["bitmap", "--add", "thin.qcow2", "foreign"]);
 
-        let seen = OpenOptions::new()
-            .read_only(true)
-            .open(room.path("disk.qbm"))
-            .expect("it opens");
-        assert!(
-            seen.bitmap_info("every-512").expect("facts").inconsistent,
-            "the stamp has not noticed"
-        );
-        drop(seen);
+        match OpenOptions::new().read_only(true).open(room.path("disk.qbm")) {
+            Ok(seen) => assert!(
+                seen.bitmap_info("every-512").expect("facts").inconsistent,
+                "the stamp has not noticed"
+            ),
+            // Some requests have QEMU lengthen a raw image to a whole cluster.
+            Err(error) => {
+                let image = std::fs::metadata(room.path("disk.img")).expect("the image");
+                assert!(image.len() > length, "{error}");
+                assert!(error.message().contains("is too small"), "{error}");
+            }
+        }
         let merged = ImportOptions::new()
             .merge_bitmaps(room.path("thin.qcow2"), room.path("disk.qbm"))
             .expect("merged");

@@ -20,7 +20,6 @@ use super::session::{RETIRE_INTERVAL, Recovery, Session};
 use super::{Child, Disk, NoticeCode, StateFound};
 use crate::bitmap::{BitmapFile, Bits};
 use crate::descriptor::Descriptor;
-use crate::descriptor::save::{self, SaveError};
 use crate::error::{Error, Result};
 use crate::mutation::{self, Fault};
 use crate::state::{
@@ -109,7 +108,7 @@ impl Recovering<'_> {
                     // From now on the state file vouches for them. A process that was killed without one may have left them
                     // in the page cache alone.
                     self.make_image_durable(None, None)?;
-                    self.make_durable(descriptor, bitmaps, Suspects::All, || ())?;
+                    self.make_durable(bitmaps, Suspects::All, || ())?;
                 }
                 let mut recovered = self.add(descriptor, bitmaps)?;
                 // Bits that no state file vouches for may have gone with the process that set them.
@@ -119,15 +118,15 @@ impl Recovering<'_> {
                 Ok(recovered)
             }
             StateAtOpen::Missing(why) => {
-                let recovery = self.distrust_all(descriptor, bitmaps, why)?;
+                let recovery = self.distrust_all(bitmaps, why)?;
                 let mut recovered = self.add(descriptor, bitmaps)?;
                 recovered.recovery = Some(recovery);
                 Ok(recovered)
             }
             StateAtOpen::There { storage, path } => match StateFile::inspect(&*storage, &path)? {
-                Ok(found) => self.go_on(found, (storage, path), descriptor, bitmaps),
+                Ok(found) => self.go_on(found, storage, path, bitmaps),
                 Err(unusable) => {
-                    let recovery = self.distrust_all(descriptor, bitmaps, unusable.to_string())?;
+                    let recovery = self.distrust_all(bitmaps, unusable.to_string())?;
                     let session = if self.options.read_only {
                         None
                     } else {
@@ -151,8 +150,8 @@ impl Recovering<'_> {
     fn go_on(
         &self,
         found: Found,
-        (storage, path): (Arc<dyn Storage>, PathBuf),
-        descriptor: &Descriptor,
+        storage: Arc<dyn Storage>,
+        path: PathBuf,
         bitmaps: &mut [Bitmap],
     ) -> Result<Recovered> {
         recover::apply_marks(bitmaps, &found.header().marks);
@@ -204,13 +203,13 @@ impl Recovering<'_> {
             // D1: what others have written is in the files before the stamp that tells of it is replaced.
             if (recovery.is_some() || recorded) && !mutation::on(Fault::EvidenceFirst) {
                 self.make_image_durable(Some(&*storage), shadowed.as_ref())?;
-                self.make_durable(descriptor, bitmaps, Suspects::Recording, || {
+                self.make_durable(bitmaps, Suspects::Recording, || {
                     // Where nothing at all can be told, neither can it be to the caller, who is about to hear of this.
                     let _ = StateFile::note_failure_in(&storage, path.clone(), found.clone());
                 })?;
             } else if found.is_new() {
                 // The name of a descriptor that is not durable may go, and with it the state file that is relied on from here.
-                self.renew_name(descriptor)?;
+                self.sync_names()?;
             }
             let (file, active) = StateFile::adopt(storage, path, found)?;
             let adopted = self.session(file, active, now.ok())?;
@@ -219,7 +218,7 @@ impl Recovering<'_> {
             if mutation::on(Fault::EvidenceFirst) {
                 adopted.begin(self.image, true, None)?;
                 self.make_image_durable(None, None)?;
-                self.make_durable(descriptor, bitmaps, Suspects::Recording, || ())?;
+                self.make_durable(bitmaps, Suspects::Recording, || ())?;
             }
             if !distrusted.is_empty() && !mutation::on(Fault::StampFirst) {
                 // Durable before the stamp that tells of it is replaced.
@@ -247,13 +246,13 @@ impl Recovering<'_> {
     }
 
     /// Nothing is known of the last user: every bitmap may lack any bit.
-    fn distrust_all(&self, descriptor: &Descriptor, bitmaps: &mut [Bitmap], why: String) -> Result<Recovery> {
+    fn distrust_all(&self, bitmaps: &mut [Bitmap], why: String) -> Result<Recovery> {
         let whole = [ByteRange::between(0, self.length)];
         let recovery = self.widen(bitmaps, Suspects::All, &whole, why)?;
         if !self.options.read_only {
             self.make_image_durable(None, None)?;
             // Where that fails, the next opener knows as little.
-            self.make_durable(descriptor, bitmaps, Suspects::All, || ())?;
+            self.make_durable(bitmaps, Suspects::All, || ())?;
         }
         Ok(recovery)
     }
@@ -335,13 +334,7 @@ impl Recovering<'_> {
     ///
     /// `unsure` where a sync has failed: the next opener's may succeed, as this failure was told of, and the bits may be gone
     /// for all that. No evidence tells of it.
-    fn make_durable(
-        &self,
-        descriptor: &Descriptor,
-        bitmaps: &[Bitmap],
-        suspects: Suspects,
-        unsure: impl FnOnce(),
-    ) -> Result<()> {
+    fn make_durable(&self, bitmaps: &[Bitmap], suspects: Suspects, unsure: impl FnOnce()) -> Result<()> {
         if !mutation::on(Fault::NotRewritten) {
             recover::write_again(bitmaps, suspects)?;
             if let Err(error) = recover::sync(bitmaps, suspects) {
@@ -351,21 +344,13 @@ impl Recovering<'_> {
                 return Err(error);
             }
         }
-        self.renew_name(descriptor)
+        self.sync_names()
     }
 
-    /// Makes the descriptor durable under its name, which a process that was killed, or whose sync has failed, may have left
-    /// in the page cache alone. It is written anew where it can be: behind a sync that has failed, none that succeeds
-    /// vouches for what was there before it.
-    fn renew_name(&self, descriptor: &Descriptor) -> Result<()> {
+    /// Makes the descriptor durable under its name, which a process that was killed may have left in the page cache alone.
+    fn sync_names(&self) -> Result<()> {
         if mutation::on(Fault::FoundNamesUnsynced) {
             return Ok(());
-        }
-        match save::replace(&*self.place.folder, &self.place.name, descriptor) {
-            Ok(()) => return Ok(()),
-            Err(SaveError::Unsure(error)) => return Err(error),
-            // No room for another, say.
-            Err(SaveError::Unchanged(_)) => {}
         }
         match self.place.folder.sync() {
             // Where no name can be changed, none was.
