@@ -137,6 +137,62 @@ fn what_cannot_be_checked_is_code_1() {
     assert!(said.starts_with("corruption: not readable as JSON"), "{said}");
 }
 
+/// A file that nobody can open, not even root.
+fn unopenable(room: &Room, name: &str) {
+    std::fs::remove_file(room.path(name)).expect("removed");
+    std::os::unix::fs::symlink(name, room.path(name)).expect("a link");
+}
+
+/// What could not be looked at weighs most, then corruptions, then leaks.
+#[test]
+fn what_was_not_checked_or_repaired_is_code_1_whatever_else_there_is() {
+    let room = room();
+    room.done(&["bitmap", "--add", "disk.qbm", "c"]);
+    let disk = Disk::open(room.path("disk.qbm")).expect("it opens");
+    disk.write(&[1], 1 << 19, WriteFlags::empty()).expect("written");
+    drop(disk);
+    let sound = room.read("disk-b.bitmap");
+    room.write("disk-old.bitmap", b"");
+    assert_eq!(check(&room, &["disk.qbm"]).0, 3);
+    std::fs::remove_file(room.path("disk-c.bitmap")).expect("removed");
+    assert_eq!(check(&room, &["disk.qbm"]).0, 2);
+    unopenable(&room, "disk-b.bitmap");
+    let (code, said) = check(&room, &["disk.qbm"]);
+    assert_eq!(code, 1);
+    let key = "QBM.bitmaps[\"b\"].file: cannot open disk-b.bitmap: ";
+    assert!(said.starts_with(&format!("error: {key}")), "{said}");
+    assert!(
+        said.ends_with("disk.qbm: 1 corruption, 1 leak, 1 thing that could not be checked or repaired\n"),
+        "{said}"
+    );
+
+    // It cannot be recovered either.
+    let (code, report) = findings(&room, &["-r", "all", "disk.qbm"]);
+    assert_eq!((code, &report["check-errors"]), (1, &json!(2)), "{report:#}");
+    let found = |kind: &str| {
+        let all = report["findings"].as_array().expect("findings");
+        all.iter().find(|it| it["kind"] == json!(kind)).cloned()
+    };
+    let failed = found("repair-failed").expect("that it could not be repaired");
+    assert_eq!(failed["severity"], json!("error"));
+    let words = failed["message"].as_str().expect("words");
+    assert!(
+        words.starts_with(&format!("it was not repaired: cannot open disk.qbm: {key}")),
+        "{words}"
+    );
+    assert_eq!(found("not-closed").expect("still")["fixed"], json!(false));
+
+    std::fs::remove_file(room.path("disk-b.bitmap")).expect("removed");
+    room.write("disk-b.bitmap", &sound);
+    assert_eq!(
+        check(&room, &["-r", "all", "disk.qbm"]).0,
+        1,
+        "c is missing still"
+    );
+    room.write("disk-c.bitmap", &sound);
+    assert_eq!(check(&room, &["-r", "all", "disk.qbm"]).0, 0);
+}
+
 #[test]
 fn a_checksum_is_compared() {
     let room = room();
