@@ -1,5 +1,6 @@
 //! What a check finds, what it repairs, and above all what it leaves alone.
 
+mod changing;
 mod crash;
 mod failing;
 
