@@ -13,6 +13,8 @@
 mod common;
 #[path = "qemu_import/copies.rs"]
 mod copies;
+#[path = "common/killed_at.rs"]
+mod killed_at;
 #[path = "common/names.rs"]
 mod names;
 #[path = "common/nbd.rs"]

@@ -8,6 +8,8 @@
 #[path = "tool/room.rs"]
 mod room;
 
+#[path = "common/killed_at.rs"]
+mod killed_at;
 #[path = "common/mounted.rs"]
 mod mounted;
 #[path = "common/names.rs"]

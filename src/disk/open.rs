@@ -77,9 +77,13 @@ impl OpenOptions {
         place.locking = !self.no_lock;
         place.backing_format = self.backing_format;
         place.cache_epoch.clone_from(&self.cache_epoch);
+        self.open_in(path, &place)
+    }
+
+    fn open_in(&self, path: &Path, place: &Place) -> Result<Disk> {
         // Others may change the disk until it is locked: then what was read before the lock is read again.
         for _ in 0..ATTEMPTS {
-            if let Some(disk) = self.attempt(path, &place)? {
+            if let Some(disk) = self.attempt(path, place)? {
                 return Ok(disk);
             }
         }

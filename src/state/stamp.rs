@@ -257,9 +257,18 @@ impl std::fmt::Display for Moment {
 }
 
 /// Waits until a write would get another time than `modified`.
+fn outwait(modified: Moment) -> io::Result<()> {
+    outwait_by(modified, Moment::now, std::thread::sleep)
+}
+
+/// The same by this clock, and with these naps.
 ///
 /// A time in the future is left alone: a write would change it to the present.
-fn outwait(modified: Moment) -> io::Result<()> {
+fn outwait_by(
+    modified: Moment,
+    mut clock: impl FnMut() -> io::Result<Moment>,
+    mut nap: impl FnMut(Duration),
+) -> io::Result<()> {
     // Zero nanoseconds look like a file system that keeps whole seconds; the wait is long where it does, and a chance
     // in a million where it does not.
     let (unit, patience) = match modified.nanoseconds {
@@ -268,19 +277,17 @@ fn outwait(modified: Moment) -> io::Result<()> {
     };
     let mut waited = Duration::ZERO;
     while waited < patience {
-        let (seconds, nanoseconds) = sys::coarse_clock()?;
-        let now = (seconds, nanoseconds);
+        let now = clock()?;
         let same = match unit {
-            0 => now == (modified.seconds, i64::from(modified.nanoseconds)),
-            unit => (modified.seconds..modified.seconds.saturating_add(unit)).contains(&seconds),
+            0 => now == modified,
+            unit => (modified.seconds..modified.seconds.saturating_add(unit)).contains(&now.seconds),
         };
         // A finer clock than the coarse one may have stamped the file: it is behind by a tick then.
-        let behind =
-            now < (modified.seconds, i64::from(modified.nanoseconds)) && modified.seconds - seconds <= 1;
+        let behind = now < modified && modified.seconds - now.seconds <= 1;
         if !same && !behind {
             return Ok(());
         }
-        std::thread::sleep(NAP);
+        nap(NAP);
         waited += NAP;
     }
     Ok(())
@@ -292,7 +299,7 @@ pub(super) mod tests {
     use std::io::Write;
     use std::time::SystemTime;
 
-    use super::{Duration, Moment, Path, Storage, Trace, Version};
+    use super::{Duration, Moment, Path, Storage, Trace, Version, io, outwait_by};
     use crate::state::Stamp;
     use crate::storage::simulated::SimDisk;
     use crate::storage::{Access, FileStorage, Folder, Role};
@@ -343,6 +350,12 @@ pub(super) mod tests {
             let mut foreign = OpenOptions::new().write(true).open(&path).unwrap();
             crate::storage::write_slice(&storage, b"x", 0).unwrap();
             let kept = Stamp::take(&storage, &path, || Ok(())).unwrap();
+            // A kernel whose file systems have a finer clock would tell the two writes apart anyway; not all do.
+            let now = Moment::now().unwrap();
+            assert!(
+                matches!(kept.trace, Trace::Modified(then) if then < now),
+                "{kept:?}, {now}"
+            );
             assert_eq!(kept.difference(&Stamp::of(&storage, &path).unwrap()), None);
             foreign.write_all(b"x").unwrap();
             let now = Stamp::of(&storage, &path).unwrap();
@@ -375,6 +388,58 @@ pub(super) mod tests {
         file.set_times(FileTimes::new().set_modified(future)).unwrap();
         // It returns: an hour before that moment comes.
         Stamp::take(&storage, &path, || Ok(())).unwrap();
+    }
+
+    /// How many naps a wait takes by a clock that tells the time after so many.
+    fn naps(modified: Moment, mut clock: impl FnMut(u32) -> (i64, u32)) -> u32 {
+        let taken = std::cell::Cell::new(0);
+        let now = || {
+            let (seconds, nanoseconds) = clock(taken.get());
+            Ok(Moment { seconds, nanoseconds })
+        };
+        outwait_by(modified, now, |_| taken.set(taken.get() + 1)).unwrap();
+        taken.get()
+    }
+
+    #[test]
+    fn the_wait_is_as_long_as_a_write_could_get_the_same_time() {
+        const TICK: u32 = 4_000_000;
+        let at = |seconds, nanoseconds| Moment { seconds, nanoseconds };
+        // It moves every third millisecond.
+        let ticking = |taken: u32| (5, TICK + taken / 3 * TICK);
+        assert_eq!(naps(at(5, TICK), ticking), 3);
+        assert_eq!(naps(at(4, 999_999_999), ticking), 0);
+        assert_eq!(naps(at(5, TICK - 1), ticking), 0);
+        // A finer clock has stamped the file, in the tick that is still to come.
+        assert_eq!(naps(at(5, TICK + 1), ticking), 3);
+        assert_eq!(naps(at(5, 3 * TICK), ticking), 9);
+        let next_second = |taken: u32| {
+            if taken < 2 {
+                (5, 999_000_000)
+            } else {
+                (6, 3_000_000)
+            }
+        };
+        assert_eq!(naps(at(6, 1000), next_second), 2);
+        // A file system that keeps whole seconds, or every other one.
+        let running = |taken: u32| (5 + i64::from(taken / 1000), taken % 1000 * 1_000_000);
+        assert_eq!(naps(at(5, 0), running), 2000);
+        assert_eq!(naps(at(3, 0), running), 0);
+        // A clock that stands still, or was set back, holds up no close for ever.
+        assert_eq!(naps(at(5, TICK), |_| (5, TICK)), 100);
+        assert_eq!(naps(at(5, 0), |_| (5, TICK)), 2100);
+        assert_eq!(naps(at(3605, TICK), ticking), 0);
+    }
+
+    #[test]
+    fn a_clock_that_cannot_be_asked_is_an_error() {
+        let modified = Moment {
+            seconds: 5,
+            nanoseconds: 1,
+        };
+        let clock = || Err(io::Error::from_raw_os_error(libc::EINVAL));
+        let error = outwait_by(modified, clock, |_| {}).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
     }
 
     /// What has no file of the host has a size only, as a block device has.

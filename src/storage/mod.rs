@@ -6,6 +6,8 @@
 
 mod buffers;
 mod file;
+#[cfg(test)]
+pub(crate) mod hooked;
 mod host_folder;
 mod new_file;
 mod offload;

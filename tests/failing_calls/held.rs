@@ -34,6 +34,14 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
+/// What a check finds that changes nothing.
+pub fn found(room: &Room, name: &str) -> Vec<FindingKind> {
+    let report = CheckOptions::new()
+        .check(room.path(name), &mut |_, _| ControlFlow::Continue(()))
+        .unwrap_or_else(|why| panic!("{name} cannot be checked: {why}"));
+    report.findings.iter().map(|it| it.kind).collect()
+}
+
 /// Checks and repairs a disk, which must be sound then, and opens it.
 pub fn sound(room: &Room, name: &str) -> Disk {
     let report = CheckOptions::new()

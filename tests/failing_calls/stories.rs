@@ -4,7 +4,7 @@ use std::fs;
 
 use qbm::{CreateOptions, Disk, WriteFlags};
 
-use super::held::{base, content, content_of, dirty, overlay, sound};
+use super::held::{base, content, content_of, dirty, found, overlay, sound};
 use super::room::Room;
 
 pub struct Story {
@@ -82,7 +82,11 @@ pub const STORIES: [Story; 12] = [
         args: &["check", "-r", "all", "disk.qbm"],
         names: &["disk"],
         before: killed,
-        after: |room, _| {
+        after: |room, done| {
+            // Before anything else repairs it.
+            if done {
+                assert_eq!(found(room, "disk.qbm"), [], "it says that it is repaired");
+            }
             let disk = sound(room, "disk.qbm");
             assert!(content(&disk) == written(MIB));
             // Nothing vouches for the page cache of a copy.

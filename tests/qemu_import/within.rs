@@ -5,6 +5,7 @@ use std::process::Command;
 
 use qbm::{BitmapInfo, Disk, ErrorCode, Format, ImportOptions, OpenOptions, WriteFlags};
 
+use super::killed_at::{CHANGES, killed_at};
 use super::{GRANULARITIES, Random, Room, dirty, nbd_bitmaps, of, requests, scribble, skipped, stamp};
 
 /// `vm.qcow2`, made and written by QEMU, with a bitmap of each granularity and one that is off.
@@ -168,49 +169,6 @@ fn a_qcow2_whose_bitmaps_cannot_be_had_stays_as_it_is() {
     open(&room).bitmap_add("more", of(4096, true)).expect("a bitmap");
 }
 
-/// The system calls that change files, whichever of them this machine has: strace counts each by itself.
-const CHANGES: [&str; 12] = [
-    "?pwrite64",
-    "?pwritev",
-    "?fsync",
-    "?fdatasync",
-    "?ftruncate",
-    "?fallocate",
-    "?rename",
-    "?renameat",
-    "?renameat2",
-    "?unlink",
-    "?unlinkat",
-    "?linkat",
-];
-
-/// Runs the tool, killed on entering the `count`-th such call; whether it came to its end before. `None`, with a word, where
-/// nothing can tell.
-fn ended(room: &Room, call: &str, count: u32, args: &[&str]) -> Option<bool> {
-    let inject = format!("inject={call}:signal=SIGKILL:when={count}");
-    let output = Command::new("strace")
-        .args(["-f", "-qq", "-o", "/dev/null", "-e", &inject])
-        .arg(env!("CARGO_BIN_EXE_qbm"))
-        .args(args)
-        .current_dir(room.dir.path())
-        .output();
-    match output {
-        Ok(output) if output.stderr.is_empty() => Some(output.status.success()),
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(said.contains("ptrace"), "{said}");
-            skipped(format_args!("an import that is killed at every call: {said}"));
-            None
-        }
-        Err(why) => {
-            skipped(format_args!(
-                "an import that is killed at every call: strace: {why}"
-            ));
-            None
-        }
-    }
-}
-
 /// Has `act` killed at each of its calls that change anything, beginning with the files of `start` each time; then `check`
 /// looks. How often it was killed; `None` where that cannot be.
 fn killed_everywhere(room: &Room, act: &[&str], start: &[&str], check: &mut dyn FnMut(&str)) -> Option<u32> {
@@ -229,7 +187,10 @@ fn killed_everywhere(room: &Room, act: &[&str], start: &[&str], check: &mut dyn 
                 std::fs::remove_file(room.path(name)).expect("removed");
             }
             cp(&named(&kept), room.dir.path());
-            if ended(room, call, count, act)? {
+            let output = killed_at(room.dir.path(), call, count, act)
+                .map_err(|why| skipped(format_args!("an import that is killed at every call: {why}")))
+                .ok()?;
+            if output.status.success() {
                 break;
             }
             kills += 1;

@@ -1,6 +1,6 @@
 //! `qbm check`, `qbm info` and `-U` as their users meet them: on sound disks, on disks in use, and on broken ones.
 
-use qbm::{Disk, WriteFlags};
+use qbm::{BitmapPolicy, Disk, OpenOptions, WriteFlags};
 use serde_json::{Value, json};
 
 use super::room::{Room, text};
@@ -137,6 +137,62 @@ fn what_cannot_be_checked_is_code_1() {
     assert!(said.starts_with("corruption: not readable as JSON"), "{said}");
 }
 
+/// A file that nobody can open, not even root.
+fn unopenable(room: &Room, name: &str) {
+    std::fs::remove_file(room.path(name)).expect("removed");
+    std::os::unix::fs::symlink(name, room.path(name)).expect("a link");
+}
+
+/// What could not be looked at weighs most, then corruptions, then leaks.
+#[test]
+fn what_was_not_checked_or_repaired_is_code_1_whatever_else_there_is() {
+    let room = room();
+    room.done(&["bitmap", "--add", "disk.qbm", "c"]);
+    let disk = Disk::open(room.path("disk.qbm")).expect("it opens");
+    disk.write(&[1], 1 << 19, WriteFlags::empty()).expect("written");
+    drop(disk);
+    let sound = room.read("disk-b.bitmap");
+    room.write("disk-old.bitmap", b"");
+    assert_eq!(check(&room, &["disk.qbm"]).0, 3);
+    std::fs::remove_file(room.path("disk-c.bitmap")).expect("removed");
+    assert_eq!(check(&room, &["disk.qbm"]).0, 2);
+    unopenable(&room, "disk-b.bitmap");
+    let (code, said) = check(&room, &["disk.qbm"]);
+    assert_eq!(code, 1);
+    let key = "QBM.bitmaps[\"b\"].file: cannot open disk-b.bitmap: ";
+    assert!(said.starts_with(&format!("error: {key}")), "{said}");
+    assert!(
+        said.ends_with("disk.qbm: 1 corruption, 1 leak, 1 thing that could not be checked or repaired\n"),
+        "{said}"
+    );
+
+    // It cannot be recovered either.
+    let (code, report) = findings(&room, &["-r", "all", "disk.qbm"]);
+    assert_eq!((code, &report["check-errors"]), (1, &json!(2)), "{report:#}");
+    let found = |kind: &str| {
+        let all = report["findings"].as_array().expect("findings");
+        all.iter().find(|it| it["kind"] == json!(kind)).cloned()
+    };
+    let failed = found("repair-failed").expect("that it could not be repaired");
+    assert_eq!(failed["severity"], json!("error"));
+    let words = failed["message"].as_str().expect("words");
+    assert!(
+        words.starts_with(&format!("it was not repaired: cannot open disk.qbm: {key}")),
+        "{words}"
+    );
+    assert_eq!(found("not-closed").expect("still")["fixed"], json!(false));
+
+    std::fs::remove_file(room.path("disk-b.bitmap")).expect("removed");
+    room.write("disk-b.bitmap", &sound);
+    assert_eq!(
+        check(&room, &["-r", "all", "disk.qbm"]).0,
+        1,
+        "c is missing still"
+    );
+    room.write("disk-c.bitmap", &sound);
+    assert_eq!(check(&room, &["-r", "all", "disk.qbm"]).0, 0);
+}
+
 #[test]
 fn a_checksum_is_compared() {
     let room = room();
@@ -213,6 +269,79 @@ fn a_disk_in_use_is_shared_by_force_only() {
         room.done(&["info", "disk.qbm"])
             .contains("state file: disk.state (closed; ")
     );
+}
+
+/// Which bitmaps have how much more, and why: to the letter, and without changing anything.
+#[test]
+fn info_says_what_recovery_would_do() {
+    let room = Room::new();
+    room.done(&["create", "-q", "-o", "region_size=1M", "disk.qbm", "4M"]);
+    for name in ["b", "fine", "stopped"] {
+        let granularity = if name == "fine" { "32k" } else { "64k" };
+        room.done(&["bitmap", "--add", "-g", granularity, "disk.qbm", name]);
+    }
+    room.done(&["bitmap", "--disable", "disk.qbm", "stopped"]);
+    room.guest_writes("disk.qbm", (2 << 20) + 5000, 1);
+    let killed = |policy| {
+        let options = OpenOptions::new().bitmap_policy(policy);
+        let disk = options.open(room.path("disk.qbm")).expect("it opens");
+        disk.write(&[1; 512], 5 << 19, WriteFlags::empty())
+            .expect("written");
+    };
+    killed(BitmapPolicy::Lazy);
+    let recovery = |args: &[&str]| {
+        let facts = room.json(&[&["info", "--output", "json"], args].concat());
+        let mut state = facts["format-specific"]["data"]["state"].clone();
+        let recovery = state["recovery"].take();
+        (state, recovery)
+    };
+    for _ in 0..2 {
+        let (state, recovery) = recovery(&["disk.qbm"]);
+        assert_eq!(
+            state,
+            json!({
+                "file": "disk.state", "usable": true, "closed": false, "in-use": false, "policy": "lazy",
+                "region-size": 1 << 20, "active-regions": 1, "recovery": null,
+            })
+        );
+        assert_eq!(
+            recovery,
+            json!({
+                "exact": false, "reason": "the bitmaps were saved lazily",
+                "added": [
+                    {"bitmap": "b", "bytes": (1 << 20) - 65536},
+                    {"bitmap": "fine", "bytes": (1 << 20) - 32768},
+                ],
+            })
+        );
+        let said = room.done(&["info", "disk.qbm"]);
+        let part = "state file: disk.state (in use, or not closed; 1 active regions of 1 MiB; bitmaps lazy)\n\
+                    recovery: due at the next open for writing, and shown here as done: the bitmaps were saved lazily\n    \
+                    960 KiB more dirty in \"b\"\n    992 KiB more dirty in \"fine\"\nbitmaps:\n";
+        assert!(said.contains(part), "{said}");
+        let whole = "\"b\": dirty, granularity 64 KiB, recording; 1 MiB (1048576 bytes) dirty\n";
+        assert!(said.contains(whole), "{said}");
+    }
+    room.done(&["check", "-q", "-r", "all", "disk.qbm"]);
+    assert_eq!(recovery(&["disk.qbm"]).1, Value::Null);
+
+    // Where the kernel tells that nothing was lost, nothing is added.
+    killed(BitmapPolicy::WriteThrough);
+    let (_, recovery) = recovery(&["disk.qbm"]);
+    let said = room.done(&["info", "disk.qbm"]);
+    let why = match &recovery["reason"] {
+        Value::Null => "nothing was lost, the bitmaps are exact",
+        why => why.as_str().expect("words"),
+    };
+    let line =
+        format!("recovery: due at the next open for writing, and shown here as done: {why}\nbitmaps:\n");
+    assert!(said.contains(&line), "{said}");
+    assert_eq!(
+        recovery["exact"],
+        json!(recovery["reason"].is_null()),
+        "{recovery}"
+    );
+    assert_eq!(recovery["added"], json!([]), "the whole region is dirty already");
 }
 
 #[test]

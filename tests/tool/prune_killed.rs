@@ -5,16 +5,17 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use qbm::backup::{BackupFolder, Restore};
 use serde_json::Value;
 
 use super::backup_killed::{guest_writes, killed};
+use super::killed_at::{CHANGES, killed_at};
 use super::names::names_in;
 use super::random::Random;
-use super::room::{Room, TOOL};
+use super::room::Room;
 use super::skip::skipped;
 
 const BACKUP: [&str; 9] = [
@@ -37,23 +38,6 @@ const PRUNES: [&[&str]; 2] = [
 const DAYS: [u8; 7] = [1, 1, 2, 2, 3, 3, 3];
 
 const RANDOM_KILLS: u32 = 12;
-
-/// The system calls that change files, whichever of them this machine has: strace counts each by itself.
-const CHANGES: [&str; 13] = [
-    "?pwrite64",
-    "?pwritev",
-    "?fsync",
-    "?fdatasync",
-    "?ftruncate",
-    "?fallocate",
-    "?rename",
-    "?renameat",
-    "?renameat2",
-    "?unlink",
-    "?unlinkat",
-    "?linkat",
-    "?ioctl",
-];
 
 /// A folder of backups, and what each of them has.
 struct Story {
@@ -235,30 +219,6 @@ fn stay(story: &Story, prune: &[&str]) -> Vec<String> {
     stays
 }
 
-/// What came of the tool that is killed on entering the `count`-th such call; `None`, with a word, where nothing can tell.
-fn killed_at(room: &Room, call: &str, count: u32, args: &[&str]) -> Option<Output> {
-    let inject = format!("inject={call}:signal=SIGKILL:when={count}");
-    let strace = ["-f", "-qq", "-o", "/dev/null", "-e", &inject, TOOL];
-    match room.command("strace", &[&strace, args].concat()).output() {
-        Ok(output) if output.stderr.is_empty() => Some(output),
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(said.contains("ptrace"), "{said}");
-            skipped(format_args!(
-                "a prune that is killed at every call: {}",
-                said.trim()
-            ));
-            None
-        }
-        Err(why) => {
-            skipped(format_args!(
-                "a prune that is killed at every call: strace: {why}"
-            ));
-            None
-        }
-    }
-}
-
 #[test]
 fn a_prune_that_is_killed_at_any_call_loses_nothing() {
     // Less than what is copied in one go, so that one thread does all and every run is the same.
@@ -269,8 +229,11 @@ fn a_prune_that_is_killed_at_any_call_loses_nothing() {
         for call in CHANGES {
             for count in 1.. {
                 story.lay("whole");
-                let Some(output) = killed_at(&story.room, call, count, prune) else {
-                    return;
+                let output = match killed_at(&story.room.path("."), call, count, prune) {
+                    Ok(output) => output,
+                    Err(why) => {
+                        return skipped(format_args!("a prune that is killed at every call: {why}"));
+                    }
                 };
                 if output.status.success() {
                     break;

@@ -1,76 +1,12 @@
 //! A folder of backups whose calls fail, or in which somebody else is at work.
 
-use std::ffi::OsString;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
-use crate::storage::{Access, Folder, HostFolder, Role, Storage};
-
-/// When a hook is called.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum When {
-    Before,
-    After,
-}
-
-type Hook = dyn Fn(When, &str, &Path) -> io::Result<()> + Send + Sync;
-
-/// A folder that tells of each call before it takes effect and afterwards; either may fail.
-struct Hooked {
-    inner: HostFolder,
-    hook: Box<Hook>,
-}
-
-impl std::fmt::Debug for Hooked {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Hooked").field(&self.inner).finish()
-    }
-}
-
-impl Hooked {
-    fn call<T>(&self, what: &str, name: &Path, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        (self.hook)(When::Before, what, name)?;
-        let done = act()?;
-        (self.hook)(When::After, what, name)?;
-        Ok(done)
-    }
-}
-
-impl Folder for Hooked {
-    fn open(&self, role: Role, name: &Path, access: Access) -> io::Result<Arc<dyn Storage>> {
-        self.call("open", name, || self.inner.open(role, name, access))
-    }
-
-    fn create(&self, role: Role, name: &Path) -> io::Result<Arc<dyn Storage>> {
-        self.call("create", name, || self.inner.create(role, name))
-    }
-
-    fn copy_attributes(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.call("copy attributes", to, || self.inner.copy_attributes(from, to))
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.call("rename", to, || self.inner.rename(from, to))
-    }
-
-    fn remove(&self, name: &Path) -> io::Result<()> {
-        self.call("remove", name, || self.inner.remove(name))
-    }
-
-    fn names(&self) -> io::Result<Vec<OsString>> {
-        self.call("names", Path::new("."), || self.inner.names())
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.call("sync", Path::new("."), || self.inner.sync())
-    }
-
-    fn check_writable(&self) -> io::Result<()> {
-        self.call("check", Path::new("."), || self.inner.check_writable())
-    }
-}
+use crate::storage::HostFolder;
+use crate::storage::hooked::{Hooked, When};
 
 fn proceed() -> impl FnMut(u64, u64) -> ControlFlow<()> {
     |_, _| ControlFlow::Continue(())
@@ -83,8 +19,7 @@ fn hooked(
     room.folder();
     let path = room.path("backups");
     let inner = HostFolder::open(&path).unwrap();
-    let hook = Box::new(hook);
-    BackupFolder::within(&path, Arc::new(Hooked { inner, hook }))
+    BackupFolder::within(&path, Arc::new(Hooked::new(inner, hook)))
 }
 
 /// A folder whose call number `at`, counted from 0, fails with EIO, before it has done anything or afterwards; and

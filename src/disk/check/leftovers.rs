@@ -5,16 +5,18 @@
 //! be one, counts as naming everything. (libqbm makes files beside the descriptor that is to name them; a descriptor
 //! that somebody wrote elsewhere by hand is not seen.)
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::report::{CheckReport, FindingKind};
 use crate::descriptor::names::{FileName, child_path};
 use crate::descriptor::{BitmapKind, Descriptor};
 use crate::disk::open::{Files, Place};
-use crate::error::{Error, ErrorCode};
+use crate::error::{Error, ErrorCode, Result};
 use crate::mutation::{self, Fault};
-use crate::storage::{Access, FileIdentity, Role, read_slice};
+use crate::storage::{Access, FileIdentity, Role, Storage, read_slice};
 
 /// Finds them, and removes them where `remove` says so.
 pub(super) fn look(
@@ -31,19 +33,10 @@ pub(super) fn look(
             return report.add_error(&error.context("leftover files were not looked for"));
         }
     };
-    let mut candidates: Vec<&str> = names
-        .iter()
-        .filter_map(|name| name.to_str())
-        .filter(|name| could_be_made_for(&place.name, name))
-        .collect();
-    candidates.retain(|name| {
-        !names_of(own).iter().any(|it| *it == Path::new(name))
-            && identity(place, Path::new(name)).is_some_and(|it| !files.has(it))
-    });
+    let candidates = candidates(place, own, files, &names, report);
     if candidates.is_empty() {
         return;
     }
-    candidates.sort_unstable();
     let others: Vec<Other<'_>> = names
         .iter()
         .filter(|name| *name != place.name.as_os_str() && !is_one_of(&candidates, name))
@@ -51,11 +44,8 @@ pub(super) fn look(
         .collect();
     let remove = remove && is_durable(place, report);
     let mut removed = false;
-    for name in candidates {
-        let Some(identity) = identity(place, Path::new(name)) else {
-            continue;
-        };
-        if others.iter().any(|other| other.names.contains(&identity)) {
+    for (name, identity) in candidates {
+        if others.iter().any(|other| other.has(identity)) {
             continue;
         }
         let shown = place.shown.join(name);
@@ -102,8 +92,38 @@ fn is_durable(place: &Place, report: &mut CheckReport) -> bool {
     synced.is_ok()
 }
 
-fn is_one_of(candidates: &[&str], name: &OsStr) -> bool {
-    candidates.iter().any(|it| OsStr::new(it) == name)
+/// Files that could be of this disk, and are not. What cannot be looked at is told.
+fn candidates<'n>(
+    place: &Place,
+    own: &Descriptor,
+    files: &Files<'_>,
+    names: &'n [OsString],
+    report: &mut CheckReport,
+) -> Vec<(&'n str, FileIdentity)> {
+    let mut possible: Vec<&str> = names
+        .iter()
+        .filter_map(|name| name.to_str())
+        .filter(|name| could_be_made_for(&place.name, name))
+        .filter(|name| !names_of(own).contains(&Path::new(name)))
+        .collect();
+    possible.sort_unstable();
+    let mut candidates = Vec::new();
+    for name in possible {
+        match identity(place, Path::new(name)) {
+            Ok(Some(identity)) if !files.has(identity) => candidates.push((name, identity)),
+            Ok(_) => {}
+            // Whoever may read the descriptor may read what was made for it.
+            Err(error) if error.code() == ErrorCode::PermissionDenied => {}
+            Err(error) => {
+                report.add(FindingKind::NotChecked, name, error.message().to_owned());
+            }
+        }
+    }
+    candidates
+}
+
+fn is_one_of(candidates: &[(&str, FileIdentity)], name: &OsStr) -> bool {
+    candidates.iter().any(|(it, _)| OsStr::new(it) == name)
 }
 
 /// Whether libqbm makes files of this name for the disk that `descriptor` describes, in the course of its life.
@@ -116,9 +136,22 @@ fn could_be_made_for(descriptor: &Path, name: &str) -> bool {
         || FileName::state(descriptor).is_of(name)
 }
 
-fn identity(place: &Place, path: &Path) -> Option<FileIdentity> {
-    let storage = place.folder.open(Role::Backing, path, Access::default()).ok()?;
-    storage.identity()
+fn identity(place: &Place, path: &Path) -> Result<Option<FileIdentity>> {
+    Ok(opened(place, path)?.and_then(|it| it.identity()))
+}
+
+/// `None` where there is no file of that name that a disk could use.
+fn opened(place: &Place, path: &Path) -> Result<Option<Arc<dyn Storage>>> {
+    match place.folder.open(Role::Backing, path, Access::default()) {
+        Ok(storage) => Ok(Some(storage)),
+        Err(error) => {
+            let error = Error::io("open", place.shown.join(path), &error);
+            match error.code() {
+                ErrorCode::FileNotFound | ErrorCode::FileInvalid => Ok(None),
+                _ => Err(error),
+            }
+        }
+    }
 }
 
 /// The files that a descriptor in this folder names.
@@ -143,54 +176,69 @@ fn names_of(descriptor: &Descriptor) -> Vec<&Path> {
 /// Another file of the folder that is a descriptor, or could be one.
 struct Other<'n> {
     name: &'n OsStr,
-    /// The files that it names, as far as there are such.
-    names: Vec<FileIdentity>,
-    /// What it names is not known.
-    unreadable: bool,
+    /// The files that it names, as far as there are such; an error where that is not known.
+    names: Result<Vec<FileIdentity>>,
 }
 
 impl<'n> Other<'n> {
     /// `None` where the file is no descriptor.
     fn read(place: &Place, name: &'n OsStr) -> Option<Self> {
-        let storage = place
-            .folder
-            .open(Role::Backing, Path::new(name), Access::default())
-            .ok()?;
-        let mut first = [0; 512];
-        let length = storage.length().unwrap_or(0).min(first.len() as u64);
-        let first = &mut first[..usize::try_from(length).unwrap_or(0)];
-        read_slice(&*storage, first, 0).ok()?;
-        if first.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
-            return None;
-        }
-        let other = |names, unreadable| Self {
-            name,
-            names,
-            unreadable,
+        let names = Self::names(place, Path::new(name)).transpose()?;
+        Some(Self { name, names })
+    }
+
+    fn names(place: &Place, name: &Path) -> Result<Option<Vec<FileIdentity>>> {
+        let Some(storage) = opened(place, name)? else {
+            return Ok(None);
         };
-        match Descriptor::read(&*storage) {
-            Ok(descriptor) => {
-                let names = names_of(&descriptor);
-                let names = names.into_iter().filter_map(|name| identity(place, name));
-                Some(other(names.collect(), false))
-            }
+        let first = beginning(&*storage).map_err(|e| Error::io("read", place.shown.join(name), &e))?;
+        if first.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+            return Ok(None);
+        }
+        let descriptor = match Descriptor::read(&*storage) {
             // JSON, and none of ours.
             Err(error)
                 if error.code() == ErrorCode::DescriptorInvalid
                     && !first.windows(5).any(|it| it == b"\"QBM\"") =>
             {
-                None
+                return Ok(None);
             }
-            Err(_) => Some(other(Vec::new(), true)),
-        }
+            found => found?,
+        };
+        let names = names_of(&descriptor).into_iter();
+        let found = names.filter_map(|name| identity(place, name).transpose());
+        found.collect::<Result<_>>().map(Some)
+    }
+
+    fn has(&self, file: FileIdentity) -> bool {
+        self.names.as_ref().is_ok_and(|names| names.contains(&file))
     }
 
     /// Why a file might be this one's, in words.
     fn doubt(&self, name: &str) -> Option<String> {
         let shown = self.name.display();
-        if self.unreadable {
-            return Some(format!("{shown} may name it, and cannot be read as a descriptor"));
+        match &self.names {
+            Err(error)
+                if matches!(
+                    error.code(),
+                    ErrorCode::DescriptorInvalid | ErrorCode::NotSupported
+                ) =>
+            {
+                Some(format!("{shown} may name it, and cannot be read as a descriptor"))
+            }
+            Err(error) => Some(format!("{shown} may name it: {error}")),
+            Ok(_) if could_be_made_for(Path::new(self.name), name) => {
+                Some(format!("it may be a new file of {shown}, too"))
+            }
+            Ok(_) => None,
         }
-        could_be_made_for(Path::new(self.name), name).then(|| format!("it may be a new file of {shown}, too"))
     }
+}
+
+/// The first bytes of a file, as many as tell whether it is a descriptor.
+fn beginning(storage: &dyn Storage) -> io::Result<Vec<u8>> {
+    let length = storage.length()?.min(512);
+    let mut first = vec![0; usize::try_from(length).unwrap_or(0)];
+    read_slice(storage, &mut first, 0)?;
+    Ok(first)
 }

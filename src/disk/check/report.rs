@@ -185,9 +185,10 @@ impl CheckReport {
     pub(super) fn repaired(mut self, after: Self) -> Self {
         let same = |one: &Finding, other: &Finding| one.kind == other.kind && one.subject == other.subject;
         for finding in &mut self.findings {
+            // A look does not find again what it did not try: to read the image, or to repair.
             let compared = !matches!(
                 finding.kind,
-                FindingKind::ChecksumWrong | FindingKind::ChecksumMissing
+                FindingKind::ChecksumWrong | FindingKind::ChecksumMissing | FindingKind::RepairFailed
             );
             finding.fixed |= compared && !after.findings.iter().any(|it| same(it, finding));
         }

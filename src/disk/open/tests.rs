@@ -1,5 +1,7 @@
 //! What an open refuses once the descriptor itself is in order, with the words.
 
+mod changing;
+
 use std::fs;
 use std::path::Path;
 

@@ -80,23 +80,40 @@ fn kind(cluster: u64) -> u64 {
     (cluster + 3) % 4
 }
 
-/// The qcow2, and an overlay on it whose granules are smaller than its clusters, with something in most of them.
-fn prepared_on(backing: bool) -> (SimDisk, Disk, Vec<u8>) {
-    let sim = SimDisk::new();
-    sim.put(LOW, &base(20 * G));
-    sim.put(QCOW2, &image(backing));
+/// A disk whose image is `file`.
+pub(super) fn disk_on(sim: &SimDisk, name: &str, file: &str, format: Format) {
+    CreateOptions::new()
+        .image(file)
+        .image_format(format)
+        .no_state(true)
+        .folder(sim.folder())
+        .create(name)
+        .unwrap();
+}
+
+/// An overlay whose granules are smaller than the clusters of the qcow2, with something in the first ones.
+fn overlay_on(sim: &SimDisk, backing: &str, format: Format) -> Disk {
     CreateOptions::new()
         .size(TOP_LENGTH)
-        .backing(QCOW2, Format::Qcow2)
+        .backing(backing, format)
         .granularity(granularity(512))
         .no_state(true)
         .folder(sim.folder())
         .create(TOP)
         .unwrap();
-    let disk = open(&sim);
+    let disk = open(sim);
     for cluster in 0..14 {
         write(&disk, 200, cluster * G + 600, 300);
     }
+    disk
+}
+
+/// The qcow2, and an overlay on it whose granules are smaller than its clusters, with something in most of them.
+fn prepared_on(backing: bool) -> (SimDisk, Disk, Vec<u8>) {
+    let sim = SimDisk::new();
+    sim.put(LOW, &base(20 * G));
+    sim.put(QCOW2, &image(backing));
+    let disk = overlay_on(&sim, QCOW2, Format::Qcow2);
     write(&disk, 201, 5 * G + 512, 2 * G + 700);
     disk.write_zeroes(9 * G + 512, 2 * G, WriteFlags::MAY_UNMAP)
         .unwrap();
@@ -313,30 +330,9 @@ fn what_cannot_take_a_commit_is_left_alone() {
 fn a_qcow2_below_two_disks_is_one_too() {
     let sim = SimDisk::new();
     sim.put(QCOW2, &image(false));
-    for (name, file, format) in [
-        ("inner.qbm", QCOW2, Format::Qcow2),
-        ("base.qbm", "inner.qbm", Format::Qbm),
-    ] {
-        CreateOptions::new()
-            .image(file)
-            .image_format(format)
-            .no_state(true)
-            .folder(sim.folder())
-            .create(name)
-            .unwrap();
-    }
-    CreateOptions::new()
-        .size(TOP_LENGTH)
-        .backing("base.qbm", Format::Qbm)
-        .granularity(granularity(512))
-        .no_state(true)
-        .folder(sim.folder())
-        .create(TOP)
-        .unwrap();
-    let disk = open(&sim);
-    for cluster in 0..14 {
-        write(&disk, 200, cluster * G + 600, 300);
-    }
+    disk_on(&sim, "inner.qbm", QCOW2, Format::Qcow2);
+    disk_on(&sim, "base.qbm", "inner.qbm", Format::Qbm);
+    let disk = overlay_on(&sim, "base.qbm", Format::Qbm);
     write(&disk, 203, 22 * G + 5, 700);
     disk.flush().unwrap();
     let content = read_all(&disk);

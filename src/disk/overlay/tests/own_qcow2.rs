@@ -5,7 +5,7 @@ use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use super::commit_qcow2::{QCOW2, image, own_byte};
+use super::commit_qcow2::{QCOW2, disk_on, image, own_byte};
 use super::*;
 use crate::disk::AddBitmap;
 use crate::storage::simulated::{Call, CrashPoint, Fault as Failing, Keep};
@@ -23,13 +23,7 @@ fn own() -> (SimDisk, Disk) {
     let mut bytes = image(false);
     bytes[24..32].copy_from_slice(&(CLUSTERS * G).to_be_bytes());
     sim.put(QCOW2, &bytes);
-    CreateOptions::new()
-        .image(QCOW2)
-        .image_format(Format::Qcow2)
-        .no_state(true)
-        .folder(sim.folder())
-        .create(OWN)
-        .unwrap();
+    disk_on(&sim, OWN, QCOW2, Format::Qcow2);
     let disk = open_as(&sim, OWN);
     (sim, disk)
 }
@@ -212,13 +206,7 @@ fn own_split() -> (SimDisk, Disk) {
     let (qcow2, data) = split();
     sim.put(QCOW2, &qcow2);
     sim.put(DATA, &data);
-    CreateOptions::new()
-        .image(QCOW2)
-        .image_format(Format::Qcow2)
-        .no_state(true)
-        .folder(sim.folder())
-        .create(OWN)
-        .unwrap();
+    disk_on(&sim, OWN, QCOW2, Format::Qcow2);
     let disk = open_as(&sim, OWN);
     (sim, disk)
 }

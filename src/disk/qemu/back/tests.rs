@@ -1,6 +1,7 @@
 //! What others have written is in the bitmaps by the open itself: from the moment on that the disk takes the changed image
 //! as its own, a crash must find the bits there (D1).
 
+use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,20 +16,28 @@ use crate::units::Granularity;
 
 const LENGTH: u64 = (4 << 20) + 5;
 
-/// A disk with a bitmap, whose image was written to at the bytes that the content says.
-fn written_behind_its_back() -> (TempDir, PathBuf, BitmapContent) {
+/// An open disk with a bitmap.
+fn with_bitmap() -> (TempDir, PathBuf, Disk) {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("disk.qbm");
     CreateOptions::new().size(LENGTH).create(&path).expect("a disk");
     let disk = Disk::open(&path).expect("it opens");
     disk.bitmap_add("b", AddBitmap::default()).expect("a bitmap");
+    (dir, path, disk)
+}
+
+/// Its image, for others to change.
+fn image(dir: &TempDir) -> File {
+    let image = File::options().write(true).open(dir.path().join("disk-data.img"));
+    image.expect("the image")
+}
+
+/// A disk with a bitmap, whose image was written to at the bytes that the content says.
+fn written_behind_its_back() -> (TempDir, PathBuf, BitmapContent) {
+    let (dir, path, disk) = with_bitmap();
     disk.write(b"x", 0, WriteFlags::empty()).expect("a write");
     disk.close().expect("closed");
-    let image = std::fs::File::options()
-        .write(true)
-        .open(dir.path().join("disk-data.img"))
-        .expect("the image");
-    image.write_at(b"others", 1 << 20).expect("a write");
+    image(&dir).write_at(b"others", 1 << 20).expect("a write");
     let mut content = BitmapContent::new(Granularity::MIN, LENGTH).expect("content");
     // The bit of the granule at 1 MiB.
     content
@@ -79,18 +88,10 @@ fn those_of_another_length_are_refused_and_the_bitmap_is_not_trusted() {
 /// Cut short by the disk's own user, and made long again by another: what is there now was never in the last backup.
 #[test]
 fn what_comes_back_behind_the_end_is_dirty() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let path = dir.path().join("disk.qbm");
-    CreateOptions::new().size(LENGTH).create(&path).expect("a disk");
-    let disk = Disk::open(&path).expect("it opens");
-    disk.bitmap_add("b", AddBitmap::default()).expect("a bitmap");
+    let (dir, path, disk) = with_bitmap();
     disk.truncate(2 << 20, TruncateFlags::SHRINK).expect("shorter");
     disk.close().expect("closed");
-    let image = std::fs::File::options()
-        .write(true)
-        .open(dir.path().join("disk-data.img"))
-        .expect("the image");
-    image.set_len(LENGTH + (1 << 20)).expect("longer");
+    image(&dir).set_len(LENGTH + (1 << 20)).expect("longer");
     let content = BitmapContent::new(Granularity::MIN, LENGTH + (1 << 20)).expect("content");
     let dirty = |disk: &Disk| {
         (0..=disk.length() >> 16)
@@ -111,11 +112,7 @@ fn what_comes_back_behind_the_end_is_dirty() {
 fn a_disk_that_became_much_longer_takes_them_in() {
     let (dir, path, _) = written_behind_its_back();
     let long = 64 << 20;
-    let image = std::fs::File::options()
-        .write(true)
-        .open(dir.path().join("disk-data.img"))
-        .expect("the image");
-    image.set_len(long).expect("longer");
+    image(&dir).set_len(long).expect("longer");
     assert_eq!(
         Disk::open(&path).expect_err("it is refused").code(),
         ErrorCode::FileInvalid
@@ -137,20 +134,12 @@ fn a_disk_that_became_much_longer_takes_them_in() {
 /// Its user was killed: only when it is closed does the next open find out that QEMU has written to it.
 #[test]
 fn an_export_closes_a_disk_that_was_not() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let path = dir.path().join("disk.qbm");
-    CreateOptions::new().size(LENGTH).create(&path).expect("a disk");
-    let disk = Disk::open(&path).expect("it opens");
-    disk.bitmap_add("b", AddBitmap::default()).expect("a bitmap");
+    let (dir, path, disk) = with_bitmap();
     disk.write(b"x", 0, WriteFlags::empty()).expect("a write");
     drop(disk);
     let made = ExportOptions::new().export(&path, dir.path().join("disk.qcow2"));
     assert_eq!(made.expect("an export").bitmaps, ["b"]);
-    let image = std::fs::File::options()
-        .write(true)
-        .open(dir.path().join("disk-data.img"))
-        .expect("the image");
-    image.write_at(b"others", 1 << 20).expect("a write");
+    image(&dir).write_at(b"others", 1 << 20).expect("a write");
     let disk = Disk::open(&path).expect("it opens");
     assert!(disk.bitmap_info("b").expect("facts").inconsistent);
 }

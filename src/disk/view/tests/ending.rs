@@ -18,6 +18,19 @@ fn is_busy(disk: &Disk) -> bool {
     disk.bitmap_info("b").unwrap().busy
 }
 
+/// A backup of both, which have been written to before and since.
+fn begun(disks: &[Disk; 2]) -> BackupViews<'_> {
+    for disk in disks {
+        disk.write(&[1; 10], 0, WriteFlags::empty()).unwrap();
+    }
+    let both = [(&disks[0], "b"), (&disks[1], "b")];
+    let views = backup_begin(&both, &Scratch::default()).unwrap();
+    for disk in disks {
+        disk.write(&[2; 10], 100_000, WriteFlags::empty()).unwrap();
+    }
+    views
+}
+
 /// Another backup can be made of it, which has `granules`.
 fn assert_goes_on(disk: &Disk, granules: u64) {
     assert!(!is_busy(disk));
@@ -34,14 +47,7 @@ fn a_disk_that_has_failed_leaves_no_other_frozen() {
         for failed in ["one.qbm", "two.qbm"] {
             let sim = SimDisk::new();
             let disks = [simulated(&sim, "one.qbm"), simulated(&sim, "two.qbm")];
-            for disk in &disks {
-                disk.write(&[1; 10], 0, WriteFlags::empty()).unwrap();
-            }
-            let both = [(&disks[0], "b"), (&disks[1], "b")];
-            let views = backup_begin(&both, &Scratch::default()).unwrap();
-            for disk in &disks {
-                disk.write(&[2; 10], 100_000, WriteFlags::empty()).unwrap();
-            }
+            let views = begun(&disks);
             let image = failed.replace(".qbm", "-data.img");
             sim.fail(Fault::new(libc::EIO).on(CallKind::Sync).on_file(&image));
             let (broken, healthy) = if failed == "one.qbm" {
@@ -68,14 +74,7 @@ fn a_backup_that_cannot_be_ended_with_success_is_rolled_back() {
     ] {
         let sim = SimDisk::new();
         let disks = [simulated(&sim, "one.qbm"), simulated(&sim, "two.qbm")];
-        for disk in &disks {
-            disk.write(&[1; 10], 0, WriteFlags::empty()).unwrap();
-        }
-        let both = [(&disks[0], "b"), (&disks[1], "b")];
-        let views = backup_begin(&both, &Scratch::default()).unwrap();
-        for disk in &disks {
-            disk.write(&[2; 10], 100_000, WriteFlags::empty()).unwrap();
-        }
+        let views = begun(&disks);
         sim.fail(Fault::new(libc::ENOSPC).on(kind).from_then_on());
         views.end(true).unwrap_err();
         sim.heal();
