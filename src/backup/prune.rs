@@ -87,9 +87,7 @@ impl BackupFolder {
             pruned.removed.push(point.name.clone());
         }
         // A power cut must not bring a descriptor back whose files are gone.
-        self.names()
-            .sync()
-            .map_err(|e| Error::io("sync the folder", self.path(), &e))?;
+        self.sync()?;
         self.rescan()?;
         self.sweep()?;
         pruned.removed.reverse();

@@ -84,7 +84,7 @@ fn hooked(
     let path = room.path("backups");
     let inner = HostFolder::open(&path).unwrap();
     let hook = Box::new(hook);
-    BackupFolder::within(&path, Arc::new(Hooked { inner, hook }))
+    BackupFolder::within(&path, Arc::new(Hooked { inner, hook }), None)
 }
 
 /// A folder whose call number `at`, counted from 0, fails with EIO, before it has done anything or afterwards; and
