@@ -82,6 +82,10 @@ impl BackupFolder {
         }
         // Whoever took the folder for himself meanwhile may stand on what is to go.
         self.check_kept(&lock, &Files::new())?;
+        if !gone.is_empty() {
+            // Else what stays, or that it reads without what goes, may be in the page cache alone.
+            self.assure_newest(None, &lock)?;
+        }
         for point in gone.iter().rev() {
             self.remove(&point.descriptor())?;
             pruned.removed.push(point.name.clone());

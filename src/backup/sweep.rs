@@ -34,6 +34,15 @@ impl BackupFolder {
         left.iter().try_for_each(|file| self.remove(file))
     }
 
+    /// Makes sure that the newest backup is there for good, before another one stands on it, or comes after it, or older
+    /// ones go. It is where a bitmap goes on from it, whose `epoch` it starts: that was thawed after the sync.
+    pub(super) fn assure_newest(&self, epoch: Option<&str>, lock: &FolderLock) -> Result<()> {
+        match self.points().last() {
+            Some(newest) if epoch != Some(&*newest.starts) => self.renew(newest, lock),
+            _ => Ok(()),
+        }
+    }
+
     /// Gives the descriptor of `point` its name anew, durably.
     fn renew(&self, point: &BackupPoint, lock: &FolderLock) -> Result<()> {
         if mutation::on(Fault::NamesUnrenewed) {

@@ -68,6 +68,19 @@ impl World {
         Ok(finished.point)
     }
 
+    /// A backup whose name a failed sync leaves in the page cache.
+    fn back_up_unsynced(&mut self, full: bool) {
+        // The first is that of the files' names.
+        self.backups
+            .fail(Fault::new(libc::EIO).on(CallKind::SyncFolder).nth(2));
+        let error = self.back_up(full).unwrap_err();
+        assert!(
+            error.message().contains("may not be in the folder for good"),
+            "{error}"
+        );
+        self.backups.heal();
+    }
+
     /// What is wrong with a folder, in which the backups `there` must be.
     fn look(&self, sim: &SimDisk, there: &[u64]) -> Result<(), String> {
         let folder = self.folder_on(sim);
@@ -214,4 +227,57 @@ fn a_sweep_does_not_rely_on_a_merge_whose_sync_failed() {
         wrong.as_ref().is_err_and(|why| why.contains("No such file")),
         "{wrong:?}"
     );
+}
+
+/// Two backups, of which the last step of the second has failed, and a third one.
+fn stood_on_after_a_failed_sync(full: bool) -> Result<(), String> {
+    let mut world = World::new(1, false);
+    world.back_up_unsynced(full);
+    let from = now(&world.backups);
+    let third = world.back_up(false).unwrap();
+    let second = world.folder().points()[1].name.clone();
+    assert_eq!(third.parent, Some(second));
+    world.look_after_cuts(&world.backups, from, &[1])?;
+    let to = now(&world.backups);
+    world.look_after_cuts(&world.backups, to, &[1, 2, 3])
+}
+
+#[test]
+fn a_backup_does_not_stand_on_one_whose_sync_failed() {
+    for full in [false, true] {
+        assert_eq!(stood_on_after_a_failed_sync(full), Ok(()));
+        let wrong = mutation::with(Wrong::NamesUnrenewed, || stood_on_after_a_failed_sync(full));
+        assert!(wrong.is_err_and(|why| why.contains("needs the backup")));
+    }
+}
+
+/// The last step of a full backup has failed, after which another one comes or not; then the first one goes.
+fn pruned_after_a_failed_sync(comes_next: bool) -> Result<(), String> {
+    let mut world = World::new(1, false);
+    world.back_up_unsynced(true);
+    let mut keep = Keep::new().last(1);
+    if comes_next {
+        // It is not the newest any more, and was made sure of then.
+        world.back_up(true).unwrap();
+        keep = keep.last(2);
+    }
+    let from = now(&world.backups);
+    let told = world.folder().prune(&keep, &mut proceed()).unwrap();
+    assert_eq!(told.removed.len(), 1);
+    world.look_after_cuts(&world.backups, from, if comes_next { &[2] } else { &[] })?;
+    world.look_after_cuts(&world.backups, now(&world.backups), &[2])
+}
+
+#[test]
+fn a_prune_does_not_rely_on_a_backup_whose_sync_failed() {
+    for comes_next in [false, true] {
+        assert_eq!(pruned_after_a_failed_sync(comes_next), Ok(()));
+        let wrong = mutation::with(Wrong::NamesUnrenewed, || pruned_after_a_failed_sync(comes_next));
+        assert!(
+            wrong
+                .as_ref()
+                .is_err_and(|why| why.contains("there is no backup")),
+            "{wrong:?}"
+        );
+    }
 }
