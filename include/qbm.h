@@ -1980,7 +1980,8 @@ int qbm_backup_end(struct qbm_views *views,
  * Returns 0: the backup is durable, and the bitmap knows. Otherwise the folder
  * is as it was, and the bitmap has all bits; after a full one that failed, the
  * next is full too. Where the system fails at the very last step, the message
- * says that the backup may be there; then the next one stands on it.
+ * says that the backup may be there; then the next one makes sure that it stays,
+ * and stands on it.
  * -EINVAL: the folder has the backups of another disk, or of another bitmap that
  * the disk has too, and QBM_BACKUP_FULL is not set; QBM_ERROR_BITMAP_STATE: the
  * bitmap is disabled. -EBUSY: the bitmap is frozen, or a backup of the disk is

@@ -155,6 +155,10 @@ pub(crate) enum Fault {
     FailureUntold,
     /// A recovery that cannot make a bitmap durable notes nothing.
     RecoveryForgotten,
+    /// Files that no backup names are removed from a folder whose names may not be durable.
+    SweptUnsynced,
+    /// A sync is taken to vouch for a backup's name that one before it has failed on.
+    NamesUnrenewed,
 }
 
 pub(crate) use switch::*;

@@ -4,7 +4,6 @@
 //! durable, before that name is given, and removed after it is taken away; so a file that no descriptor names is what
 //! somebody who was killed has left, and goes with the next change of the folder.
 
-use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,6 +22,8 @@ use crate::storage::{Access, Folder, HostFolder, Role, Storage, SyncMode, read_s
 pub struct BackupFolder {
     path: PathBuf,
     folder: Arc<dyn Folder>,
+    /// Where its disks are opened; `None`: in what `path` leads to.
+    disks: Option<Arc<dyn Folder>>,
     /// From the oldest on.
     points: Vec<BackupPoint>,
     /// Descriptors with a backup's name that tell of none, and why.
@@ -34,14 +35,19 @@ impl BackupFolder {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let folder = HostFolder::open(path).map_err(|e| Error::io("open the folder", path, &e))?;
-        Self::within(path, Arc::new(folder))
+        Self::within(path, Arc::new(folder), None)
     }
 
-    /// The same in an open folder; its disks are opened by `path`.
-    pub(super) fn within(path: &Path, folder: Arc<dyn Folder>) -> Result<Self> {
+    /// The same in an open folder; its disks are opened in `disks`, or by `path`.
+    pub(super) fn within(
+        path: &Path,
+        folder: Arc<dyn Folder>,
+        disks: Option<Arc<dyn Folder>>,
+    ) -> Result<Self> {
         let mut opened = Self {
             path: path.to_owned(),
             folder,
+            disks,
             points: Vec::new(),
             damaged: Vec::new(),
         };
@@ -217,10 +223,11 @@ impl BackupFolder {
     }
 
     pub(super) fn open_alone(&self, point: &BackupPoint, no_backing: bool) -> Result<Disk> {
-        let disk = OpenOptions::new()
-            .read_only(true)
-            .no_backing(no_backing)
-            .open(self.path.join(point.descriptor()))?;
+        let mut options = OpenOptions::new().read_only(true).no_backing(no_backing);
+        if let Some(disks) = &self.disks {
+            options = options.folder(Arc::clone(disks));
+        }
+        let disk = options.open(self.path.join(point.descriptor()))?;
         check_length(point, disk.length())?;
         Ok(disk)
     }
@@ -263,7 +270,7 @@ impl BackupFolder {
     }
 
     /// What a descriptor says, which somebody may have put there who means no good: it may be of any kind and length.
-    fn descriptor(&self, file: &str) -> Result<Vec<u8>> {
+    pub(super) fn descriptor(&self, file: &str) -> Result<Vec<u8>> {
         let storage = self.file(file)?;
         let path = self.shown(file);
         let failed = |e: &io::Error| Error::io("read", &path, e);
@@ -284,7 +291,7 @@ impl BackupFolder {
         Ok(bytes)
     }
 
-    fn list(&self) -> Result<Vec<String>> {
+    pub(super) fn list(&self) -> Result<Vec<String>> {
         let names = self
             .folder
             .names()
@@ -306,22 +313,8 @@ impl BackupFolder {
         let lock = self.take_lock()?;
         // Before it was locked, another may have changed it.
         self.scan()?;
-        self.sweep()?;
+        self.sweep_after_others(&lock)?;
         Ok(lock)
-    }
-
-    /// Removes the files that no backup names.
-    pub(super) fn sweep(&self) -> Result<()> {
-        let named: HashSet<String> = self.points.iter().flat_map(BackupPoint::files).collect();
-        for file in self.list()? {
-            let Some(owner) = owner(&file) else { continue };
-            // What belongs to a descriptor that cannot be read is left to whoever can.
-            let kept = named.contains(&file) || self.damaged.iter().any(|(name, _)| name == owner);
-            if !kept {
-                self.remove(&file)?;
-            }
-        }
-        Ok(())
     }
 
     pub(super) fn remove(&self, file: &str) -> Result<()> {
@@ -390,7 +383,7 @@ impl BackupFolder {
         })
     }
 
-    fn sync(&self) -> Result<()> {
+    pub(super) fn sync(&self) -> Result<()> {
         self.folder
             .sync()
             .map_err(|e| Error::io("sync the folder", &self.path, &e))
@@ -435,7 +428,7 @@ pub(super) fn check_length(point: &BackupPoint, found: u64) -> Result<()> {
 }
 
 /// The backup that a file with this name would belong to; `None` where it is no name of ours.
-fn owner(file: &str) -> Option<&str> {
+pub(super) fn owner(file: &str) -> Option<&str> {
     [
         ".qbm",
         ".new",

@@ -20,6 +20,7 @@ mod point;
 mod prune;
 mod restore;
 mod run;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod time;

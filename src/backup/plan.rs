@@ -142,6 +142,11 @@ impl Plan {
         actions
     }
 
+    /// The bitmap's, before it is frozen.
+    pub(super) fn epoch(&self) -> Option<&str> {
+        self.bitmap.as_ref().and_then(|info| info.epoch.as_deref())
+    }
+
     /// Whether the bitmap that was frozen is the one that was planned with.
     pub(super) fn fits(&self, frozen: &BitmapInfo) -> bool {
         let same = |before: &BitmapInfo| {

@@ -82,14 +82,16 @@ impl BackupFolder {
         }
         // Whoever took the folder for himself meanwhile may stand on what is to go.
         self.check_kept(&lock, &Files::new())?;
+        if !gone.is_empty() {
+            // Else what stays, or that it reads without what goes, may be in the page cache alone.
+            self.assure_newest(None, &lock)?;
+        }
         for point in gone.iter().rev() {
             self.remove(&point.descriptor())?;
             pruned.removed.push(point.name.clone());
         }
         // A power cut must not bring a descriptor back whose files are gone.
-        self.names()
-            .sync()
-            .map_err(|e| Error::io("sync the folder", self.path(), &e))?;
+        self.sync()?;
         self.rescan()?;
         self.sweep()?;
         pruned.removed.reverse();

@@ -122,7 +122,7 @@ impl Backup {
     /// `progress` is called from time to time with the bytes done and to do, and ends it with [`ErrorCode::Canceled`].
     /// An error leaves the folder and the bitmap's starting point as they were; but for a full backup the bitmap has
     /// been cleared already, so that the next one is full too. One of the very last step says that the backup may be
-    /// there: whole then, and the next one stands on it.
+    /// there: whole then, and the next one makes sure that it stays before it stands on it.
     pub fn run(
         &self,
         disk: &Disk,
@@ -158,7 +158,7 @@ impl Backup {
             ));
         }
         let lock = folder.lock()?;
-        let (plan, frozen, views) = self.begin(disk, folder, planned)?;
+        let (plan, frozen, views) = self.begin(disk, (folder, &lock), planned)?;
         let made: Result<Vec<BackupPoint>> = views
             .views()
             .iter()
@@ -191,14 +191,17 @@ impl Backup {
     fn begin<'d>(
         &self,
         disk: &'d Disk,
-        folder: &BackupFolder,
+        (folder, lock): (&BackupFolder, &FolderLock),
         planned: &mut dyn FnMut(),
     ) -> Result<(Plan, BitmapInfo, BackupViews<'d>)> {
         let scratch = Scratch::new(folder.path())
             .limit(self.scratch_limit)
             .when_full(self.scratch_full);
-        for _ in 0..MAX_PLANS {
+        for attempt in 0..MAX_PLANS {
             let plan = self.plan(disk, folder)?;
+            if attempt == 0 {
+                folder.assure_newest(plan.epoch(), lock)?;
+            }
             planned();
             let actions = plan.actions(&self.bitmap);
             let actions: Vec<_> = actions.iter().map(|action| (disk, action)).collect();
@@ -266,7 +269,7 @@ impl Backup {
             return Err(error);
         }
         // Once this was tried, nothing is removed: the backup may be there. Then the next one finds a bitmap that starts
-        // where this one's did.
+        // where this one's did, and gives this one its name anew.
         folder.publish(&point)?;
         Ok(point)
     }

@@ -7,6 +7,7 @@ mod keeping;
 mod limits;
 mod model;
 mod online;
+mod power;
 
 use std::collections::BTreeMap;
 use std::fs;

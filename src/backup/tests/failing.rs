@@ -19,7 +19,7 @@ fn hooked(
     room.folder();
     let path = room.path("backups");
     let inner = HostFolder::open(&path).unwrap();
-    BackupFolder::within(&path, Arc::new(Hooked::new(inner, hook)))
+    BackupFolder::within(&path, Arc::new(Hooked::new(inner, hook)), None)
 }
 
 /// A folder whose call number `at`, counted from 0, fails with EIO, before it has done anything or afterwards; and

@@ -104,12 +104,12 @@ impl Shape {
         self.bitmaps.iter().filter_map(Bitmap::file)
     }
 
-    /// Whether there is a dirty bitmap of this name.
     /// What the bitmaps take in memory, with what else `loading` counts.
     pub(super) fn memory(&self, loading: &Loading) -> u64 {
         loading.all_used(&self.bitmaps)
     }
 
+    /// Whether there is a dirty bitmap of this name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.find(name).is_ok()
     }
@@ -119,6 +119,14 @@ impl Shape {
             .iter()
             .find(|bitmap| &*bitmap.name == name)
             .ok_or_else(|| not_found(name))
+    }
+
+    /// The bitmap that has the file of `other`, which may be the same one under another name.
+    fn in_file_of(&self, other: &Bitmap) -> Option<&Bitmap> {
+        let file = other.file()?;
+        self.bitmaps
+            .iter()
+            .find(|bitmap| bitmap.file().is_some_and(|its| std::ptr::eq(its, file)))
     }
 }
 

@@ -140,7 +140,7 @@ fn commit(
     }
     let mut parts: Vec<(usize, Part<'_>)> = Vec::with_capacity(order.len());
     for at in order {
-        match Part::prepare(parties[*at].disk, &mut stages[*at]) {
+        match Part::prepare(parties[*at].disk, &mut stages[*at], &shapes[*at]) {
             Ok(part) => parts.push((*at, part)),
             Err(error) => {
                 abandon(&parts);

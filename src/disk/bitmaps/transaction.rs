@@ -64,7 +64,7 @@ impl Disk {
 
     /// Writes the files that the new descriptor needs, durably with their names, and returns that descriptor. Appends
     /// the names of the files to `made`, also when it fails.
-    fn prepare(&self, stage: &mut Stage<'_>, made: &mut Vec<String>) -> Result<Descriptor> {
+    fn prepare(&self, stage: &mut Stage<'_>, shape: &Shape, made: &mut Vec<String>) -> Result<Descriptor> {
         let needs_file = |staged: &Staged| {
             staged.to_keep || (staged.bitmap.kept.is_some() && staged.change != Change::None)
         };
@@ -79,7 +79,11 @@ impl Disk {
                 staged.bitmap.kept = self.make_file(&staged.bitmap, made)?;
             } else if staged.stopped && !mutation::on(Fault::StoppedUnsettled) {
                 // Recovery no longer widens it, so nothing that it was told of may be in the page cache alone.
-                self.settle(&staged.bitmap)?;
+                // As what it is on disk: a mark under the name and epoch that it is to get would mean nothing when the
+                // transaction is refused for it (D1).
+                if let Some(live) = shape.in_file_of(&staged.bitmap) {
+                    self.settle(live)?;
+                }
                 staged.bitmap.check_consistent("disabled")?;
             }
         }
@@ -144,9 +148,9 @@ pub(super) struct Part<'d> {
 
 impl<'d> Part<'d> {
     /// Writes the files that the new descriptor needs. Leaves none behind when it fails.
-    pub(super) fn prepare(disk: &'d Disk, stage: &mut Stage<'_>) -> Result<Self> {
+    pub(super) fn prepare(disk: &'d Disk, stage: &mut Stage<'_>, shape: &Shape) -> Result<Self> {
         let mut made = Vec::new();
-        match disk.prepare(stage, &mut made) {
+        match disk.prepare(stage, shape, &mut made) {
             Ok(descriptor) => Ok(Self {
                 disk,
                 bitmaps: stage.all(),

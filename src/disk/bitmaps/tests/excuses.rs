@@ -18,11 +18,16 @@ struct World {
 }
 
 fn reopen(sim: &SimDisk, choice: OnBitmapError) -> World {
+    reopen_under(sim, choice, BitmapPolicy::default())
+}
+
+fn reopen_under(sim: &SimDisk, choice: OnBitmapError, policy: BitmapPolicy) -> World {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let listener = Arc::clone(&heard);
     let disk = OpenOptions::new()
         .folder(sim.folder())
         .on_bitmap_error(choice)
+        .bitmap_policy(policy)
         .notify(move |notice| {
             if notice.code == NoticeCode::BitmapInconsistent {
                 listener.lock().unwrap().push(notice.message.to_owned());
@@ -39,13 +44,17 @@ fn reopen(sim: &SimDisk, choice: OnBitmapError) -> World {
 
 /// A disk with a state file and two bitmaps, of which `b` will be the broken one, and one write behind it.
 fn world(choice: OnBitmapError) -> World {
+    world_under(choice, BitmapPolicy::default())
+}
+
+fn world_under(choice: OnBitmapError, policy: BitmapPolicy) -> World {
     let sim = SimDisk::new();
     CreateOptions::new()
         .size(16 * MIB)
         .folder(sim.folder())
         .create(NAME)
         .unwrap();
-    let world = reopen(&sim, choice);
+    let world = reopen_under(&sim, choice, policy);
     world.disk.bitmap_add("b", persistent()).unwrap();
     world.disk.bitmap_add("sound", persistent()).unwrap();
     write(&world.disk, 0, 1).unwrap();
@@ -240,6 +249,50 @@ fn what_is_asked_of_the_broken_bitmap_says_so() {
     world.sim.heal();
     world.disk.bitmap_remove("b").unwrap();
     assert!(world.sim.read(BITMAP).is_err());
+}
+
+/// A transaction is refused for the broken bitmap whose name or epoch it was to change. The mark must be one of the bitmap
+/// as the descriptor goes on to name it, or the next open would trust it and miss what was written since (D1).
+#[test]
+fn a_refused_transaction_leaves_a_mark_that_fits() {
+    let rename = |name, to| BitmapAction::Rename { name, to };
+    let disable = |name| BitmapAction::Disable { name };
+    let transactions = [
+        vec![rename("b", "c"), disable("c")],
+        vec![disable("b"), BitmapAction::Enable { name: "b" }, disable("b")],
+        vec![rename("sound", "c"), rename("b", "sound"), disable("sound")],
+    ];
+    for (policy, kind) in [
+        (BitmapPolicy::WriteThrough, CallKind::Sync),
+        (BitmapPolicy::Lazy, CallKind::Write),
+    ] {
+        for (number, actions) in transactions.iter().enumerate() {
+            let words = format!("{policy:?}, transaction {number}");
+            let world = world_under(OnBitmapError::MarkInconsistent, policy);
+            world.sim.fail(broken(kind, BITMAP, libc::EIO));
+            assert_refused(
+                world.disk.bitmap_transaction(actions),
+                ErrorCode::BitmapInconsistent,
+                "cannot be disabled",
+            );
+            world.sim.heal();
+            assert!(inconsistent(&world.disk, "b"), "{words}");
+            write(&world.disk, 3 * MIB, 1).unwrap();
+            assert_eq!(dirty(&world.disk, "sound"), [0, 48], "{words}");
+            let killed = reopen(&world.sim.kill(), OnBitmapError::FailWrite);
+            assert!(inconsistent(&killed.disk, "b"), "{words}, killed");
+            world.disk.close().unwrap();
+            let again = reopen(&world.sim, OnBitmapError::FailWrite);
+            assert!(inconsistent(&again.disk, "b"), "{words}, closed");
+            assert!(!inconsistent(&again.disk, "sound"), "{words}");
+            assert_eq!(dirty(&again.disk, "sound"), [0, 48], "{words}");
+            let heard = world.heard.lock().unwrap();
+            assert!(
+                heard[0].starts_with("bitmap \"b\" could not"),
+                "{words}: {heard:?}"
+            );
+        }
+    }
 }
 
 /// A backup has frozen the bitmap when it breaks: its end may only be the way back.

@@ -1,0 +1,70 @@
+//! What others have left in a folder of backups: files that no backup names, and names that may not be there for good.
+//!
+//! Invariant (M1): nothing is removed, and nothing relies on a backup, before the names that this takes for granted are
+//! durable. A sync vouches for no name that one before it has failed on, whoever asked for that one; what may be such a
+//! name is given anew.
+
+use std::collections::HashSet;
+
+use super::folder::{BackupFolder, owner};
+use super::lock::{Files, FolderLock};
+use super::point::BackupPoint;
+use crate::error::Result;
+use crate::mutation::{self, Fault};
+
+impl BackupFolder {
+    /// Removes the files that no backup names.
+    pub(super) fn sweep(&self) -> Result<()> {
+        self.leftovers()?.iter().try_for_each(|file| self.remove(file))
+    }
+
+    /// The same where others had the folder, who may have been killed before a sync, or met one that failed.
+    pub(super) fn sweep_after_others(&self, lock: &FolderLock) -> Result<()> {
+        let left = self.leftovers()?;
+        // The files of a backup that is there are those from before a merge, or of a merge: a power cut could bring the
+        // descriptor back that names them.
+        let merged = |point: &&BackupPoint| left.iter().any(|file| owner(file) == Some(&point.name));
+        for point in self.points().iter().filter(merged) {
+            self.renew(point, lock)?;
+        }
+        // And those that were removed.
+        if !left.is_empty() && !mutation::on(Fault::SweptUnsynced) {
+            self.sync()?;
+        }
+        left.iter().try_for_each(|file| self.remove(file))
+    }
+
+    /// Makes sure that the newest backup is there for good, before another one stands on it, or comes after it, or older
+    /// ones go. It is where a bitmap goes on from it, whose `epoch` it starts: that was thawed after the sync.
+    pub(super) fn assure_newest(&self, epoch: Option<&str>, lock: &FolderLock) -> Result<()> {
+        match self.points().last() {
+            Some(newest) if epoch != Some(&*newest.starts) => self.renew(newest, lock),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives the descriptor of `point` its name anew, durably.
+    fn renew(&self, point: &BackupPoint, lock: &FolderLock) -> Result<()> {
+        if mutation::on(Fault::NamesUnrenewed) {
+            return Ok(());
+        }
+        let descriptor = self.descriptor(&point.descriptor())?;
+        // A merge that was killed has left one.
+        self.remove(&point.temporary())?;
+        self.prepare(point, &descriptor)?;
+        self.check_kept(lock, &Files::new())?;
+        self.publish(point)
+    }
+
+    fn leftovers(&self) -> Result<Vec<String>> {
+        let named: HashSet<String> = self.points().iter().flat_map(BackupPoint::files).collect();
+        let mut left = self.list()?;
+        left.retain(|file| {
+            // What belongs to a descriptor that cannot be read is left to whoever can.
+            owner(file).is_some_and(|owner| {
+                !named.contains(file) && self.damaged().iter().all(|(name, _)| name != owner)
+            })
+        });
+        Ok(left)
+    }
+}
