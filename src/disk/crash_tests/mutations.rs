@@ -44,7 +44,7 @@ const CLOSING_AND_RECOVERY: [(Fault, By); 5] = [
     (Fault::EvidenceFirst, By::Power(Kind::RAW, "D1")),
     (Fault::NotRewritten, By::Power(Kind::RAW, "D1")),
     (Fault::FoundNamesUnsynced, By::Power(Kind::RAW, "M1")),
-    (Fault::FoundLengthUnsynced, By::Power(Kind::RAW, "A1, A2")),
+    (Fault::FoundLengthUnsynced, By::Power(Kind::RAW, "M1")),
 ];
 
 const SHADOW: [(Fault, By); 5] = [
