@@ -124,6 +124,10 @@ fn cut(kind: Kind, plan: Plan) -> Option<Result<(), String>> {
         log.len(),
         cuts.len()
     );
+    if checked.is_ok() {
+        assert!(recovered > 0, "no cut left a disk to recover");
+        assert!(widened > 0, "no recovery added a bit");
+    }
     Some(checked)
 }
 

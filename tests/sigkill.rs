@@ -26,6 +26,8 @@ mod nbd;
 mod qemu;
 #[path = "common/random.rs"]
 mod random;
+#[path = "sigkill/remounted.rs"]
+mod remounted;
 #[path = "common/run.rs"]
 mod run;
 #[path = "common/skip.rs"]
@@ -50,6 +52,9 @@ use tempfile::TempDir;
 
 /// Of each kind of disk, on all file systems together.
 const KILLS: u64 = 240;
+
+/// Who has it attaches and detaches loop devices alone, so that he gets the one back that he has just given up.
+static LOOPS: Mutex<()> = Mutex::new(());
 
 /// How a process is started.
 #[derive(Clone, Copy, Default)]
@@ -98,10 +103,15 @@ impl Start<'_> {
 
     /// Starts one, and kills it some time after it has opened the disk.
     fn killed(self, folder: &Path, seed: u64, after: Duration) {
+        self.killed_behind(log::is_open, folder, seed, after);
+    }
+
+    /// Starts one, and kills it some time after it has said so much.
+    fn killed_behind(self, said: impl Fn(&Path) -> bool, folder: &Path, seed: u64, after: Duration) {
         let mut process = self.process(folder, seed);
         let patience = Instant::now() + Duration::from_secs(60);
-        while !log::is_open(folder) && process.try_wait().expect("its state").is_none() {
-            assert!(Instant::now() < patience, "the disk is never opened");
+        while !said(folder) && process.try_wait().expect("its state").is_none() {
+            assert!(Instant::now() < patience, "the process gets nowhere");
             std::thread::sleep(Duration::from_micros(200));
         }
         std::thread::sleep(after);
@@ -359,6 +369,7 @@ fn forget_what_was_attached(folder: &Path, file: &Path, device: Loop) {
     // As a kill does.
     drop(disk);
     assert_eq!(first(), 0x77);
+    let _alone = LOOPS.lock();
     drop(device);
     let device = Loop::new(file, &[]).expect("it was attached before");
     if device.device() == name {
