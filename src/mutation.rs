@@ -85,6 +85,8 @@ pub(crate) enum Fault {
     RegrownClean,
     /// The state file says clean before the bitmaps are durable.
     CleanFirst,
+    /// The image's times are not durable when the stamp that has them is kept.
+    StampUnsynced,
     /// Recovery renews the evidence before it has written what it relies on.
     EvidenceFirst,
     /// Recovery does not write what it relies on.

@@ -8,7 +8,8 @@
 //!
 //! The same for an overlay, in [`overlay`], under backups, in [`backups`], and where syncs are missing, in [`unsynced`].
 //!
-//! An ordinary run cuts each kind of disk 80 times on each file system; `QBM_LONG=1` cuts at every flush and as often between two.
+//! An ordinary run cuts each kind of disk 80 times on each file system, and twice more at every close; `QBM_LONG=1` cuts at
+//! every flush and as often between two.
 //! `QBM_SEED` repeats the choices of a run. Needs root, FUSE, loop devices and qemu-storage-daemon; says so and passes
 //! where the machine has not got them.
 
@@ -99,7 +100,13 @@ fn cut(kind: Kind, plan: Plan) -> Option<Result<(), String>> {
     };
 
     let log = Log::read(&folder.join("log"));
-    let cuts = cuts(&log, log.entries_before(history.start), CUTS, &mut random);
+    let mut cuts = cuts(&log, log.entries_before(history.start), CUTS, &mut random);
+    for (began, ended) in history.closes() {
+        // Whatever is in doubt when a close has ended stays so for as long as nothing else is written; and once within.
+        let [began, ended] = [began, ended].map(|place| log.entries_before(place));
+        let within = random.below((ended - began).max(1) as u64);
+        cuts.extend([ended, began + usize::try_from(within).expect("an entry")]);
+    }
     let (mut recovered, mut widened) = (0, 0);
     let checked = at_each(
         &log,
@@ -127,6 +134,7 @@ fn cut(kind: Kind, plan: Plan) -> Option<Result<(), String>> {
     if checked.is_ok() {
         assert!(recovered > 0, "no cut left a disk to recover");
         assert!(widened > 0, "no recovery added a bit");
+        assert!(recovered < cuts.len(), "no cut left a disk at rest");
     }
     Some(checked)
 }

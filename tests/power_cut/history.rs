@@ -134,6 +134,15 @@ impl Plan {
 }
 
 impl History {
+    /// Between which places in the log the disk was closed.
+    pub fn closes(&self) -> impl Iterator<Item = (u64, u64)> {
+        let is_close = |step: &&Step| matches!(step.act, Act::Close { .. });
+        self.steps
+            .iter()
+            .filter(is_close)
+            .map(|step| (step.began, step.ended))
+    }
+
     /// Works on the new disk in the recorder's folder. An error where a sync cannot be left out.
     pub fn make(recorder: &Recorder, plan: Plan, random: &mut Random) -> Result<Self, String> {
         let options = OpenOptions::new().retire_interval(Duration::from_millis(1));
@@ -171,14 +180,18 @@ impl History {
                 13..=15 if plan.overlay => work.rearrange(&disk, random),
                 13..=18 => work.operate(&disk, random),
                 _ => {
-                    work.close(disk);
+                    work.close(disk, !random.one_in(4));
                     // So that some cuts find a disk at rest.
                     std::thread::sleep(Duration::from_millis(random.below(50)));
                     disk = open();
                 }
             }
         }
-        disk.close().expect("it closes");
+        if plan.unsynced.is_none() {
+            work.close(disk, true);
+        } else {
+            disk.close().expect("it closes");
+        }
         Ok(Self {
             start,
             steps: work.steps,
@@ -201,17 +214,17 @@ impl Work<'_> {
         });
     }
 
-    fn close(&mut self, disk: Disk) {
-        let bits = BITMAPS.iter().map(|kind| {
-            let list = disk.bitmap_list().expect("the bitmaps");
-            let frozen = list.iter().any(|it| it.name == kind.name && it.busy);
-            if frozen {
-                disk.bitmap_thaw(kind.name, Thaw::Rollback).expect("a thaw");
+    fn close(&mut self, disk: Disk, in_place: bool) {
+        for bitmap in disk.bitmap_list().expect("the bitmaps") {
+            if bitmap.busy {
+                disk.bitmap_thaw(&bitmap.name, Thaw::Rollback).expect("a thaw");
             }
-            bits_of(&disk, kind)
-        });
-        let bits = bits.collect();
+        }
         self.frozen.fill(None);
+        if in_place {
+            self.write_in_place(&disk);
+        }
+        let bits = BITMAPS.iter().map(|kind| bits_of(&disk, kind)).collect();
         self.step(|_| {
             disk.close().expect("it closes");
             Act::Close { bits }
@@ -269,6 +282,33 @@ impl Work<'_> {
                 work.units[write.units.clone()].fill(write.value);
             }
             Act::Writes(writes)
+        });
+    }
+
+    /// A write that leaves nothing behind but content and a time: its place is there, in the image and in the bitmaps, and its
+    /// region is retired.
+    fn write_in_place(&mut self, disk: &Disk) {
+        self.write_first(disk);
+        self.step(|_| {
+            for _ in 0..3 {
+                disk.flush().expect("a flush");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Act::Flush
+        });
+        self.write_first(disk);
+    }
+
+    fn write_first(&mut self, disk: &Disk) {
+        self.value += 1;
+        let write = Write {
+            units: 0..1,
+            value: self.value,
+        };
+        self.step(|work| {
+            write.make(disk);
+            work.units[0] = write.value;
+            Act::Writes(vec![write])
         });
     }
 

@@ -19,8 +19,12 @@ impl Act {
 impl History {
     /// What is wrong with a disk whose power was cut when the log had got to `cut`.
     pub fn check(&self, disk: &Disk, cut: u64) -> Result<(), String> {
+        let list = disk.bitmap_list().expect("the bitmaps");
+        if let Some(it) = list.iter().find(|it| it.inconsistent) {
+            return Err(format!("D2: nobody wrote behind its back, and yet {it:?}"));
+        }
         let units = units_of(disk);
-        let begun = self.steps.partition_point(|step| step.began <= cut);
+        let begun = self.steps.partition_point(|step| step.began < cut);
         let steps = &self.steps[..begun];
         self.check_content(steps, &units, cut)?;
         self.check_bits(steps, &units, disk, cut)?;
