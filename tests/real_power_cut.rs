@@ -21,8 +21,13 @@
 
 #[path = "power_cut/backups.rs"]
 mod backups;
+#[path = "common/faults.rs"]
+mod faults;
 #[path = "power_cut/history.rs"]
 mod history;
+#[cfg(feature = "faults")]
+#[path = "power_cut/lacking.rs"]
+mod lacking;
 #[path = "common/loops.rs"]
 mod loops;
 #[path = "common/mounted.rs"]
@@ -88,11 +93,14 @@ fn cut(kind: Kind, plan: Plan) -> Option<Result<(), String>> {
     let folder = place.path();
     let recorder = Recorder::start(folder, kind, 1)?;
     plan.create(recorder.folder());
+    faults::put_in();
     // A thread of its own: a sync that is left out is so for as long as the thread lives.
     let history = std::thread::scope(|scope| {
         let make = scope.spawn(|| History::make(&recorder, plan, &mut random));
         make.join().expect("the work goes well")
     });
+    #[cfg(feature = "faults")]
+    qbm::faults::take_out();
     drop(recorder);
     let history = match history {
         Ok(history) => history,

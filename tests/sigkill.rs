@@ -14,6 +14,11 @@
 
 #[path = "sigkill/disk.rs"]
 mod disk;
+#[path = "common/faults.rs"]
+mod faults;
+#[cfg(feature = "faults")]
+#[path = "sigkill/lacking.rs"]
+mod lacking;
 #[path = "sigkill/log.rs"]
 mod log;
 #[path = "common/loops.rs"]
@@ -63,12 +68,17 @@ struct Start<'s> {
     epoch: Option<&'s str>,
     lazy: bool,
     unflushed: bool,
+    /// So many units are written to: fewer than there are, so that writers meet.
+    room: Option<u64>,
+    /// Which protection the process lacks.
+    fault: Option<&'s str>,
 }
 
 /// Not a test by itself: what the tests below start, and kill.
 #[test]
 fn the_process_that_is_killed() {
     if let Some(folder) = std::env::var_os(worker::FOLDER) {
+        faults::put_in();
         worker::work(Path::new(&folder));
     }
 }
@@ -96,6 +106,12 @@ impl Start<'_> {
         }
         if self.unflushed {
             command.env(worker::UNFLUSHED, "1");
+        }
+        if let Some(units) = self.room {
+            command.env(worker::ROOM, units.to_string());
+        }
+        if let Some(fault) = self.fault {
+            command.env(faults::NAME, fault);
         }
         let process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
         process.expect("this program starts again")
