@@ -54,7 +54,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
 
-use history::{History, Plan};
+use history::{Active, History, Plan};
 use mounted::Mounted;
 use qbm::{CheckOptions, Disk, Severity};
 use random::Random;
@@ -124,11 +124,14 @@ fn cut(kind: Kind, plan: Plan) -> Option<Result<(), String>> {
         &mut random,
         |systems, position| {
             let path = units::path(systems[0].folder());
+            let map = Active::read(systems[0].folder());
             let disk = Disk::open(&path).map_err(|why| why.to_string())?;
             let recovery = disk.info().expect("facts").recovery;
+            // Where the header says clean the map means nothing.
+            let active = recovery.as_ref().map_or(Active::NONE, |_| map);
             recovered += usize::from(recovery.is_some());
             widened += usize::from(recovery.is_some_and(|it| !it.added.is_empty()));
-            history.check(&disk, position)?;
+            history.check(&disk, active, position)?;
             disk.close().map_err(|why| why.to_string())?;
             is_sound(&path)
         },
