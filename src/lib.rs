@@ -37,6 +37,13 @@ pub use disk::{
 pub use error::{Error, ErrorCode, Result};
 pub use units::{ByteRange, Granularity, GranuleIndex, GranuleRange, MAX_LENGTH};
 
+/// For `tests/sigkill.rs` and `tests/real_power_cut.rs` alone.
+#[cfg(all(feature = "faults", not(test)))]
+#[doc(hidden)]
+pub mod faults {
+    pub use crate::mutation::{Fault, put_in, take_out};
+}
+
 /// For `fuzz/fuzz_targets/state.rs` alone, as the state file is no part of the API.
 #[cfg(fuzzing)]
 #[doc(hidden)]

@@ -2,11 +2,14 @@
 //!
 //! Each stands for a protection that a reader might take for one too many. Where it is taken out, the code asks
 //! [`on`]; outside the tests the answer is a constant and the compiler drops the question.
+//!
+//! The suites with real processes link the library as everybody does. For them the feature `faults` has `put_in`: a function of
+//! Rust's side alone, so that neither the C library nor the tool has a way to it, whatever they were built with.
 //! Invariant: no fault is ever on in a build that anybody uses.
 
 /// A protection that is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// A word of bits is set before what stands above it.
     WordBeforeSummary,
     /// Writers do not keep each other out of a piece of a bitmap's file.
@@ -85,6 +88,8 @@ pub(crate) enum Fault {
     RegrownClean,
     /// The state file says clean before the bitmaps are durable.
     CleanFirst,
+    /// The image's times are not durable when the stamp that has them is kept.
+    StampUnsynced,
     /// Recovery renews the evidence before it has written what it relies on.
     EvidenceFirst,
     /// Recovery does not write what it relies on.
@@ -161,9 +166,23 @@ pub(crate) enum Fault {
     NamesUnrenewed,
 }
 
-pub(crate) use switch::*;
+#[cfg(all(shuttle, test))]
+pub(crate) use switch::must_be_caught;
+pub(crate) use switch::on;
+#[cfg(test)]
+pub(crate) use switch::with;
+#[cfg(all(feature = "faults", not(test)))]
+pub use switch::{put_in, take_out};
 
-#[cfg(not(test))]
+/// Where only who comes between two steps notices that they are the wrong way round, and a process is killed at any moment:
+/// gives him time.
+#[inline]
+pub(crate) fn linger() {
+    #[cfg(all(feature = "faults", not(test)))]
+    std::thread::sleep(std::time::Duration::from_millis(2));
+}
+
+#[cfg(not(any(test, feature = "faults")))]
 mod switch {
     use super::Fault;
 
@@ -171,6 +190,33 @@ mod switch {
     #[inline]
     pub(crate) const fn on(_: Fault) -> bool {
         false
+    }
+}
+
+#[cfg(all(feature = "faults", not(test)))]
+mod switch {
+    use std::sync::atomic::{AtomicU8, Ordering};
+
+    use super::Fault;
+
+    const NONE: u8 = u8::MAX;
+
+    static PRESENT: AtomicU8 = AtomicU8::new(NONE);
+
+    /// Whether `fault` is in the code now.
+    #[inline]
+    pub(crate) fn on(fault: Fault) -> bool {
+        PRESENT.load(Ordering::Relaxed) == fault as u8
+    }
+
+    /// From now on `fault` is in the code of this process, on all threads, instead of any other.
+    pub fn put_in(fault: Fault) {
+        PRESENT.store(fault as u8, Ordering::Relaxed);
+    }
+
+    /// The code is whole again.
+    pub fn take_out() {
+        PRESENT.store(NONE, Ordering::Relaxed);
     }
 }
 

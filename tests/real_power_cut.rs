@@ -8,7 +8,8 @@
 //!
 //! The same for an overlay, in [`overlay`], under backups, in [`backups`], and where syncs are missing, in [`unsynced`].
 //!
-//! An ordinary run cuts each kind of disk 80 times on each file system; `QBM_LONG=1` cuts at every flush and as often between two.
+//! An ordinary run cuts each kind of disk 80 times on each file system, and twice more at every close; `QBM_LONG=1` cuts at
+//! every flush and as often between two.
 //! `QBM_SEED` repeats the choices of a run. Needs root, FUSE, loop devices and qemu-storage-daemon; says so and passes
 //! where the machine has not got them.
 
@@ -20,8 +21,13 @@
 
 #[path = "power_cut/backups.rs"]
 mod backups;
+#[path = "common/faults.rs"]
+mod faults;
 #[path = "power_cut/history.rs"]
 mod history;
+#[cfg(feature = "faults")]
+#[path = "power_cut/lacking.rs"]
+mod lacking;
 #[path = "common/loops.rs"]
 mod loops;
 #[path = "common/mounted.rs"]
@@ -48,7 +54,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
 
-use history::{History, Plan};
+use history::{Active, History, Plan};
 use mounted::Mounted;
 use qbm::{CheckOptions, Disk, Severity};
 use random::Random;
@@ -87,11 +93,14 @@ fn cut(kind: Kind, plan: Plan) -> Option<Result<(), String>> {
     let folder = place.path();
     let recorder = Recorder::start(folder, kind, 1)?;
     plan.create(recorder.folder());
+    faults::put_in();
     // A thread of its own: a sync that is left out is so for as long as the thread lives.
     let history = std::thread::scope(|scope| {
         let make = scope.spawn(|| History::make(&recorder, plan, &mut random));
         make.join().expect("the work goes well")
     });
+    #[cfg(feature = "faults")]
+    qbm::faults::take_out();
     drop(recorder);
     let history = match history {
         Ok(history) => history,
@@ -99,7 +108,13 @@ fn cut(kind: Kind, plan: Plan) -> Option<Result<(), String>> {
     };
 
     let log = Log::read(&folder.join("log"));
-    let cuts = cuts(&log, log.entries_before(history.start), CUTS, &mut random);
+    let mut cuts = cuts(&log, log.entries_before(history.start), CUTS, &mut random);
+    for (began, ended) in history.closes() {
+        // Whatever is in doubt when a close has ended stays so for as long as nothing else is written; and once within.
+        let [began, ended] = [began, ended].map(|place| log.entries_before(place));
+        let within = random.below((ended - began).max(1) as u64);
+        cuts.extend([ended, began + usize::try_from(within).expect("an entry")]);
+    }
     let (mut recovered, mut widened) = (0, 0);
     let checked = at_each(
         &log,
@@ -109,11 +124,14 @@ fn cut(kind: Kind, plan: Plan) -> Option<Result<(), String>> {
         &mut random,
         |systems, position| {
             let path = units::path(systems[0].folder());
+            let map = Active::read(systems[0].folder());
             let disk = Disk::open(&path).map_err(|why| why.to_string())?;
             let recovery = disk.info().expect("facts").recovery;
+            // Where the header says clean the map means nothing.
+            let active = recovery.as_ref().map_or(Active::NONE, |_| map);
             recovered += usize::from(recovery.is_some());
             widened += usize::from(recovery.is_some_and(|it| !it.added.is_empty()));
-            history.check(&disk, position)?;
+            history.check(&disk, active, position)?;
             disk.close().map_err(|why| why.to_string())?;
             is_sound(&path)
         },
@@ -124,6 +142,11 @@ fn cut(kind: Kind, plan: Plan) -> Option<Result<(), String>> {
         log.len(),
         cuts.len()
     );
+    if checked.is_ok() {
+        assert!(recovered > 0, "no cut left a disk to recover");
+        assert!(widened > 0, "no recovery added a bit");
+        assert!(recovered < cuts.len(), "no cut left a disk at rest");
+    }
     Some(checked)
 }
 

@@ -14,6 +14,11 @@
 
 #[path = "sigkill/disk.rs"]
 mod disk;
+#[path = "common/faults.rs"]
+mod faults;
+#[cfg(feature = "faults")]
+#[path = "sigkill/lacking.rs"]
+mod lacking;
 #[path = "sigkill/log.rs"]
 mod log;
 #[path = "common/loops.rs"]
@@ -26,6 +31,8 @@ mod nbd;
 mod qemu;
 #[path = "common/random.rs"]
 mod random;
+#[path = "sigkill/remounted.rs"]
+mod remounted;
 #[path = "common/run.rs"]
 mod run;
 #[path = "common/skip.rs"]
@@ -51,6 +58,9 @@ use tempfile::TempDir;
 /// Of each kind of disk, on all file systems together.
 const KILLS: u64 = 240;
 
+/// Who has it attaches and detaches loop devices alone, so that he gets the one back that he has just given up.
+static LOOPS: Mutex<()> = Mutex::new(());
+
 /// How a process is started.
 #[derive(Clone, Copy, Default)]
 struct Start<'s> {
@@ -58,12 +68,17 @@ struct Start<'s> {
     epoch: Option<&'s str>,
     lazy: bool,
     unflushed: bool,
+    /// So many units are written to: fewer than there are, so that writers meet.
+    room: Option<u64>,
+    /// Which protection the process lacks.
+    fault: Option<&'s str>,
 }
 
 /// Not a test by itself: what the tests below start, and kill.
 #[test]
 fn the_process_that_is_killed() {
     if let Some(folder) = std::env::var_os(worker::FOLDER) {
+        faults::put_in();
         worker::work(Path::new(&folder));
     }
 }
@@ -92,16 +107,27 @@ impl Start<'_> {
         if self.unflushed {
             command.env(worker::UNFLUSHED, "1");
         }
+        if let Some(units) = self.room {
+            command.env(worker::ROOM, units.to_string());
+        }
+        if let Some(fault) = self.fault {
+            command.env(faults::NAME, fault);
+        }
         let process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
         process.expect("this program starts again")
     }
 
     /// Starts one, and kills it some time after it has opened the disk.
     fn killed(self, folder: &Path, seed: u64, after: Duration) {
+        self.killed_behind(log::is_open, folder, seed, after);
+    }
+
+    /// Starts one, and kills it some time after it has said so much.
+    fn killed_behind(self, said: impl Fn(&Path) -> bool, folder: &Path, seed: u64, after: Duration) {
         let mut process = self.process(folder, seed);
         let patience = Instant::now() + Duration::from_secs(60);
-        while !log::is_open(folder) && process.try_wait().expect("its state").is_none() {
-            assert!(Instant::now() < patience, "the disk is never opened");
+        while !said(folder) && process.try_wait().expect("its state").is_none() {
+            assert!(Instant::now() < patience, "the process gets nowhere");
             std::thread::sleep(Duration::from_micros(200));
         }
         std::thread::sleep(after);
@@ -359,6 +385,7 @@ fn forget_what_was_attached(folder: &Path, file: &Path, device: Loop) {
     // As a kill does.
     drop(disk);
     assert_eq!(first(), 0x77);
+    let _alone = LOOPS.lock();
     drop(device);
     let device = Loop::new(file, &[]).expect("it was attached before");
     if device.device() == name {

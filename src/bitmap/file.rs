@@ -169,6 +169,7 @@ impl BitmapFile {
             }
             if mutation::on(Fault::BitBeforePiece) {
                 bits.set(part);
+                mutation::linger();
             }
             let span = Bits::serialized_range(part);
             let words = &mut buffer[..in_memory(span.len())];

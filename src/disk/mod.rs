@@ -290,7 +290,12 @@ impl Disk {
     /// meanwhile.
     fn end(&self) -> Result<()> {
         self.flush()?;
-        let sync = || self.sync_image(SyncMode::All);
+        let times = if mutation::on(Fault::StampUnsynced) {
+            SyncMode::Data
+        } else {
+            SyncMode::All
+        };
+        let sync = || self.sync_image(times);
         if let (Some(session), true) = (&self.session, mutation::on(Fault::CleanFirst)) {
             session.end(self.image(), sync)?;
         }

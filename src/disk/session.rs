@@ -3,6 +3,9 @@
 //! May call `state`. Invariant (D1): the disk is marked unclean, durably and with the evidence that vouches for it,
 //! before the first change of any kind; and clean only when every bitmap file and the image are durable.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

@@ -3,6 +3,8 @@
 #[path = "judge.rs"]
 mod judge;
 
+pub use judge::Active;
+
 use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
@@ -33,16 +35,31 @@ struct Write {
     units: Range<usize>,
     /// Zero is a hole.
     value: u64,
+    flags: WriteFlags,
+    /// The place in the log that it is durable before, by itself.
+    durable: u64,
 }
 
 impl Write {
-    fn make(&self, disk: &Disk) {
+    fn new(units: Range<usize>, value: u64) -> Self {
+        Self {
+            units,
+            value,
+            flags: WriteFlags::empty(),
+            durable: u64::MAX,
+        }
+    }
+
+    fn make(&mut self, disk: &Disk, recorder: &Recorder) {
         let (offset, units) = (self.units.start as u64 * UNIT, self.units.len() as u64);
         let written = match self.value {
-            0 => disk.write_zeroes(offset, units * UNIT, WriteFlags::MAY_UNMAP),
-            value => disk.write(&content(value, units), offset, WriteFlags::empty()),
+            0 => disk.write_zeroes(offset, units * UNIT, self.flags | WriteFlags::MAY_UNMAP),
+            value => disk.write(&content(value, units), offset, self.flags),
         };
         written.expect("a write");
+        if self.flags.contains(WriteFlags::FUA) {
+            self.durable = recorder.position();
+        }
     }
 }
 
@@ -69,6 +86,8 @@ struct Point {
     /// `None` where there is no bitmap.
     epoch: Option<String>,
     units: Vec<u64>,
+    /// How many steps came before it.
+    since: usize,
 }
 
 struct Step {
@@ -82,6 +101,7 @@ struct Step {
 }
 
 pub struct History {
+    plan: Plan,
     /// The disk was there.
     pub start: u64,
     steps: Vec<Step>,
@@ -96,7 +116,8 @@ struct Work<'r> {
     recorder: &'r Recorder,
     steps: Vec<Step>,
     units: Vec<u64>,
-    frozen: [Option<Vec<u64>>; BITMAPS.len()],
+    /// What the disk showed, and how many steps there were.
+    frozen: [Option<(Vec<u64>, usize)>; BITMAPS.len()],
     present: [bool; BITMAPS.len()],
     value: u64,
     snapshots: u64,
@@ -134,6 +155,15 @@ impl Plan {
 }
 
 impl History {
+    /// Between which places in the log the disk was closed.
+    pub fn closes(&self) -> impl Iterator<Item = (u64, u64)> {
+        let is_close = |step: &&Step| matches!(step.act, Act::Close { .. });
+        self.steps
+            .iter()
+            .filter(is_close)
+            .map(|step| (step.began, step.ended))
+    }
+
     /// Works on the new disk in the recorder's folder. An error where a sync cannot be left out.
     pub fn make(recorder: &Recorder, plan: Plan, random: &mut Random) -> Result<Self, String> {
         let options = OpenOptions::new().retire_interval(Duration::from_millis(1));
@@ -147,6 +177,7 @@ impl History {
         let first = std::array::from_fn(|bitmap| Point {
             epoch: epoch(&disk, bitmap),
             units: units.clone(),
+            since: 0,
         });
         let mut work = Work {
             plan,
@@ -171,15 +202,20 @@ impl History {
                 13..=15 if plan.overlay => work.rearrange(&disk, random),
                 13..=18 => work.operate(&disk, random),
                 _ => {
-                    work.close(disk);
+                    work.close(disk, !random.one_in(4));
                     // So that some cuts find a disk at rest.
                     std::thread::sleep(Duration::from_millis(random.below(50)));
                     disk = open();
                 }
             }
         }
-        disk.close().expect("it closes");
+        if plan.unsynced.is_none() {
+            work.close(disk, true);
+        } else {
+            disk.close().expect("it closes");
+        }
         Ok(Self {
+            plan,
             start,
             steps: work.steps,
             first,
@@ -201,17 +237,17 @@ impl Work<'_> {
         });
     }
 
-    fn close(&mut self, disk: Disk) {
-        let bits = BITMAPS.iter().map(|kind| {
-            let list = disk.bitmap_list().expect("the bitmaps");
-            let frozen = list.iter().any(|it| it.name == kind.name && it.busy);
-            if frozen {
-                disk.bitmap_thaw(kind.name, Thaw::Rollback).expect("a thaw");
+    fn close(&mut self, disk: Disk, in_place: bool) {
+        for bitmap in disk.bitmap_list().expect("the bitmaps") {
+            if bitmap.busy {
+                disk.bitmap_thaw(&bitmap.name, Thaw::Rollback).expect("a thaw");
             }
-            bits_of(&disk, kind)
-        });
-        let bits = bits.collect();
+        }
         self.frozen.fill(None);
+        if in_place {
+            self.write_in_place(&disk);
+        }
+        let bits = BITMAPS.iter().map(|kind| bits_of(&disk, kind)).collect();
         self.step(|_| {
             disk.close().expect("it closes");
             Act::Close { bits }
@@ -237,16 +273,21 @@ impl Work<'_> {
                 let len = 1 + random.below(STRIPE - first);
                 self.value += 1;
                 let small = |number| usize::try_from(number).expect("a small disk");
-                writes.push(Write {
-                    units: small(stripe + first)..small(stripe + first + len),
-                    value: if random.one_in(8) { 0 } else { self.value },
-                });
+                let value = if random.one_in(8) { 0 } else { self.value };
+                let units = small(stripe + first)..small(stripe + first + len);
+                let mut write = Write::new(units, value);
+                // Not where a sync is left out: this one the filter does not know.
+                if self.plan.unsynced.is_none() && random.one_in(6) {
+                    write.flags = WriteFlags::FUA;
+                }
+                writes.push(write);
             }
             parts.push(writes);
         }
         let flushes = if random.one_in(2) { 3 } else { 0 };
         let changes = self.plan.overlay && self.plan.unsynced.is_none() && random.one_in(3);
         let change = changes.then(|| Change::choose(disk, &mut self.snapshots, random));
+        let recorder = self.recorder;
         self.step(|work| {
             std::thread::scope(|scope| {
                 if let Some(change) = &change {
@@ -255,10 +296,10 @@ impl Work<'_> {
                 for _ in 0..flushes {
                     scope.spawn(|| disk.flush().expect("a flush"));
                 }
-                for writes in &parts {
+                for writes in &mut parts {
                     scope.spawn(move || {
                         for write in writes {
-                            write.make(disk);
+                            write.make(disk, recorder);
                         }
                     });
                 }
@@ -269,6 +310,30 @@ impl Work<'_> {
                 work.units[write.units.clone()].fill(write.value);
             }
             Act::Writes(writes)
+        });
+    }
+
+    /// A write that leaves nothing behind but content and a time: its place is there, in the image and in the bitmaps, and its
+    /// region is retired.
+    fn write_in_place(&mut self, disk: &Disk) {
+        self.write_first(disk);
+        self.step(|_| {
+            for _ in 0..3 {
+                disk.flush().expect("a flush");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Act::Flush
+        });
+        self.write_first(disk);
+    }
+
+    fn write_first(&mut self, disk: &Disk) {
+        self.value += 1;
+        let mut write = Write::new(0..1, self.value);
+        self.step(|work| {
+            write.make(disk, work.recorder);
+            work.units[0] = write.value;
+            Act::Writes(vec![write])
         });
     }
 
@@ -293,12 +358,13 @@ impl Work<'_> {
     fn operate(&mut self, disk: &Disk, random: &mut Random) {
         let bitmap = usize::try_from(random.below(BITMAPS.len() as u64)).expect("an index");
         let kind = &BITMAPS[bitmap];
-        let (name, now) = (kind.name, self.units.clone());
-        let start = |units| Act::Start {
+        let (name, now) = (kind.name, (self.units.clone(), self.steps.len()));
+        let start = |(units, since)| Act::Start {
             bitmap,
             point: Point {
                 epoch: epoch(disk, bitmap),
                 units,
+                since,
             },
         };
         self.step(|work| {

@@ -1,9 +1,12 @@
 //! What may be on the disk after a power cut at any place of the log.
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
 use qbm::Disk;
 
 use super::{Act, History, Point, Step, backing, epoch};
-use crate::units::{BITMAPS, UNIT, bits_of, units_of};
+use crate::units::{BITMAPS, LENGTH, REGION, UNIT, bits_of, units_of};
 
 impl Act {
     fn flushes(&self) -> bool {
@@ -16,14 +19,51 @@ impl Act {
     }
 }
 
+/// The granules, of so many units, that were written to.
+fn written(steps: &[Step], granule: usize) -> BTreeSet<usize> {
+    let writes = steps.iter().filter_map(|step| match &step.act {
+        Act::Writes(writes) => Some(writes),
+        _ => None,
+    });
+    writes
+        .flatten()
+        .flat_map(|write| write.units.start / granule..write.units.end.div_ceil(granule))
+        .collect()
+}
+
+/// The regions of the intent map that a power cut has left.
+#[derive(Clone, Copy)]
+pub struct Active(u32);
+
+impl Active {
+    pub const NONE: Self = Self(0);
+
+    /// As `docs/format.md` has it: the first bits of the first piece.
+    pub fn read(folder: &Path) -> Self {
+        const MAP: usize = 8192 + 8;
+        const { assert!(LENGTH / REGION == 32) };
+        let state = std::fs::read(folder.join("disk.state")).expect("a state file");
+        let map = state[MAP..MAP + 4].try_into().expect("four bytes");
+        Self(u32::from_le_bytes(map))
+    }
+
+    fn has(self, offset: u64) -> bool {
+        self.0 >> (offset / REGION) & 1 == 1
+    }
+}
+
 impl History {
-    /// What is wrong with a disk whose power was cut when the log had got to `cut`.
-    pub fn check(&self, disk: &Disk, cut: u64) -> Result<(), String> {
+    /// What is wrong with a disk whose power was cut when the log had got to `cut`, and which had these regions active then.
+    pub fn check(&self, disk: &Disk, active: Active, cut: u64) -> Result<(), String> {
+        let list = disk.bitmap_list().expect("the bitmaps");
+        if let Some(it) = list.iter().find(|it| it.inconsistent) {
+            return Err(format!("D2: nobody wrote behind its back, and yet {it:?}"));
+        }
         let units = units_of(disk);
-        let begun = self.steps.partition_point(|step| step.began <= cut);
+        let begun = self.steps.partition_point(|step| step.began < cut);
         let steps = &self.steps[..begun];
         self.check_content(steps, &units, cut)?;
-        self.check_bits(steps, &units, disk, cut)?;
+        self.check_bits(steps, &units, active, disk, cut)?;
         self.check_backing(steps, disk, cut)?;
         if let Some(Step {
             ended,
@@ -69,7 +109,7 @@ impl History {
                 Act::Writes(writes) => {
                     for write in writes {
                         for unit in write.units.clone() {
-                            if number < flushed {
+                            if number < flushed || write.durable <= cut {
                                 allowed[unit].clear();
                             }
                             allowed[unit].push(write.value);
@@ -102,8 +142,16 @@ impl History {
         Ok(())
     }
 
-    /// D1: whatever differs from what it was where a bitmap starts has its bit.
-    fn check_bits(&self, steps: &[Step], units: &[u64], disk: &Disk, cut: u64) -> Result<(), String> {
+    /// D1: whatever differs from what it was where a bitmap starts has its bit. D2: and beyond what was written since, nothing
+    /// but the regions that were active.
+    fn check_bits(
+        &self,
+        steps: &[Step],
+        units: &[u64],
+        active: Active,
+        disk: &Disk,
+        cut: u64,
+    ) -> Result<(), String> {
         for (bitmap, kind) in BITMAPS.iter().enumerate() {
             let bits = bits_of(disk, kind);
             let point = self.point(bitmap, steps, epoch(disk, bitmap).as_deref(), cut)?;
@@ -113,6 +161,19 @@ impl History {
                 if now != then && !bits[unit / granule] {
                     return Err(format!(
                         "D1: {:?} lacks the bit of unit {unit}: {now:#x}, and at its start {then:#x}",
+                        kind.name
+                    ));
+                }
+            }
+            // An overlay's bits are set by what another backing shows, too.
+            if self.plan.overlay {
+                continue;
+            }
+            let written = written(&steps[point.since..], granule);
+            for (index, bit) in bits.iter().enumerate() {
+                if *bit && !written.contains(&index) && !active.has(index as u64 * kind.granularity) {
+                    return Err(format!(
+                        "D2: {:?} has the bit of granule {index}, which nobody has written to, nor is its region active",
                         kind.name
                     ));
                 }

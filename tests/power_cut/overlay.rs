@@ -21,21 +21,20 @@ const GRANULE: u64 = 8 << 10;
 const SNAPSHOTS: u64 = 3;
 const RAW: [&str; 2] = ["base.img", "other.img"];
 
-const PLAN: Plan = Plan {
+pub const PLAN: Plan = Plan {
     overlay: true,
     unsynced: None,
 };
 
+/// With room for the images of the snapshots.
+pub const LARGE_EXT4: Kind = Kind {
+    size: 160 << 20,
+    ..EXT4
+};
+
 #[test]
 fn overlay_on_ext4() {
-    // Room for the images of the snapshots.
-    holds(
-        Kind {
-            size: 160 << 20,
-            ..EXT4
-        },
-        PLAN,
-    );
+    holds(LARGE_EXT4, PLAN);
 }
 
 #[test]

@@ -123,7 +123,16 @@ pub fn read(folder: &Path) -> Vec<Event> {
 
 /// Whether the process says that it has the disk open.
 pub fn is_open(folder: &Path) -> bool {
-    std::fs::metadata(folder.join("log.0")).is_ok_and(|it| it.len() >= 2 * RECORD as u64)
+    has_ended_one(folder, 0)
+}
+
+/// Whether it says that a write has ended.
+pub fn has_written(folder: &Path) -> bool {
+    (1..=3).any(|thread| has_ended_one(folder, thread))
+}
+
+fn has_ended_one(folder: &Path, thread: usize) -> bool {
+    std::fs::metadata(folder.join(format!("log.{thread}"))).is_ok_and(|it| it.len() >= 2 * RECORD as u64)
 }
 
 /// Forgets all.

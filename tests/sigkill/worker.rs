@@ -18,6 +18,8 @@ pub const EPOCH: &str = "QBM_SIGKILL_EPOCH";
 pub const LAZY: &str = "QBM_SIGKILL_LAZY";
 /// The operator stays away, so that nothing is ever flushed.
 pub const UNFLUSHED: &str = "QBM_SIGKILL_UNFLUSHED";
+/// Of the units so many are written to, if not all.
+pub const ROOM: &str = "QBM_SIGKILL_ROOM";
 
 const WRITERS: usize = 3;
 const THREADS: [usize; WRITERS + 1] = [0, 1, 2, 3];
@@ -38,6 +40,7 @@ pub fn work(folder: &Path) -> ! {
     let disk = options.open(path(folder)).expect("it opens");
     let overlay = disk.info().expect("facts").overlay.is_some();
     let unflushed = std::env::var_os(UNFLUSHED).is_some();
+    let room = std::env::var(ROOM).map_or(UNITS, |units| units.parse().expect("a number"));
     logs[0].around(Act::Open, || ());
     // Above what any process before this one has written.
     let values = AtomicU64::new((seed << 24) | 1_u64);
@@ -48,6 +51,7 @@ pub fn work(folder: &Path) -> ! {
             scope.spawn(move || {
                 write(
                     disk,
+                    room,
                     unflushed,
                     log,
                     values,
@@ -64,11 +68,18 @@ pub fn work(folder: &Path) -> ! {
     })
 }
 
-fn write(disk: &Disk, unflushed: bool, log: &mut Log<'_>, values: &AtomicU64, random: &mut Random) -> ! {
+fn write(
+    disk: &Disk,
+    room: u64,
+    unflushed: bool,
+    log: &mut Log<'_>,
+    values: &AtomicU64,
+    random: &mut Random,
+) -> ! {
     loop {
         let most = if random.one_in(8) { 300 } else { 16 };
-        let units = 1 + random.below(most);
-        let first = random.below(UNITS - units);
+        let units = 1 + random.below(most.min(room - 1));
+        let first = random.below(room - units);
         let (offset, len) = (first * UNIT, units * UNIT);
         let how = random.below(10);
         let value = if how < 8 {

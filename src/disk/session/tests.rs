@@ -1,0 +1,59 @@
+//! What a close makes durable before the state file says clean, and how.
+
+use crate::descriptor::Format;
+use crate::disk::{AddBitmap, CreateOptions, OpenOptions, WriteFlags};
+use crate::mutation::{Fault, with};
+use crate::storage::simulated::{Call, SimDisk};
+use crate::storage::{Role, SyncMode};
+
+const GRANULE: u64 = 64 << 10;
+
+/// How a disk's close syncs the image behind the last change to it, and before the last word of the state file; in order.
+fn syncs_before_clean(overlay: bool) -> Vec<SyncMode> {
+    let sim = SimDisk::new();
+    let mut create = CreateOptions::new().size(4 * GRANULE).folder(sim.folder());
+    if overlay {
+        sim.put("base.img", &[1; 4096]);
+        create = create.backing("base.img", Format::Raw);
+    }
+    create.create("disk.qbm").unwrap();
+    let disk = OpenOptions::new().folder(sim.folder()).open("disk.qbm").unwrap();
+    disk.bitmap_add("b", AddBitmap::default()).unwrap();
+    disk.write(&[2; 512], 0, WriteFlags::empty()).unwrap();
+    disk.flush().unwrap();
+    // In place, with its bits set: a sync of the content alone leaves nothing but the time behind.
+    disk.write(&[3; 512], 0, WriteFlags::empty()).unwrap();
+    disk.close().unwrap();
+
+    let events = sim.events();
+    let last = |is_it: fn(&Call) -> bool| events.iter().rposition(|event| is_it(&event.call)).unwrap();
+    let changed = last(|call| matches!(call, Call::Write { file, .. } if file.role == Role::Image));
+    let clean = last(|call| matches!(call, Call::Write { file, .. } if file.role == Role::State));
+    let between = events
+        .get(changed..clean)
+        .expect("the state file has the last word");
+    let syncs = between.iter().filter_map(|event| match &event.call {
+        Call::Sync { file, mode } if file.role == Role::Image => Some(*mode),
+        _ => None,
+    });
+    syncs.collect()
+}
+
+/// A time that a power cut takes back would look like a foreign write. The simulated disk has no times: the call is all that
+/// tells. What a real file system loses is in `tests/real_power_cut.rs`.
+#[test]
+fn the_image_is_synced_with_its_times_before_the_stamp_is_kept() {
+    for overlay in [false, true] {
+        assert_eq!(syncs_before_clean(overlay).last(), Some(&SyncMode::All));
+    }
+}
+
+#[test]
+fn a_stamp_of_times_that_are_not_durable_is_noticed() {
+    with(Fault::StampUnsynced, || {
+        for overlay in [false, true] {
+            let syncs = syncs_before_clean(overlay);
+            assert!(!syncs.contains(&SyncMode::All), "{syncs:?}");
+        }
+    });
+}
