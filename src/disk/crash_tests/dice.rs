@@ -5,6 +5,15 @@ use super::model::SECTOR;
 use super::steps::Step;
 use crate::disk::Repair;
 
+/// What a run draws its lives by: `QBM_SEED`, or the same each time. Prints it, so that a failure can be tried again.
+#[cfg(test)]
+pub(super) fn seed() -> u64 {
+    let given = std::env::var("QBM_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or(1);
+    println!("QBM_SEED={seed}");
+    seed
+}
+
 /// The same numbers for the same seed.
 #[derive(Clone)]
 pub(super) struct Dice {

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::check::Opening;
 use super::dice::Dice;
+#[cfg(test)]
+use super::dice::seed;
 use super::life::{Kind, Life, check_inner};
 use super::model::{Model, Moments};
 use super::steps::Step;
@@ -253,45 +255,86 @@ fn the_scripts_do_what_they_say() {
     }
 }
 
-/// One life, by its number: first those by hand, then random ones.
-fn numbered(number: u64) -> Result<u64, String> {
+/// How many random lives of each kind there are in every run, however many states the others have.
+#[cfg(test)]
+const DRAWN: u64 = 2;
+
+/// One life, by its number: first those by hand, then random ones, by `seed`. The kinds come in turn.
+#[cfg(test)]
+fn numbered(number: u64, seed: u64) -> Result<u64, String> {
     const COUNT: u64 = KINDS.len() as u64;
     let kind = KINDS[usize::try_from(number % COUNT).unwrap_or(0)];
-    let states = match number {
-        0..COUNT if matches!(kind, Kind::OVER_QBM | Kind::EXCUSED) || kind.inner.is_some() => {
-            look_at(kind, &kind.script(), Depth::SHALLOW)
-        }
-        0..COUNT => look_at(kind, &kind.script(), Depth::FULL),
-        seed => random(kind, seed, 40, Depth::FULL),
+    let shallow = matches!(kind, Kind::OVER_QBM | Kind::EXCUSED) || kind.inner.is_some();
+    let depth = if shallow { Depth::SHALLOW } else { Depth::FULL };
+    let states = if number < COUNT {
+        look_at(kind, &kind.script(), depth)
+    } else {
+        random(kind, seed.wrapping_mul(1_000_000).wrapping_add(number), 40, depth)
     };
     states.map_err(|what| format!("{kind:?}: {what}"))
 }
 
-/// All operations, and random lives until there are enough states: 100,000, or what `QBM_CRASH_STATES` says.
+/// Lives of one sort that a run has had, and the states in which crashes left them.
+#[cfg(test)]
+#[derive(Default)]
+struct Had {
+    lives: AtomicU64,
+    states: AtomicU64,
+}
+
+#[cfg(test)]
+impl Had {
+    fn add(&self, states: u64) {
+        self.lives.fetch_add(1, Ordering::Relaxed);
+        self.states.fetch_add(states, Ordering::Relaxed);
+    }
+
+    fn states(&self) -> u64 {
+        self.states.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+impl std::fmt::Display for Had {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let lives = self.lives.load(Ordering::Relaxed);
+        write!(f, "{} crash states of {lives} lives", self.states())
+    }
+}
+
+/// All operations by hand, random lives of each kind, and more of these until there are enough states: 100,000, or what
+/// `QBM_CRASH_STATES` says. `QBM_SEED` draws other ones.
 #[test]
 fn a_hundred_thousand_crashes_cost_nothing() {
+    const COUNT: u64 = KINDS.len() as u64;
     let wanted = std::env::var("QBM_CRASH_STATES")
         .ok()
         .and_then(|it| it.parse().ok());
     let wanted = wanted.unwrap_or(100_000);
-    let (next, states) = (AtomicU64::new(0), AtomicU64::new(0));
+    let seed = seed();
+    let (next, by_hand, drawn) = (AtomicU64::new(0), Had::default(), Had::default());
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
             scope.spawn(|| {
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= KINDS.len() as u64 && states.load(Ordering::Relaxed) >= wanted {
+                    if number >= COUNT * (1 + DRAWN) && by_hand.states() + drawn.states() >= wanted {
                         return;
                     }
-                    let found = numbered(number).unwrap_or_else(|what| panic!("{what}"));
-                    states.fetch_add(found, Ordering::Relaxed);
+                    let sort = if number < COUNT { &by_hand } else { &drawn };
+                    sort.add(numbered(number, seed).unwrap_or_else(|what| panic!("{what}")));
                 }
             });
         }
     });
-    let states = states.into_inner();
-    println!("{states} crash states of {} lives", next.into_inner());
+    println!("by hand {by_hand}, drawn {drawn}");
+    let states = by_hand.states() + drawn.states();
     assert!(states >= wanted, "{states} states are too few to prove anything");
+    let lives = drawn.lives.into_inner();
+    assert!(
+        lives >= COUNT * DRAWN,
+        "{lives} random lives are too few to prove anything"
+    );
 }
 
 /// Disks whose image is a disk, of every kind: neither of the two loses anything.

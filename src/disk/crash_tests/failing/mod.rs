@@ -11,7 +11,7 @@ mod ways;
 
 use ways::{Failing, WAYS, in_words};
 
-use super::dice::Dice;
+use super::dice::{Dice, seed};
 use super::life::{Kind, Life, refused};
 use super::power::{Depth, KINDS, Look};
 use super::steps::Step;
@@ -289,16 +289,12 @@ fn some_of_each(kind: Kind, seed: u64) -> Result<u64, String> {
 /// The lives by hand, of these kinds.
 fn long_lives(kinds: &[Kind]) {
     let long = std::env::var_os("QBM_LONG").is_some();
-    let seed: u64 = std::env::var("QBM_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-        .unwrap_or(1);
-    println!("QBM_SEED={seed}");
+    let seed = seed();
     for (number, kind) in (0..).zip(kinds) {
         let states = if long {
             each(*kind, &kind.script(), &WAYS)
         } else {
-            some_of_each(*kind, seed * 100 + number)
+            some_of_each(*kind, seed.wrapping_mul(100).wrapping_add(number))
         };
         states.unwrap_or_else(|what| panic!("{kind:?}: {what}"));
     }
