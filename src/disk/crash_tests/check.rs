@@ -1,12 +1,12 @@
 //! What must hold of a disk that is opened after a crash: D1, D2, A1, A2, A3 and M1 (docs/durability.md), held against the model.
 
 use super::backup;
-use super::life::{Kind, NAME, REGION, STATE, bytes, view_of};
+use super::life::{INNER_STATE, Kind, NAME, REGION, STATE, bytes, view_of};
 use super::model::{Moments, Seen, View, differing};
 use crate::bitmap::BitmapPolicy;
 use crate::disk::Disk;
-use crate::state::StateFile;
-use crate::storage::simulated::SimDisk;
+use crate::state::{Found as StateFound, StateFile};
+use crate::storage::simulated::{Keep, SimDisk};
 use crate::storage::{Access, Role};
 
 /// How the disk is opened after a crash.
@@ -221,16 +221,39 @@ fn touched(bytes: u64, granularity: u64) -> u64 {
 
 /// The regions that the state file calls active.
 fn active(state: &SimDisk) -> Result<u64, String> {
-    let storage = state
-        .folder()
-        .open(Role::State, STATE.as_ref(), Access::default())
-        .map_err(|e| e.to_string())?;
-    let found = StateFile::inspect(&*storage, STATE.as_ref()).map_err(|e| e.to_string())?;
-    let found = found.map_err(|e| e.to_string())?;
+    let found = state_file(state, STATE)?;
     if found.header().clean {
         return Ok(0);
     }
     let units = REGION / 512;
     let region = |at: u64| ((1 << units) - 1) << (at * units);
     Ok(found.active().iter().fold(0, |bytes, at| bytes | region(at)))
+}
+
+/// A close that has succeeded has left a state file that says so, durably, and calls no region active: that of the disk, and of
+/// one that is its image.
+pub(super) fn check_closed(sim: &SimDisk, kind: Kind) -> Result<(), String> {
+    let files = [STATE].into_iter().chain(kind.inner.map(|_| INNER_STATE));
+    for file in files {
+        for state in [sim.kill(), sim.power_cut_keeping(Keep::Nothing)] {
+            if !state_file(&state, file)?.header().clean {
+                return Err(format!("D2: {file} does not say clean behind a close"));
+            }
+        }
+        // That regions were cleared is synced with the header, but nobody relies on that.
+        let active = state_file(&sim.kill(), file)?.active().len();
+        if active > 0 {
+            return Err(format!("D2: a close leaves {active} regions active in {file}"));
+        }
+    }
+    Ok(())
+}
+
+fn state_file(state: &SimDisk, name: &str) -> Result<StateFound, String> {
+    let storage = state
+        .folder()
+        .open(Role::State, name.as_ref(), Access::default())
+        .map_err(|e| e.to_string())?;
+    let found = StateFile::inspect(&*storage, name.as_ref()).map_err(|e| e.to_string())?;
+    found.map_err(|e| e.to_string())
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::check::check_closed;
 use super::model::{MAX, Model, Seen, View};
 use super::steps::Step;
 use crate::bitmap::BitmapPolicy;
@@ -14,7 +15,7 @@ use crate::disk::{
     FindingKind, MergeSource, OnBitmapError, OpenOptions, Repair, Severity, StatusFlags, Thaw, TruncateFlags,
     WriteFlags,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::storage::simulated::{CallKind, Fault, SimDisk};
 use crate::units::Granularity;
 
@@ -27,6 +28,7 @@ const OTHER: &str = "other.img";
 const MIDDLE: &str = "middle.qbm";
 /// The disk that is the image, and its bitmap.
 const INNER: &str = "inner.qbm";
+pub(super) const INNER_STATE: &str = "inner.state";
 const INNER_BITMAP: &str = "inner";
 const LOW: &str = "low.img";
 pub(super) const LENGTH: u64 = 24 << 10;
@@ -319,7 +321,7 @@ impl Life {
         let ended = self.now();
         if let Some(sector) = self.model.at(ended, false).unexplained(&found) {
             let words = format!("A1: sector {sector} is neither what was flushed nor newer");
-            return Err(Error::new(crate::error::ErrorCode::Io, words));
+            return Err(Error::new(ErrorCode::Io, words));
         }
         found.resize(MAX, 0);
         self.model.found(begun, &found);
@@ -377,7 +379,7 @@ impl Life {
         match unsound {
             None => Ok(()),
             Some(finding) => Err(Error::new(
-                crate::error::ErrorCode::FileInvalid,
+                ErrorCode::FileInvalid,
                 format!("{repair:?} leaves {finding:?}"),
             )),
         }
@@ -420,6 +422,7 @@ impl Life {
             Step::Reopen => {
                 if let Some(disk) = self.disk.take().and_then(Arc::into_inner) {
                     disk.close()?;
+                    check_closed(&self.sim, self.kind).map_err(|what| Error::new(ErrorCode::Io, what))?;
                 }
                 return self.open();
             }
