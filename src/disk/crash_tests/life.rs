@@ -27,7 +27,7 @@ const OTHER: &str = "other.img";
 /// An overlay itself, which takes from the first.
 const MIDDLE: &str = "middle.qbm";
 /// The disk that is the image, and its bitmap.
-const INNER: &str = "inner.qbm";
+pub(super) const INNER: &str = "inner.qbm";
 pub(super) const INNER_STATE: &str = "inner.state";
 const INNER_BITMAP: &str = "inner";
 const LOW: &str = "low.img";
