@@ -31,7 +31,7 @@ impl Dice {
     }
 
     /// Dice that fall as `bytes` say, and when these are used up as they like.
-    #[cfg(fuzzing)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn of(bytes: &[u8]) -> Self {
         Self {
             thrown: bytes.iter().rev().copied().collect(),
@@ -39,7 +39,7 @@ impl Dice {
         }
     }
 
-    #[cfg(fuzzing)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn is_empty(&self) -> bool {
         self.thrown.is_empty()
     }
