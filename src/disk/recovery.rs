@@ -402,7 +402,7 @@ impl Recovering<'_> {
         }
         match self.place.folder.sync() {
             // Where no name can be changed, none was.
-            Err(e) if e.raw_os_error() != Some(libc::EROFS) => {
+            Err(e) if e.kind() != io::ErrorKind::ReadOnlyFilesystem => {
                 Err(Error::io("sync the folder", self.place.folder_name(), &e))
             }
             _ => Ok(()),

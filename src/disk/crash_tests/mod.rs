@@ -23,6 +23,8 @@ mod failing;
 mod foreign;
 #[cfg(test)]
 mod forgotten;
+#[cfg(test)]
+mod handed;
 mod life;
 mod model;
 #[cfg(test)]
