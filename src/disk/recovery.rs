@@ -145,6 +145,14 @@ impl Recovering<'_> {
                     self.make_durable(descriptor, bitmaps, Suspects::All, || ())?;
                 }
                 let mut recovered = self.add(descriptor, bitmaps)?;
+                if recovered.session.is_none()
+                    && !self.options.read_only
+                    && self.options.image_format.is_none()
+                {
+                    // Nobody tells whether the last user was killed. What is flushed from here on goes to the files that the
+                    // descriptor names, and it may have its name in the page cache alone (A2).
+                    self.sync_names()?;
+                }
                 // Bits that no state file vouches for may have gone with the process that set them.
                 recovered.content.kept = self.overlay.is_none();
                 // It has nothing to say of its own, but hides nothing of what is below it.
@@ -395,10 +403,16 @@ impl Recovering<'_> {
             return Ok(());
         }
         match save::replace(&*self.place.folder, &self.place.name, descriptor) {
-            Ok(()) => return Ok(()),
-            Err(SaveError::Unsure(error)) => return Err(error),
+            Ok(()) => Ok(()),
+            Err(SaveError::Unsure(error)) => Err(error),
             // No room for another, say.
-            Err(SaveError::Unchanged(_)) => {}
+            Err(SaveError::Unchanged(_)) => self.sync_names(),
+        }
+    }
+
+    fn sync_names(&self) -> Result<()> {
+        if mutation::on(Fault::FoundNamesUnsynced) {
+            return Ok(());
         }
         match self.place.folder.sync() {
             // Where no name can be changed, none was.
