@@ -55,7 +55,7 @@ pub fn fuzz_state_file(bytes: &[u8]) {
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub fn fuzz_life(bytes: &[u8]) {
-    disk::crash_tests::of_bytes(bytes);
+    disk::crash_tests::of_bytes(bytes).unwrap_or_else(|what| panic!("{what}"));
 }
 
 /// For `fuzz/fuzz_targets/qcow2.rs` alone.

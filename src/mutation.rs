@@ -82,6 +82,8 @@ pub enum Fault {
     NamesUnsynced,
     /// A descriptor's rename is taken for durable.
     RenameUnsynced,
+    /// A descriptor that may be the old one again after a power cut is told of, and the disk goes on.
+    UnsureForgotten,
     /// A disk gets longer before its bitmaps do.
     GrownFirst,
     /// What was cut off a disk comes back clean.

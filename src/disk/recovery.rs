@@ -6,6 +6,7 @@
 mod added;
 mod before;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -111,6 +112,14 @@ impl Recovering<'_> {
                     self.make_durable(bitmaps, Suspects::All, || ())?;
                 }
                 let mut recovered = self.add(descriptor, bitmaps)?;
+                if recovered.session.is_none()
+                    && !self.options.read_only
+                    && self.options.image_format.is_none()
+                {
+                    // Nobody tells whether the last user was killed. What is flushed from here on goes to the files that the
+                    // descriptor names, and it may have its name in the page cache alone (A2).
+                    self.sync_names()?;
+                }
                 // Bits that no state file vouches for may have gone with the process that set them.
                 recovered.content.kept = self.overlay.is_none();
                 // It has nothing to say of its own, but hides nothing of what is below it.
@@ -354,7 +363,7 @@ impl Recovering<'_> {
         }
         match self.place.folder.sync() {
             // Where no name can be changed, none was.
-            Err(e) if e.raw_os_error() != Some(libc::EROFS) => {
+            Err(e) if e.kind() != io::ErrorKind::ReadOnlyFilesystem => {
                 Err(Error::io("sync the folder", self.place.folder_name(), &e))
             }
             _ => Ok(()),

@@ -283,7 +283,7 @@ impl StateFile {
     }
 
     /// [`Self::begin_and`] nothing else.
-    #[cfg(any(test, fuzzing))]
+    #[cfg(test)]
     pub(crate) fn begin(
         &self,
         policy: BitmapPolicy,

@@ -127,8 +127,9 @@ impl Folder for FakeFolder {
         bug()
     }
 
+    /// An open for writing does it.
     fn sync(&self) -> io::Result<()> {
-        bug()
+        Ok(())
     }
 
     fn check_writable(&self) -> io::Result<()> {

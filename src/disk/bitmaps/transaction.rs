@@ -121,7 +121,9 @@ impl Disk {
     pub(in crate::disk) fn save(&self, descriptor: &Descriptor) -> Result<(), SaveError> {
         save::replace(&*self.place.folder, &self.place.name, descriptor).inspect_err(|error| {
             // Which of two descriptors is on disk is not known any more, so nothing may be built on either.
-            if let SaveError::Unsure(error) = error {
+            if let SaveError::Unsure(error) = error
+                && !mutation::on(Fault::UnsureForgotten)
+            {
                 self.fail(error);
             }
         })

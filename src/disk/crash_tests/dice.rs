@@ -1,9 +1,18 @@
 //! Steps drawn at random, or as the fuzzer throws.
 
-use super::life::Kind;
+use super::kind::Kind;
 use super::model::SECTOR;
 use super::steps::Step;
 use crate::disk::Repair;
+
+/// What a run draws its lives by: `QBM_SEED`, or the same each time. Prints it, so that a failure can be tried again.
+#[cfg(test)]
+pub(super) fn seed() -> u64 {
+    let given = std::env::var("QBM_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or(1);
+    println!("QBM_SEED={seed}");
+    seed
+}
 
 /// The same numbers for the same seed.
 #[derive(Clone)]
@@ -22,7 +31,7 @@ impl Dice {
     }
 
     /// Dice that fall as `bytes` say, and when these are used up as they like.
-    #[cfg(fuzzing)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn of(bytes: &[u8]) -> Self {
         Self {
             thrown: bytes.iter().rev().copied().collect(),
@@ -30,7 +39,7 @@ impl Dice {
         }
     }
 
-    #[cfg(fuzzing)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn is_empty(&self) -> bool {
         self.thrown.is_empty()
     }

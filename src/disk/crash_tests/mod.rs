@@ -7,7 +7,8 @@
 //! turn, [`together`] one of two, and [`waiting`] one that another waits for; [`added`] begins with a disk that has no state
 //! file; [`mutations`] takes the engine's protections away one by one, and shows that the tests notice. The tests of parts stand beside the parts.
 //!
-//! A long run: `QBM_CRASH_STATES=10000000 cargo test --release --lib crash_tests -- --nocapture`.
+//! An ordinary run has each list of steps by hand, and two random lives of each kind; `QBM_SEED` draws others. A long run:
+//! `QBM_CRASH_STATES=10000000 cargo test --release --lib crash_tests -- --nocapture`.
 
 #![cfg_attr(fuzzing, allow(dead_code, reason = "the fuzzer tells no story by hand"))]
 
@@ -22,6 +23,9 @@ mod failing;
 mod foreign;
 #[cfg(test)]
 mod forgotten;
+#[cfg(test)]
+mod handed;
+mod kind;
 mod life;
 mod model;
 #[cfg(test)]

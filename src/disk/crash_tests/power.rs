@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::check::Opening;
 use super::dice::Dice;
-use super::life::{Kind, Life, check_inner};
+#[cfg(test)]
+use super::dice::seed;
+use super::kind::{KINDS, Kind};
+use super::life::{Life, check_inner};
 use super::model::{Model, Moments};
 use super::steps::Step;
 use crate::storage::simulated::{CrashPoint, Keep, SimDisk};
@@ -92,9 +95,10 @@ impl Look<'_> {
         let keeps = keeps(point, self.depth.states);
         let mut states = 0;
         let cut = self.model.at(point.events(), false);
+        let given_up = self.kind.gives_up() && self.model.image_failed;
         let kill = self
             .model
-            .at(point.events(), !(self.kind.gives_up() && self.model.image_failed));
+            .at(point.events(), self.kind.outlives_kill() && !given_up);
         states += self
             .one((&kill, &cut), &point.kill(), self.caches.0, point.events())
             .map_err(|what| format!("killed: {what}"))?;
@@ -120,18 +124,19 @@ impl Look<'_> {
         number: u64,
     ) -> Result<u64, String> {
         let onward = number.is_multiple_of(self.depth.onward);
+        let killed = cache == self.caches.0;
         let opening = Opening {
             kind: self.kind,
             cache,
             writable: onward,
+            bits: killed || !self.kind.stateless,
             extra: self.extra,
         };
         check_inner(self.kind, state, cache, self.shortest)?;
         let found = moments.check(state, opening)?;
         // A cut that was cut off leaves what no file system does; see `check_changes`. And what a failed sync has dropped,
         // no later process can know of.
-        let killed = cache == self.caches.0;
-        let lost = killed && moments.anything_failed();
+        let lost = (killed && moments.anything_failed()) || !opening.bits;
         if !onward || lost || moments.after.length < found.view.length {
             return Ok(1);
         }
@@ -202,45 +207,47 @@ pub(super) fn random(kind: Kind, seed: u64, count: usize, depth: Depth) -> Resul
     look_back(&life, start, depth).map_err(|what| format!("seed {seed}: {what}"))
 }
 
-/// A life whose steps the fuzzer chooses, and a few crashes at each of its moments. Panics where something is lost.
-#[cfg(fuzzing)]
-pub(crate) fn of_bytes(bytes: &[u8]) {
+/// A life whose steps the fuzzer chooses, and a few crashes at each of its moments.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn of_bytes(bytes: &[u8]) -> Result<u64, String> {
     /// More would be slow, and no step needs so many before it.
     const MOST: usize = 24;
     let Some((kind, bytes)) = bytes.split_first() else {
-        return;
+        return Ok(0);
     };
     let kind = KINDS[usize::from(*kind) % KINDS.len()];
     let mut dice = Dice::of(bytes);
     let mut steps = Vec::new();
-    let (mut life, start) = Life::new(kind).unwrap_or_else(|e| panic!("{kind:?}: {e}"));
+    let (mut life, start) = Life::new(kind).map_err(|e| format!("{kind:?}: {e}"))?;
     while !dice.is_empty() && steps.len() < MOST {
         let step = dice.step(life.length(), kind);
         steps.push(step);
         let result = life.step(step);
         if !super::life::refused(&result) {
-            result.unwrap_or_else(|e| panic!("{kind:?}: {step:?}: {e}"));
+            result.map_err(|e| format!("{kind:?}: {step:?}: {e}"))?;
         }
     }
     let depth = Depth {
         states: 4,
         onward: 50,
     };
-    look_back(&life, start, depth).unwrap_or_else(|what| panic!("{kind:?}: {steps:?}: {what}"));
+    look_back(&life, start, depth).map_err(|what| format!("{kind:?}: {steps:?}: {what}"))
 }
 
-/// Every kind of life.
-pub(super) const KINDS: [Kind; 9] = [
-    Kind::RAW,
-    Kind::LAZY,
-    Kind::OVERLAY,
-    Kind::PATIENT,
-    Kind::OVER_QBM,
-    Kind::EXCUSED,
-    Kind::NESTED,
-    Kind::NESTED_LOW,
-    Kind::NESTED_OVERLAY,
-];
+/// What the fuzzer runs, from bytes that are the same each time: the fuzzer itself runs elsewhere, and seldom.
+#[test]
+fn lives_of_bytes_lose_nothing() {
+    for (number, kind) in (0..).zip(KINDS) {
+        let life = |seed| {
+            let mut dice = Dice::new(seed);
+            let drawn = (0..100).map(|_| u8::try_from(dice.below(256)).unwrap_or(0));
+            let bytes: Vec<u8> = [number].into_iter().chain(drawn).collect();
+            of_bytes(&bytes).unwrap_or_else(|what| panic!("{what}"))
+        };
+        let states: u64 = (1..=4).map(life).sum();
+        assert!(states > 300, "{states} states of {kind:?}");
+    }
+}
 
 /// Each step of the lists by hand does what it is there for: none is refused.
 #[test]
@@ -253,45 +260,86 @@ fn the_scripts_do_what_they_say() {
     }
 }
 
-/// One life, by its number: first those by hand, then random ones.
-fn numbered(number: u64) -> Result<u64, String> {
+/// How many random lives of each kind there are in every run, however many states the others have.
+#[cfg(test)]
+const DRAWN: u64 = 2;
+
+/// One life, by its number: first those by hand, then random ones, by `seed`. The kinds come in turn.
+#[cfg(test)]
+fn numbered(number: u64, seed: u64) -> Result<u64, String> {
     const COUNT: u64 = KINDS.len() as u64;
     let kind = KINDS[usize::try_from(number % COUNT).unwrap_or(0)];
-    let states = match number {
-        0..COUNT if matches!(kind, Kind::OVER_QBM | Kind::EXCUSED) || kind.inner.is_some() => {
-            look_at(kind, &kind.script(), Depth::SHALLOW)
-        }
-        0..COUNT => look_at(kind, &kind.script(), Depth::FULL),
-        seed => random(kind, seed, 40, Depth::FULL),
+    let shallow = matches!(kind, Kind::OVER_QBM | Kind::EXCUSED) || kind.inner.is_some();
+    let depth = if shallow { Depth::SHALLOW } else { Depth::FULL };
+    let states = if number < COUNT {
+        look_at(kind, &kind.script(), depth)
+    } else {
+        random(kind, seed.wrapping_mul(1_000_000).wrapping_add(number), 40, depth)
     };
     states.map_err(|what| format!("{kind:?}: {what}"))
 }
 
-/// All operations, and random lives until there are enough states: 100,000, or what `QBM_CRASH_STATES` says.
+/// Lives of one sort that a run has had, and the states in which crashes left them.
+#[cfg(test)]
+#[derive(Default)]
+struct Had {
+    lives: AtomicU64,
+    states: AtomicU64,
+}
+
+#[cfg(test)]
+impl Had {
+    fn add(&self, states: u64) {
+        self.lives.fetch_add(1, Ordering::Relaxed);
+        self.states.fetch_add(states, Ordering::Relaxed);
+    }
+
+    fn states(&self) -> u64 {
+        self.states.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+impl std::fmt::Display for Had {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let lives = self.lives.load(Ordering::Relaxed);
+        write!(f, "{} crash states of {lives} lives", self.states())
+    }
+}
+
+/// All operations by hand, random lives of each kind, and more of these until there are enough states: 100,000, or what
+/// `QBM_CRASH_STATES` says. `QBM_SEED` draws other ones.
 #[test]
 fn a_hundred_thousand_crashes_cost_nothing() {
+    const COUNT: u64 = KINDS.len() as u64;
     let wanted = std::env::var("QBM_CRASH_STATES")
         .ok()
         .and_then(|it| it.parse().ok());
     let wanted = wanted.unwrap_or(100_000);
-    let (next, states) = (AtomicU64::new(0), AtomicU64::new(0));
+    let seed = seed();
+    let (next, by_hand, drawn) = (AtomicU64::new(0), Had::default(), Had::default());
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
             scope.spawn(|| {
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= KINDS.len() as u64 && states.load(Ordering::Relaxed) >= wanted {
+                    if number >= COUNT * (1 + DRAWN) && by_hand.states() + drawn.states() >= wanted {
                         return;
                     }
-                    let found = numbered(number).unwrap_or_else(|what| panic!("{what}"));
-                    states.fetch_add(found, Ordering::Relaxed);
+                    let sort = if number < COUNT { &by_hand } else { &drawn };
+                    sort.add(numbered(number, seed).unwrap_or_else(|what| panic!("{what}")));
                 }
             });
         }
     });
-    let states = states.into_inner();
-    println!("{states} crash states of {} lives", next.into_inner());
+    println!("by hand {by_hand}, drawn {drawn}");
+    let states = by_hand.states() + drawn.states();
     assert!(states >= wanted, "{states} states are too few to prove anything");
+    let lives = drawn.lives.into_inner();
+    assert!(
+        lives >= COUNT * DRAWN,
+        "{lives} random lives are too few to prove anything"
+    );
 }
 
 /// Disks whose image is a disk, of every kind: neither of the two loses anything.

@@ -61,7 +61,7 @@ pub struct OpenOptions {
     pub(super) no_backing: bool,
     pub(super) confined: bool,
     /// What is opened is an image by itself, and no descriptor.
-    pub(super) image_format: Option<Format>,
+    pub(in crate::disk) image_format: Option<Format>,
     /// Such an image is to be written to.
     pub(super) image_writable: bool,
     /// See [`OpenOptions::image_untouched`].
