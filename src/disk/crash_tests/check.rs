@@ -1,7 +1,8 @@
 //! What must hold of a disk that is opened after a crash: D1, D2, A1, A2, A3 and M1 (docs/durability.md), held against the model.
 
 use super::backup;
-use super::life::{INNER_STATE, Kind, NAME, REGION, STATE, bytes, view_of};
+use super::kind::Kind;
+use super::life::{INNER_STATE, NAME, REGION, STATE, bytes, view_of};
 use super::model::{Moments, Seen, View, differing};
 use crate::bitmap::BitmapPolicy;
 use crate::disk::Disk;
@@ -16,6 +17,8 @@ pub(super) struct Opening<'a> {
     /// The page cache's epoch.
     pub(super) cache: &'a str,
     pub(super) writable: bool,
+    /// Whether bits are judged: those of a disk without a state file promise nothing after a power cut.
+    pub(super) bits: bool,
     /// Bytes in which bits too many are no fault, a bit for each 512 of them: what an earlier crash has added.
     pub(super) extra: u64,
 }
@@ -51,7 +54,7 @@ impl Moments<'_> {
         if let (Some(_), Some(lost)) = (opening.kind.inner, bitmaps.iter().find(|it| it.inconsistent)) {
             return Err(format!("D2: bitmap {:?} is inconsistent", lost.name));
         }
-        self.check_shape(&view)?;
+        self.check_shape(&view, opening.kind)?;
         if let Some(sector) = self.unexplained(&content) {
             return Err(format!(
                 "A1, A2: sector {sector} is neither what was flushed nor newer: {:?}, {}",
@@ -60,7 +63,7 @@ impl Moments<'_> {
             ));
         }
         let mut extra = opening.extra;
-        for (name, seen) in &view.bitmaps {
+        for (name, seen) in view.bitmaps.iter().filter(|_| opening.bits) {
             self.check_marks(name, seen)?;
             if seen.inconsistent {
                 continue;
@@ -79,7 +82,8 @@ impl Moments<'_> {
             if more == 0 || self.anything_failed() {
                 continue;
             }
-            if !self.killed || opening.kind.policy == BitmapPolicy::Lazy {
+            let exact = self.killed && opening.kind.policy == BitmapPolicy::WriteThrough;
+            if !exact && !opening.kind.stateless {
                 extra |= active(state)?;
             }
             if more & !touched(extra, seen.granularity) != 0 {
@@ -95,7 +99,7 @@ impl Moments<'_> {
     }
 
     /// M1: all of the old or all of the new.
-    fn check_shape(&self, found: &View) -> Result<(), String> {
+    fn check_shape(&self, found: &View, kind: Kind) -> Result<(), String> {
         let shape = |view: &View| {
             let bitmaps = view.bitmaps.iter();
             let bitmaps =
@@ -103,7 +107,10 @@ impl Moments<'_> {
             bitmaps.collect::<Vec<_>>()
         };
         let known = |view: &View| shape(view) == shape(found);
-        let length = found.length == self.before.length || found.length == self.after.length;
+        // Without a state file nobody knows that a length which was found may not be durable before the next flush.
+        let length = found.length == self.before.length
+            || found.length == self.after.length
+            || (kind.stateless && self.was_found_at(found.length));
         if self.anything_failed() || (length && (known(self.before) || known(self.after))) {
             return Ok(());
         }
@@ -230,10 +237,11 @@ fn active(state: &SimDisk) -> Result<u64, String> {
     Ok(found.active().iter().fold(0, |bytes, at| bytes | region(at)))
 }
 
-/// A close that has succeeded has left a state file that says so, durably, and calls no region active: that of the disk, and of
-/// one that is its image.
+/// A close that has succeeded has left a state file, where there is one, that says so, durably, and calls no region active: that of
+/// the disk, and of one that is its image.
 pub(super) fn check_closed(sim: &SimDisk, kind: Kind) -> Result<(), String> {
-    let files = [STATE].into_iter().chain(kind.inner.map(|_| INNER_STATE));
+    let own = [STATE].into_iter().filter(|_| !kind.stateless);
+    let files = own.chain(kind.inner.map(|_| INNER_STATE));
     for file in files {
         for state in [sim.kill(), sim.power_cut_keeping(Keep::Nothing)] {
             if !state_file(&state, file)?.header().clean {

@@ -1,6 +1,6 @@
 //! Steps drawn at random, or as the fuzzer throws.
 
-use super::life::Kind;
+use super::kind::Kind;
 use super::model::SECTOR;
 use super::steps::Step;
 use crate::disk::Repair;

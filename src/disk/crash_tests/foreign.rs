@@ -1,7 +1,8 @@
 //! Somebody writes to the image while the disk is closed. From the first open on, no crash may let a bitmap that missed
 //! these writes be trusted: the mark is durable before the stamp that tells of them is replaced.
 
-use super::life::{Kind, NAME};
+use super::kind::Kind;
+use super::life::NAME;
 use crate::disk::{AddBitmap, CreateOptions, WriteFlags};
 use crate::mutation::{Fault, with};
 use crate::storage::simulated::{Keep, SimDisk};

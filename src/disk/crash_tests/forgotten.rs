@@ -3,7 +3,8 @@
 //! The kernel has dropped what it could not write, and has told once. A second sync finds nothing to do and succeeds.
 
 use super::check::Opening;
-use super::life::{Kind, Life};
+use super::kind::Kind;
+use super::life::Life;
 use super::steps::{Step, write};
 use crate::mutation::{Fault as Wrong, with};
 use crate::storage::simulated::{CallKind, Fault, Keep};
@@ -27,6 +28,7 @@ fn flushed_again(kind: Kind) -> Result<Flushed, String> {
             kind,
             cache: "second",
             writable: true,
+            bits: true,
             extra: u64::MAX,
         };
         let model = life.model.at(life.now(), false);

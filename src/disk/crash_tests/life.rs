@@ -3,17 +3,15 @@
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::check::check_closed;
+use super::kind::{Inner, Kind};
 use super::model::{MAX, Model, Seen, View};
 use super::steps::Step;
-use crate::bitmap::BitmapPolicy;
 use crate::descriptor::{BackingEntry, Format};
 use crate::disk::{
     AddBitmap, BackingFlags, BitmapAction, BitmapContent, CheckOptions, Child, CreateOptions, Disk,
-    FindingKind, MergeSource, OnBitmapError, OpenOptions, Repair, Severity, StatusFlags, Thaw, TruncateFlags,
-    WriteFlags,
+    FindingKind, MergeSource, OpenOptions, Repair, Severity, StatusFlags, Thaw, TruncateFlags, WriteFlags,
 };
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::simulated::{CallKind, Fault, SimDisk};
@@ -33,98 +31,6 @@ const INNER_BITMAP: &str = "inner";
 const LOW: &str = "low.img";
 pub(super) const LENGTH: u64 = 24 << 10;
 pub(super) const REGION: u64 = 4096;
-
-/// What a life is like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(clippy::struct_excessive_bools, reason = "each is a trait of its own")]
-pub(super) struct Kind {
-    /// The disk takes from a backing image.
-    pub(super) overlay: bool,
-    pub(super) policy: BitmapPolicy,
-    /// That image is an overlay itself.
-    pub(super) over_qbm: bool,
-    /// Regions are retired at every flush.
-    pub(super) eager: bool,
-    /// A bitmap that cannot be written becomes inconsistent.
-    pub(super) excuses: bool,
-    /// The image is a disk itself.
-    pub(super) inner: Option<Inner>,
-}
-
-/// What a disk is that is an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Inner {
-    Plain,
-    Overlay,
-}
-
-impl Kind {
-    pub(super) const RAW: Self = Self {
-        overlay: false,
-        policy: BitmapPolicy::WriteThrough,
-        over_qbm: false,
-        eager: true,
-        excuses: false,
-        inner: None,
-    };
-    pub(super) const LAZY: Self = Self {
-        policy: BitmapPolicy::Lazy,
-        ..Self::RAW
-    };
-    pub(super) const OVERLAY: Self = Self {
-        overlay: true,
-        ..Self::RAW
-    };
-    pub(super) const OVER_QBM: Self = Self {
-        over_qbm: true,
-        ..Self::OVERLAY
-    };
-    /// Images that are disks: below a plain disk, and below an overlay.
-    pub(super) const NESTED: Self = Self {
-        inner: Some(Inner::Plain),
-        ..Self::RAW
-    };
-    pub(super) const NESTED_LOW: Self = Self {
-        inner: Some(Inner::Overlay),
-        ..Self::RAW
-    };
-    pub(super) const NESTED_OVERLAY: Self = Self {
-        inner: Some(Inner::Overlay),
-        ..Self::OVERLAY
-    };
-    pub(super) const PATIENT: Self = Self {
-        eager: false,
-        ..Self::RAW
-    };
-    pub(super) const EXCUSED: Self = Self {
-        excuses: true,
-        ..Self::RAW
-    };
-
-    /// Whether a sync of the image that fails gives up what was not flushed: there are allocation bits, in this disk or in its
-    /// image, and nobody believes their shadow then.
-    pub(super) fn gives_up(self) -> bool {
-        self.overlay || self.inner == Some(Inner::Overlay)
-    }
-
-    /// How the disk on `sim` is opened; the page cache lives as long as `cache` stays the same.
-    pub(super) fn options(self, sim: &SimDisk, cache: &str) -> OpenOptions {
-        let options = OpenOptions::new()
-            .folder(sim.folder())
-            .bitmap_policy(self.policy)
-            .cache_epoch(cache);
-        let options = if self.eager {
-            options.retire_interval(Duration::ZERO)
-        } else {
-            options
-        };
-        if self.excuses {
-            options.on_bitmap_error(OnBitmapError::MarkInconsistent)
-        } else {
-            options
-        }
-    }
-}
 
 pub(super) struct Life {
     pub(super) sim: SimDisk,
@@ -186,9 +92,15 @@ impl Life {
         }
         let mut content = base;
         match kind.inner {
-            None if kind.over_qbm => over(create().size(LENGTH), (MIDDLE, Format::Qbm)).create(NAME)?,
-            None if kind.overlay => over(create().size(LENGTH), (BASE, Format::Raw)).create(NAME)?,
-            None => create().size(LENGTH).create(NAME)?,
+            None => {
+                let of_size = create().size(LENGTH).no_state(kind.stateless);
+                let options = match kind {
+                    Kind { over_qbm: true, .. } => over(of_size, (MIDDLE, Format::Qbm)),
+                    Kind { overlay: true, .. } => over(of_size, (BASE, Format::Raw)),
+                    _ => of_size,
+                };
+                options.create(NAME)?;
+            }
             Some(inner) => {
                 let mut of_inner = create().size(LENGTH);
                 if inner == Inner::Overlay {
@@ -278,7 +190,7 @@ impl Life {
 
     /// The disk, open.
     pub(super) fn disk(&mut self) -> Result<Option<Arc<Disk>>> {
-        self.open()?;
+        self.open_again(self.now())?;
         Ok(self.disk.clone())
     }
 
@@ -288,6 +200,16 @@ impl Life {
             self.disk = Some(Arc::new(disk));
         }
         Ok(())
+    }
+
+    /// The same where the process may have died since.
+    fn open_again(&mut self, begun: u64) -> Result<()> {
+        let died = self.disk.is_none();
+        self.open()?;
+        if !died || self.kind.outlives_kill() {
+            return Ok(());
+        }
+        self.look(begun)
     }
 
     /// Does a step, and writes down what it promised. What is refused, or fails, promised nothing.
@@ -428,14 +350,14 @@ impl Life {
             }
             Step::Die => {
                 self.disk = None;
-                return self.open();
+                return self.open_again(begun);
             }
             Step::Check(repair) => {
                 self.disk = None;
                 self.check(repair)?;
-                return self.open();
+                return self.open_again(begun);
             }
-            _ => self.open()?,
+            _ => self.open_again(begun)?,
         }
         let Some(disk) = &self.disk else { return Ok(()) };
         let length = bytes(disk.length());

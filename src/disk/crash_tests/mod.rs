@@ -25,6 +25,7 @@ mod foreign;
 mod forgotten;
 #[cfg(test)]
 mod handed;
+mod kind;
 mod life;
 mod model;
 #[cfg(test)]

@@ -256,6 +256,12 @@ impl Moments<'_> {
         }
     }
 
+    /// Whether the process before this one, if it died, left the disk with this length or was just giving it another.
+    pub(super) fn was_found_at(&self, length: u64) -> bool {
+        let first = self.model.moments.first();
+        first.is_some_and(|it| [it.before.length, it.after.length].contains(&length))
+    }
+
     /// Whether anything has failed in this life.
     pub(super) fn anything_failed(&self) -> bool {
         self.model.failed

@@ -6,7 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::failing;
-use super::life::Kind;
+use super::kind::Kind;
 use super::power::{Depth, look_at, random};
 use crate::mutation::{Fault, with};
 
@@ -19,7 +19,7 @@ enum By {
     Failing(Kind, &'static str),
 }
 
-const WRITING: [(Fault, By); 17] = [
+const WRITING: [(Fault, By); 18] = [
     (Fault::ExcusedUnmarked, By::Power(Kind::EXCUSED, "D1")),
     (Fault::BegunSilently, By::Power(Kind::RAW, "D1")),
     (Fault::PolicyUntold, By::Power(Kind::LAZY, "D1")),
@@ -32,6 +32,7 @@ const WRITING: [(Fault, By); 17] = [
     (Fault::RenameUnsynced, By::Power(Kind::RAW, "M1")),
     (Fault::GrownFirst, By::Power(Kind::RAW, "D1")),
     (Fault::RegrownClean, By::Power(Kind::RAW, "D1")),
+    (Fault::RegrownClean, By::Power(Kind::STATELESS, "killed: D1")),
     (Fault::BackingUnsynced, By::Power(Kind::OVERLAY, "A1, A2")),
     (Fault::RebasedUnflushed, By::Power(Kind::OVERLAY, "A1, A2")),
     (Fault::RebasedClean, By::Power(Kind::OVERLAY, "D1")),
@@ -39,11 +40,12 @@ const WRITING: [(Fault, By); 17] = [
     (Fault::NewUnsynced, By::Power(Kind::OVERLAY, "M1")),
 ];
 
-const CLOSING_AND_RECOVERY: [(Fault, By); 5] = [
+const CLOSING_AND_RECOVERY: [(Fault, By); 6] = [
     (Fault::CleanFirst, By::Power(Kind::LAZY, "D1")),
     (Fault::EvidenceFirst, By::Power(Kind::RAW, "D1")),
     (Fault::NotRewritten, By::Power(Kind::RAW, "D1")),
     (Fault::FoundNamesUnsynced, By::Power(Kind::RAW, "M1")),
+    (Fault::FoundNamesUnsynced, By::Power(Kind::STATELESS, "M1")),
     (Fault::FoundLengthUnsynced, By::Power(Kind::RAW, "A1, A2")),
 ];
 
@@ -60,10 +62,11 @@ const SHADOW: [(Fault, By); 5] = [
 
 const NESTED: [(Fault, By); 1] = [(Fault::ImageBegunFirst, By::Power(Kind::NESTED, "is inconsistent"))];
 
-const FAILING_CALLS: [(Fault, By); 3] = [
+const FAILING_CALLS: [(Fault, By); 4] = [
     (Fault::UnsureForgotten, By::Failing(Kind::RAW, "M1")),
     (Fault::FailedSyncForgotten, By::Failing(Kind::RAW, "A2")),
     (Fault::BitBeforePiece, By::Failing(Kind::RAW, "D1")),
+    (Fault::BitBeforePiece, By::Failing(Kind::STATELESS, "D1")),
 ];
 
 /// What the tests say of a disk with `fault`.

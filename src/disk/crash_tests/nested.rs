@@ -1,7 +1,8 @@
 //! Somebody uses the disk that is another one's image without that one, before or after a crash: no bitmap of the outer disk
 //! is trusted that has missed it, and no bit of its shadow is believed that stands for what is gone.
 
-use super::life::{INNER_STATE, Kind, LENGTH, NAME, base, put_bits_above};
+use super::kind::Kind;
+use super::life::{INNER_STATE, LENGTH, NAME, base, put_bits_above};
 use crate::Format;
 use crate::disk::{AddBitmap, CreateOptions, Disk, WriteFlags};
 use crate::error::Result;

@@ -11,7 +11,8 @@ use super::check::Opening;
 use super::dice::Dice;
 #[cfg(test)]
 use super::dice::seed;
-use super::life::{Kind, Life, check_inner};
+use super::kind::{KINDS, Kind};
+use super::life::{Life, check_inner};
 use super::model::{Model, Moments};
 use super::steps::Step;
 use crate::storage::simulated::{CrashPoint, Keep, SimDisk};
@@ -94,9 +95,10 @@ impl Look<'_> {
         let keeps = keeps(point, self.depth.states);
         let mut states = 0;
         let cut = self.model.at(point.events(), false);
+        let given_up = self.kind.gives_up() && self.model.image_failed;
         let kill = self
             .model
-            .at(point.events(), !(self.kind.gives_up() && self.model.image_failed));
+            .at(point.events(), self.kind.outlives_kill() && !given_up);
         states += self
             .one((&kill, &cut), &point.kill(), self.caches.0, point.events())
             .map_err(|what| format!("killed: {what}"))?;
@@ -122,18 +124,19 @@ impl Look<'_> {
         number: u64,
     ) -> Result<u64, String> {
         let onward = number.is_multiple_of(self.depth.onward);
+        let killed = cache == self.caches.0;
         let opening = Opening {
             kind: self.kind,
             cache,
             writable: onward,
+            bits: killed || !self.kind.stateless,
             extra: self.extra,
         };
         check_inner(self.kind, state, cache, self.shortest)?;
         let found = moments.check(state, opening)?;
         // A cut that was cut off leaves what no file system does; see `check_changes`. And what a failed sync has dropped,
         // no later process can know of.
-        let killed = cache == self.caches.0;
-        let lost = killed && moments.anything_failed();
+        let lost = (killed && moments.anything_failed()) || !opening.bits;
         if !onward || lost || moments.after.length < found.view.length {
             return Ok(1);
         }
@@ -245,19 +248,6 @@ fn lives_of_bytes_lose_nothing() {
         assert!(states > 300, "{states} states of {kind:?}");
     }
 }
-
-/// Every kind of life.
-pub(super) const KINDS: [Kind; 9] = [
-    Kind::RAW,
-    Kind::LAZY,
-    Kind::OVERLAY,
-    Kind::PATIENT,
-    Kind::OVER_QBM,
-    Kind::EXCUSED,
-    Kind::NESTED,
-    Kind::NESTED_LOW,
-    Kind::NESTED_OVERLAY,
-];
 
 /// Each step of the lists by hand does what it is there for: none is refused.
 #[test]

@@ -1,6 +1,6 @@
 //! What is done to a disk: lists of steps, written by hand. [`super::dice`] draws them at random.
 
-use super::life::Kind;
+use super::kind::Kind;
 use crate::disk::Repair;
 
 /// One step. Bitmaps have names of one letter.

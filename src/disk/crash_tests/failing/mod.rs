@@ -15,8 +15,9 @@ use std::sync::Arc;
 use ways::{Failing, WAYS, in_words};
 
 use super::dice::{Dice, seed};
-use super::life::{INNER, Kind, Life, NAME, refused};
-use super::power::{Depth, KINDS, Look};
+use super::kind::{KINDS, Kind};
+use super::life::{INNER, Life, NAME, refused};
+use super::power::{Depth, Look};
 use super::steps::Step;
 use crate::error::ErrorCode;
 use crate::storage::Role;

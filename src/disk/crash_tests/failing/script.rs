@@ -1,6 +1,6 @@
 //! Few steps, in which there is every kind of call: all of them can fail in an ordinary run.
 
-use super::super::life::Kind;
+use super::super::kind::Kind;
 use super::super::steps::{Step, write};
 
 /// Few steps, in which there is every kind of call.

@@ -3,7 +3,8 @@
 use std::ops::ControlFlow;
 
 use super::super::check::Opening;
-use super::super::life::{Kind, Life, NAME, STATE};
+use super::super::kind::Kind;
+use super::super::life::{Life, NAME, STATE};
 use super::super::steps::{Step, write};
 use crate::descriptor::Format;
 use crate::disk::{CreateOptions, OpenOptions, WriteFlags};
@@ -164,6 +165,7 @@ fn after_a_failed_sync() -> Result<u64, String> {
         kind: Kind::OVERLAY,
         cache: "second",
         writable: false,
+        bits: true,
         extra: u64::MAX,
     };
     let model = life.model.at(begun, false);
