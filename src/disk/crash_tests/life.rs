@@ -190,7 +190,7 @@ impl Life {
 
     /// The disk, open.
     pub(super) fn disk(&mut self) -> Result<Option<Arc<Disk>>> {
-        self.open()?;
+        self.open_again(self.now())?;
         Ok(self.disk.clone())
     }
 
@@ -202,10 +202,11 @@ impl Life {
         Ok(())
     }
 
-    /// The same after the process has died.
+    /// The same where the process may have died since.
     fn open_again(&mut self, begun: u64) -> Result<()> {
+        let died = self.disk.is_none();
         self.open()?;
-        if self.kind.outlives_kill() {
+        if !died || self.kind.outlives_kill() {
             return Ok(());
         }
         self.look(begun)
@@ -356,7 +357,7 @@ impl Life {
                 self.check(repair)?;
                 return self.open_again(begun);
             }
-            _ => self.open()?,
+            _ => self.open_again(begun)?,
         }
         let Some(disk) = &self.disk else { return Ok(()) };
         let length = bytes(disk.length());
