@@ -360,6 +360,22 @@ fn the_image_may_be_a_block_device() {
     }
 }
 
+/// Writes 0x77 to the beginning of an overlay, which is then shown.
+fn write_as_killed(path: &Path) {
+    let disk = Disk::open(path).expect("it opens");
+    disk.write(&[0x77; 512], 0, WriteFlags::empty()).expect("a write");
+    // As a kill does.
+    drop(disk);
+    assert_eq!(first_byte(path), 0x77);
+}
+
+fn first_byte(path: &Path) -> u8 {
+    let disk = OpenOptions::new().read_only(true).open(path);
+    let mut byte = [0];
+    disk.and_then(|it| it.read(&mut byte, 0)).expect("a read");
+    byte[0]
+}
+
 /// What an overlay was given and nobody has flushed is there after a kill. When the device has been attached again, nothing
 /// vouches for what was in its page cache.
 fn forget_what_was_attached(folder: &Path, file: &Path, device: Loop) {
@@ -374,22 +390,12 @@ fn forget_what_was_attached(folder: &Path, file: &Path, device: Loop) {
     let descriptor = std::fs::read_to_string(&path).expect("a descriptor");
     let image = name.to_str().expect("a name");
     std::fs::write(&path, descriptor.replace("overlay-data.img", image)).expect("a descriptor");
-    let first = || {
-        let disk = OpenOptions::new().read_only(true).open(&path);
-        let mut byte = [0];
-        disk.and_then(|it| it.read(&mut byte, 0)).expect("a read");
-        byte[0]
-    };
-    let disk = Disk::open(&path).expect("it opens");
-    disk.write(&[0x77; 512], 0, WriteFlags::empty()).expect("a write");
-    // As a kill does.
-    drop(disk);
-    assert_eq!(first(), 0x77);
+    write_as_killed(&path);
     let _alone = LOOPS.lock();
     drop(device);
     let device = Loop::new(file, &[]).expect("it was attached before");
     if device.device() == name {
-        assert_eq!(first(), 0xbb);
+        assert_eq!(first_byte(&path), 0xbb);
     } else {
         skipped("a device that is attached again: somebody else has taken it");
     }

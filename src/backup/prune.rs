@@ -18,6 +18,7 @@ use super::run::prepare;
 use crate::bitmap::Bits;
 use crate::disk::Progress;
 use crate::error::{Error, ErrorCode, Result};
+use crate::mutation::{self, Fault};
 use crate::storage::{Role, SyncMode};
 use crate::units::ByteRange;
 
@@ -88,10 +89,12 @@ impl BackupFolder {
         }
         for point in gone.iter().rev() {
             self.remove(&point.descriptor())?;
+            // A power cut must not bring a descriptor back without what it stands on, which goes next, or without its files.
+            if !mutation::on(Fault::RemovedAtOnce) {
+                self.sync()?;
+            }
             pruned.removed.push(point.name.clone());
         }
-        // A power cut must not bring a descriptor back whose files are gone.
-        self.sync()?;
         self.rescan()?;
         self.sweep()?;
         pruned.removed.reverse();

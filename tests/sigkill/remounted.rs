@@ -17,7 +17,7 @@ use super::loops::Loop;
 use super::mounted::Mounted;
 use super::run::run;
 use super::skip::skipped;
-use super::{LOOPS, Start, is_exact, recovery};
+use super::{LOOPS, Start, first_byte, is_exact, recovery, write_as_killed};
 
 /// A file system to make: its name, the size of its device, and what makes it.
 struct Kind(&'static str, u64, &'static [&'static str]);
@@ -173,18 +173,8 @@ fn an_image_whose_file_system_is_mounted_again_may_lack_what_was_not_flushed() {
         std::fs::rename(folder.join("disk-data.img"), folder.join("moved")).expect("an image");
         std::fs::copy(folder.join("moved"), &image).expect("a copy");
         name_by(&path, "disk-data.img", &image);
-        let first = || {
-            let disk = OpenOptions::new().read_only(true).open(&path);
-            let mut byte = [0];
-            disk.and_then(|it| it.read(&mut byte, 0)).expect("a read");
-            byte[0]
-        };
-        let disk = Disk::open(&path).expect("it opens");
-        disk.write(&[0x77; 512], 0, WriteFlags::empty()).expect("a write");
-        // As a kill does.
-        drop(disk);
-        assert_eq!(first(), 0x77);
+        write_as_killed(&path);
         systems.other.mount_again();
-        assert_eq!(first(), 0xbb);
+        assert_eq!(first_byte(&path), 0xbb);
     }
 }

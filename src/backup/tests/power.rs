@@ -281,3 +281,26 @@ fn a_prune_does_not_rely_on_a_backup_whose_sync_failed() {
         );
     }
 }
+
+/// Backups that stand on each other go together.
+fn a_chain_is_pruned() -> Result<(), String> {
+    let mut world = World::new(3, false);
+    world.back_up(true).unwrap();
+    let from = now(&world.backups);
+    let pruned = world
+        .folder()
+        .prune(&Keep::new().last(1), &mut proceed())
+        .unwrap();
+    assert_eq!((pruned.removed.len(), pruned.merged.len()), (3, 0));
+    world.look_after_cuts(&world.backups, from, &[4])
+}
+
+#[test]
+fn no_power_cut_brings_a_backup_back_without_what_it_stands_on() {
+    assert_eq!(a_chain_is_pruned(), Ok(()));
+    let wrong = mutation::with(Wrong::RemovedAtOnce, a_chain_is_pruned);
+    assert!(
+        wrong.as_ref().is_err_and(|why| why.contains("needs the backup")),
+        "{wrong:?}"
+    );
+}
