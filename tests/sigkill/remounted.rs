@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use qbm::{CreateOptions, Disk, Format, OpenOptions, Recovery, WriteFlags};
+use qbm::{CreateOptions, Disk, Format, Recovery};
 use tempfile::TempDir;
 
 use super::disk::{BITMAPS, Found, LENGTH, Precision, Shape, check, path};
