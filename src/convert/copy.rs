@@ -18,7 +18,7 @@ use crate::zeros::{BLOCK, BLOCK_BYTES, runs_of_data};
 const PIECE: u64 = 2 << 20;
 /// What it reads at a time: small enough to be still in the processor's cache when it is written.
 const STEP: u64 = 256 << 10;
-/// Smaller runs of data are taken together.
+/// Smaller runs of data are taken together, but never with a larger one: the kernel may copy that alone.
 const SMALL: u64 = 128 << 10;
 /// What is taken at a time where nothing is copied.
 const SHARED: u64 = 256 << 20;
@@ -122,11 +122,12 @@ impl Copy<'_> {
         if end - at < SMALL {
             while end < total && end - at < SMALL {
                 let (next, stop) = extents.at(end)?;
-                if !next.is_data() {
+                let stop = stop.min(total);
+                if !next.is_data() || stop - end >= SMALL {
                     break;
                 }
                 what = What::Data(None);
-                end = stop.min(total);
+                end = stop;
             }
         }
         let most = if self.shared_before.load(Ordering::Relaxed) && self.shares.load(Ordering::Relaxed) {

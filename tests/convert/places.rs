@@ -1,6 +1,7 @@
 //! Targets that are no ordinary files, and file systems that share space. Need root, loop devices and `mkfs`.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::process::Command;
 
 use super::loops::Loop;
@@ -103,8 +104,11 @@ fn what_can_be_shared_is_not_copied() {
             std::fs::remove_file(room.path(name)).expect("removed");
         }
     }
-    // An overlay's layers are shared one by one.
+    // An overlay's layers are shared one by one, also where a few blocks of one lie in front of much of another.
     scatter(&room, "at/base.img", 5 << 20, &mut random);
+    let base = File::options().write(true).open(room.path("at/base.img"));
+    base.and_then(|file| file.write_all_at(&[0x77; 8192], (1 << 20) - 8192))
+        .expect("written");
     room.done(&["create", "-q", "-b", "base.img", "-F", "raw", "at/clone.qbm"]);
     room.guest_writes("at/clone.qbm", 1 << 20, 3 << 20);
     let facts = room.json(&["convert", "--output", "json", "at/clone.qbm", "at/flat.img"]);
