@@ -403,7 +403,13 @@ impl Life {
                 shows(&mut self.model, (begun, ended), (0, &content), &result);
                 result
             }
-            Step::Snapshot => disk.snapshot(&format!("{begun}.qbm"), None),
+            Step::Snapshot => {
+                // A life before may have begun one at the same number, and left its file.
+                let taken = self.sim.names();
+                let mut names = (begun..).map(|number| format!("{number}.qbm"));
+                let free = names.find(|name| !taken.iter().any(|it| it == Path::new(name)));
+                disk.snapshot(&free.unwrap_or_default(), None)
+            }
             Step::Commit => disk.commit(&mut |_, _| ControlFlow::Continue(())),
             Step::Rebase(number) => {
                 disk.rebase(backing(self.kind, number), &mut |_, _| ControlFlow::Continue(()))
