@@ -315,8 +315,9 @@ impl Recovering<'_> {
             (Some(overlay), Some(bits)) => overlay.make_found_durable(bits),
             _ => Ok(()),
         };
-        if mutation::on(Fault::FoundLengthUnsynced) {
-            return adopt(shadowed);
+        // Where there is a shadow, more than a length would be missing: that is another fault.
+        if shadowed.is_none() && mutation::on(Fault::FoundLengthUnsynced) {
+            return Ok(());
         }
         let late = if mutation::on(Fault::ShadowBeforeImage) {
             adopt(shadowed)?;
