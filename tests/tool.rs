@@ -42,6 +42,8 @@ mod generated;
 mod letters;
 #[path = "tool/map.rs"]
 mod map;
+#[path = "tool/owner.rs"]
+mod owner;
 #[path = "tool/picture.rs"]
 mod picture;
 #[path = "tool/prune_killed.rs"]

@@ -68,7 +68,7 @@ pub(super) fn write_bitmap(
     let Some(name) = &point.bitmap_file else {
         return Ok(None);
     };
-    let storage = folder.create(Role::Bitmap, name)?;
+    let storage = folder.create(point, Role::Bitmap, name)?;
     let path = folder.shown(name);
     files.push((name.clone(), Arc::clone(&storage)));
     BitmapFile::new(storage, path, BitmapPolicy::WriteThrough).write_new(set)?;

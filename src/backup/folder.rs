@@ -13,6 +13,7 @@ use super::lock::FolderLock;
 use super::point::BackupPoint;
 use super::time::Moment;
 use crate::descriptor::Descriptor;
+use crate::descriptor::names::take_after;
 use crate::disk::{Disk, OpenOptions};
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::{Access, Folder, HostFolder, Role, Storage, SyncMode, read_slice, write_slice};
@@ -346,18 +347,23 @@ impl BackupFolder {
         }
     }
 
-    /// Makes a file that must not exist yet.
-    pub(super) fn create(&self, role: Role, name: &str) -> Result<Arc<dyn Storage>> {
-        self.folder
-            .create(role, Path::new(name))
-            .map_err(|e| Error::io("create", self.shown(name), &e))
+    /// Makes a file of `point` that must not exist yet; with the mode and owner of its descriptor, where it has one already.
+    pub(super) fn create(&self, point: &BackupPoint, role: Role, name: &str) -> Result<Arc<dyn Storage>> {
+        let failed = |e: &io::Error| Error::io("create", self.shown(name), e);
+        if self.named(&point.name).is_none() {
+            return self.folder.create(role, Path::new(name)).map_err(|e| failed(&e));
+        }
+        let storage = self.folder.create_private(role, Path::new(name));
+        let storage = storage.map_err(|e| failed(&e))?;
+        take_after(&*self.folder, Path::new(name), Path::new(&point.descriptor()))?;
+        Ok(storage)
     }
 
     /// Puts a backup's descriptor beside its `files`, under another name. All is durable then, and
     /// [`publish`](Self::publish) makes it visible.
     pub(super) fn prepare(&self, point: &BackupPoint, descriptor: &[u8]) -> Result<()> {
         let temporary = point.temporary();
-        let storage = self.create(Role::Descriptor, &temporary)?;
+        let storage = self.create(point, Role::Descriptor, &temporary)?;
         let path = self.shown(&temporary);
         write_slice(&*storage, descriptor, 0).map_err(|e| Error::io("write", &path, &e))?;
         storage

@@ -142,7 +142,7 @@ impl BackupFolder {
         let source = self.open_point(point)?;
         let set = merge.granules(self)?;
         let mut merged = merge.described();
-        let storage = self.create(Role::Image, &merged.data_file)?;
+        let storage = self.create(point, Role::Image, &merged.data_file)?;
         let path = self.shown(&merged.data_file);
         let mut pace = Pace::new(progress, None, point.length);
         let mut files: Files = vec![(merged.data_file.clone(), Arc::clone(&storage))];

@@ -283,7 +283,7 @@ impl Backup {
         progress: &mut Progress<'_>,
     ) -> Result<Files> {
         let mut files = Files::new();
-        let storage = folder.create(Role::Image, &point.data_file)?;
+        let storage = folder.create(point, Role::Image, &point.data_file)?;
         let path = folder.shown(&point.data_file);
         let whole = ByteRange::between(0, point.length);
         let mut pace = Pace::new(progress, self.limit, point.length);

@@ -104,6 +104,10 @@ impl Folder for HandedFolder {
         self.structural()?.create(role, name)
     }
 
+    fn create_private(&self, role: Role, name: &Path) -> io::Result<Arc<dyn Storage>> {
+        self.structural()?.create_private(role, name)
+    }
+
     fn copy_attributes(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.structural()?.copy_attributes(from, to)
     }

@@ -163,8 +163,37 @@ impl fmt::Display for FileName {
 /// Nothing that exists is ever opened or overwritten. Returns the name that the descriptor is to hold. The name is
 /// durable only after [`Folder::sync`].
 pub fn create_unique(folder: &dyn Folder, role: Role, name: &FileName) -> Result<(String, Arc<dyn Storage>)> {
+    create_with(name, |candidate| folder.create(role, candidate))
+}
+
+/// The same, with the mode, owner and extended attributes of the file `like`, as far as this process may: who can use that
+/// one can use the new one, and nobody else.
+pub fn create_unique_like(
+    folder: &dyn Folder,
+    role: Role,
+    name: &FileName,
+    like: &Path,
+) -> Result<(String, Arc<dyn Storage>)> {
+    let (name, storage) = create_with(name, |candidate| folder.create_private(role, candidate))?;
+    take_after(folder, Path::new(&name), like)?;
+    Ok((name, storage))
+}
+
+/// Gives the new, [private](Folder::create_private) file `name` the attributes of `like`. A failure removes it again.
+pub(crate) fn take_after(folder: &dyn Folder, name: &Path, like: &Path) -> Result<()> {
+    folder.copy_attributes(like, name).map_err(|error| {
+        // The first failure is the one to tell.
+        let _ = folder.remove(name);
+        Error::io("copy the attributes of", like, &error)
+    })
+}
+
+fn create_with(
+    name: &FileName,
+    create: impl Fn(&Path) -> io::Result<Arc<dyn Storage>>,
+) -> Result<(String, Arc<dyn Storage>)> {
     for candidate in name.candidates() {
-        match folder.create(role, Path::new(&candidate)) {
+        match create(Path::new(&candidate)) {
             Ok(storage) => return Ok((candidate, storage)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(Error::io("create", candidate, &error)),

@@ -8,7 +8,7 @@ mod tests;
 use std::io;
 use std::path::Path;
 
-use super::names::{FileName, create_unique};
+use super::names::{FileName, create_unique_like, take_after};
 use super::{Descriptor, shown};
 use crate::error::{Error, ErrorCode, Result};
 use crate::mutation::{self, Fault};
@@ -40,14 +40,11 @@ impl From<SaveError> for Error {
 pub fn replace(folder: &dyn Folder, name: &Path, descriptor: &Descriptor) -> Result<(), SaveError> {
     let bytes = bytes_of(descriptor, name).map_err(SaveError::Unchanged)?;
     check_writable(folder, name).map_err(SaveError::Unchanged)?;
-    let (temporary, storage) =
-        create_unique(folder, Role::Descriptor, &FileName::temporary(name)).map_err(SaveError::Unchanged)?;
+    let (temporary, storage) = create_unique_like(folder, Role::Descriptor, &FileName::temporary(name), name)
+        .map_err(SaveError::Unchanged)?;
     let temporary = Path::new(&temporary);
     let prepared = (|| {
         write_slice(&*storage, &bytes, 0).map_err(|error| Error::io("write", temporary, &error))?;
-        folder
-            .copy_attributes(name, temporary)
-            .map_err(|error| Error::io("copy the attributes of", name, &error))?;
         // M1: the content must be durable before the name is, or a power cut could leave an empty descriptor.
         storage
             .sync(SyncMode::All)
@@ -77,15 +74,28 @@ pub fn replace(folder: &dyn Folder, name: &Path, descriptor: &Descriptor) -> Res
     })
 }
 
-/// Makes the file `name`, which must not exist yet, with `descriptor` in it. On return it is durable.
+/// Makes the file `name`, which must not exist yet, with `descriptor` in it, and with the mode, owner and extended attributes
+/// of the file `like`, if one is given. On return it is durable.
 ///
 /// A failure removes it again; a power cut meanwhile can leave it empty or cut short, which no open accepts.
-pub fn create_new(folder: &dyn Folder, name: &Path, descriptor: &Descriptor) -> Result<()> {
+pub fn create_new(
+    folder: &dyn Folder,
+    name: &Path,
+    descriptor: &Descriptor,
+    like: Option<&Path>,
+) -> Result<()> {
     let bytes = bytes_of(descriptor, name)?;
     check_writable(folder, name)?;
-    let storage = folder
-        .create(Role::Descriptor, name)
-        .map_err(|error| Error::io("create", name, &error))?;
+    let failed = |error: &io::Error| Error::io("create", name, error);
+    let storage = if let Some(like) = like {
+        let storage = folder
+            .create_private(Role::Descriptor, name)
+            .map_err(|e| failed(&e))?;
+        take_after(folder, name, like)?;
+        storage
+    } else {
+        folder.create(Role::Descriptor, name).map_err(|e| failed(&e))?
+    };
     let written = fill(folder, &*storage, &bytes).map_err(|error| Error::io("write", name, &error));
     if written.is_err() {
         // The first failure is the one to tell.

@@ -224,7 +224,7 @@ impl CreateOptions {
         let length = match descriptor.image().format {
             Format::Raw => storage.length().map_err(|e| Error::io("measure", &shown, &e))?,
             // Opened as it will be, with all that it names: what cannot be is told now.
-            _ => OwnImage::measure(place, descriptor.image(), (storage, shown.clone()))?,
+            _ => OwnImage::measure(place, descriptor.image(), (Arc::clone(&storage), shown.clone()))?,
         };
         if let Some(size) = size.filter(|size| *size != length) {
             return Err(Error::new(
@@ -232,7 +232,8 @@ impl CreateOptions {
                 format!("the image {} is {length} bytes long, not {size}", shown.display()),
             ));
         }
-        self.save_new(place, descriptor, length)
+        // Whoever may use the image is to be able to use the disk, and nobody else.
+        self.save_new(place, descriptor, length, place.model(name, &*storage))
     }
 
     /// A new image, and a descriptor for it. The descriptor comes last: a crash before it leaves no disk at all.
@@ -259,7 +260,7 @@ impl CreateOptions {
                 if let Some(entry) = entry {
                     descriptor.insert_bitmap(ALLOCATION, entry)?;
                 }
-                self.save_new(place, descriptor, size)
+                self.save_new(place, descriptor, size, None)
             });
         if made.is_err() {
             for name in &files {
@@ -270,10 +271,16 @@ impl CreateOptions {
         made
     }
 
-    /// The descriptor, and before it the state file that it names.
-    fn save_new(&self, place: &Place, mut descriptor: Descriptor, length: u64) -> Result<()> {
+    /// The descriptor, and before it the state file that it names; with the attributes of the file `like`, if it is given.
+    fn save_new(
+        &self,
+        place: &Place,
+        mut descriptor: Descriptor,
+        length: u64,
+        like: Option<&Path>,
+    ) -> Result<()> {
         if self.no_state {
-            return save::create_new(&*place.folder, &place.name, &descriptor);
+            return save::create_new(&*place.folder, &place.name, &descriptor, like);
         }
         let region = match self.region_bytes {
             None => RegionSize::DEFAULT,
@@ -286,10 +293,10 @@ impl CreateOptions {
                 )
             })?,
         };
-        let state = NewState::create(place, region.for_length(length))?;
+        let state = NewState::create(place, region.for_length(length), like)?;
         let saved = descriptor
             .set_state(Some(state.entry.clone()))
-            .and_then(|()| save::create_new(&*place.folder, &place.name, &descriptor));
+            .and_then(|()| save::create_new(&*place.folder, &place.name, &descriptor, like));
         if saved.is_err() {
             state.remove(place);
         }

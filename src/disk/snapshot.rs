@@ -17,7 +17,7 @@ use super::overlay::{Backing, Chain, Overlay};
 use super::own_image::Own;
 use super::{Child, Disk};
 use crate::bitmap::{BitmapFile, BitmapPolicy, Bits};
-use crate::descriptor::names::{FileName, child_path, create_unique};
+use crate::descriptor::names::{FileName, child_path, create_unique_like};
 use crate::descriptor::save::{self, SaveError};
 use crate::descriptor::{BackingEntry, BitmapEntry, Descriptor, Format};
 use crate::error::{Error, ErrorCode, Result};
@@ -65,7 +65,9 @@ impl Disk {
         let bitmap = self.name_for_bits(&structure.descriptor);
 
         let mut made = Made::begin(&self.place)?;
-        let image = made.image(self.length(), self.direct)?;
+        let like = child_path(&structure.descriptor.image().file)?;
+        let like = self.place.model(like, &**self.image().storage.shared());
+        let image = made.image(self.length(), self.direct, like)?;
         let image_name = made.last().to_owned();
         let lock = if self.place.locking {
             Lock::image(image.storage.shared(), &image.path, Sharing::Write)?
@@ -226,17 +228,23 @@ impl<'d> Made<'d> {
         Ok(Self { place, names })
     }
 
-    /// A file whose name nobody has.
-    fn file(&mut self, role: Role, name: &FileName) -> Result<(Arc<dyn Storage>, PathBuf)> {
-        let (name, storage) = create_unique(&*self.place.folder, role, name)?;
+    /// A file whose name nobody has, with the attributes of the file `like`, or else the descriptor's.
+    fn file(
+        &mut self,
+        role: Role,
+        name: &FileName,
+        like: Option<&Path>,
+    ) -> Result<(Arc<dyn Storage>, PathBuf)> {
+        let like = like.unwrap_or(&self.place.name);
+        let (name, storage) = create_unique_like(&*self.place.folder, role, name, like)?;
         let path = self.place.shown.join(&name);
         self.names.push(name);
         Ok((storage, path))
     }
 
     /// A new image of `length` bytes, to be accessed through the page cache or around it.
-    fn image(&mut self, length: u64, direct: bool) -> Result<Child> {
-        let (storage, path) = self.file(Role::Image, &FileName::data(&self.place.name))?;
+    fn image(&mut self, length: u64, direct: bool, like: Option<&Path>) -> Result<Child> {
+        let (storage, path) = self.file(Role::Image, &FileName::data(&self.place.name), like)?;
         storage
             .set_length(length)
             .and_then(|()| storage.sync(SyncMode::All))
@@ -260,7 +268,7 @@ impl<'d> Made<'d> {
 
     /// A file with these bits.
     fn bits(&mut self, bitmap: &str, bits: &Bits) -> Result<Arc<BitmapFile>> {
-        let (storage, path) = self.file(Role::Bitmap, &FileName::bitmap(&self.place.name, bitmap))?;
+        let (storage, path) = self.file(Role::Bitmap, &FileName::bitmap(&self.place.name, bitmap), None)?;
         let file = BitmapFile::new(storage, path, BitmapPolicy::WriteThrough);
         file.write_new(bits)?;
         Ok(Arc::new(file))
@@ -268,7 +276,12 @@ impl<'d> Made<'d> {
 
     /// The file `name` with this descriptor. Durable on return, as are the names of all files made before.
     fn descriptor(&mut self, name: &str, descriptor: &Descriptor) -> Result<()> {
-        save::create_new(&*self.place.folder, Path::new(name), descriptor)?;
+        save::create_new(
+            &*self.place.folder,
+            Path::new(name),
+            descriptor,
+            Some(&self.place.name),
+        )?;
         self.names.push(name.to_owned());
         Ok(())
     }

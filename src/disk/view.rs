@@ -86,7 +86,7 @@ impl Scratch {
         let name = PathBuf::from(format!(".qbm-scratch-{:016x}", u64::from_ne_bytes(id)));
         let path = shown.join(&name);
         let storage = folder
-            .create(Role::Backing, &name)
+            .create_private(Role::Backing, &name)
             .map_err(|e| Error::io("create", &path, &e))?;
         folder.remove(&name).map_err(|e| Error::io("remove", &path, &e))?;
         storage

@@ -86,6 +86,24 @@ impl HostFolder {
         sys::open_at(self.dir.as_fd(), &terminated(name)?, O_RDONLY | O_NONBLOCK, 0).map(File::from)
     }
 
+    fn create_with_mode(&self, name: &Path, mode: libc::mode_t) -> io::Result<Arc<dyn Storage>> {
+        let flags = O_RDWR | O_CREAT | O_EXCL;
+        let name = terminated(name)?;
+        let fd = sys::open_at(self.dir.as_fd(), &name, flags, mode)?;
+        let access = Access {
+            write: true,
+            direct: false,
+        };
+        match FileStorage::from_fd(fd, access) {
+            Ok(file) => Ok(Arc::new(file)),
+            Err(error) => {
+                // To the caller there is none, so nobody else would remove it.
+                let _ = sys::unlink_at(self.dir.as_fd(), &name);
+                Err(error)
+            }
+        }
+    }
+
     fn read_only(&self, why: &str) -> io::Error {
         io::Error::new(
             io::ErrorKind::ReadOnlyFilesystem,
@@ -115,21 +133,11 @@ impl Folder for HostFolder {
     }
 
     fn create(&self, _role: Role, name: &Path) -> io::Result<Arc<dyn Storage>> {
-        let flags = O_RDWR | O_CREAT | O_EXCL;
-        let name = terminated(name)?;
-        let fd = sys::open_at(self.dir.as_fd(), &name, flags, 0o666)?;
-        let access = Access {
-            write: true,
-            direct: false,
-        };
-        match FileStorage::from_fd(fd, access) {
-            Ok(file) => Ok(Arc::new(file)),
-            Err(error) => {
-                // To the caller there is none, so nobody else would remove it.
-                let _ = sys::unlink_at(self.dir.as_fd(), &name);
-                Err(error)
-            }
-        }
+        self.create_with_mode(name, 0o666)
+    }
+
+    fn create_private(&self, _role: Role, name: &Path) -> io::Result<Arc<dyn Storage>> {
+        self.create_with_mode(name, 0o600)
     }
 
     fn copy_attributes(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -141,7 +149,7 @@ impl Folder for HostFolder {
             // Whoever owns it now must not lend his rights to a file that another made.
             mode &= 0o0777;
         }
-        to.set_permissions(Permissions::from_mode(mode))?;
+        allowed(to.set_permissions(Permissions::from_mode(mode)))?;
         copy_xattrs(&from, &to)
     }
 

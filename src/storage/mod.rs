@@ -129,9 +129,13 @@ pub trait Folder: Send + Sync + Debug {
     /// Makes an empty file that must not exist yet, open for reading and writing.
     fn create(&self, role: Role, name: &Path) -> io::Result<Arc<dyn Storage>>;
 
+    /// The same, of a file that only its owner may open. For one that is to get the attributes of another file: before it
+    /// has them, nobody opens it whom they keep out.
+    fn create_private(&self, role: Role, name: &Path) -> io::Result<Arc<dyn Storage>> {
+        self.create(role, name)
+    }
+
     /// Gives the file `to` the mode, owner and extended attributes of `from`, as far as this process may.
-    ///
-    /// Call it while `to` is still empty: until then others may read it whom `from` keeps out.
     fn copy_attributes(&self, from: &Path, to: &Path) -> io::Result<()>;
 
     /// Gives the file `from` the name `to`, atomically, in place of a file that has that name.

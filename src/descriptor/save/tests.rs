@@ -29,8 +29,8 @@ fn replace_goes_step_by_step() {
     let calls = [
         "check_writable",
         "create .disk.qbm.tmp",
-        "write",
         "copy_attributes disk.qbm .disk.qbm.tmp",
+        "write",
         "sync All",
         "rename .disk.qbm.tmp disk.qbm",
         "sync the folder",
@@ -138,7 +138,7 @@ fn create_new_leaves_nothing_behind_when_it_fails() {
     let create = |failing: &[usize]| -> (FakeFolder, Result<()>) {
         let folder = FakeFolder::default();
         folder.fail(failing);
-        let result = create_new(&folder, Path::new(NAME), &descriptor("disk-data.img"));
+        let result = create_new(&folder, Path::new(NAME), &descriptor("disk-data.img"), None);
         (folder, result)
     };
     let (folder, result) = create(&[]);
@@ -165,7 +165,7 @@ fn create_new_leaves_nothing_behind_when_it_fails() {
 #[test]
 fn create_new_never_overwrites() {
     let (folder, old, new) = folder();
-    let error = create_new(&folder, Path::new(NAME), &new).unwrap_err();
+    let error = create_new(&folder, Path::new(NAME), &new, None).unwrap_err();
     assert_eq!(error.code(), ErrorCode::FileExists);
     assert_eq!(error.message(), "cannot create disk.qbm: File exists");
     assert_eq!(folder.content(NAME), Some(old));

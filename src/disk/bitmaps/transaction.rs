@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::stage::{Change, Stage, Staged};
 use super::{Bitmap, BitmapAction, Kept, Shape, several};
 use crate::bitmap::BitmapFile;
-use crate::descriptor::names::{FileName, child_path, create_unique};
+use crate::descriptor::names::{FileName, child_path, create_unique_like};
 use crate::descriptor::save::{self, SaveError};
 use crate::descriptor::{BitmapEntry, BitmapKind, Descriptor};
 use crate::disk::{Disk, Structure};
@@ -107,7 +107,7 @@ impl Disk {
             return Ok(bitmap.kept.clone());
         };
         let name = FileName::bitmap(&self.place.name, &bitmap.name);
-        let (name, storage) = create_unique(&*self.place.folder, Role::Bitmap, &name)?;
+        let (name, storage) = create_unique_like(&*self.place.folder, Role::Bitmap, &name, &self.place.name)?;
         made.push(name.clone());
         let file = BitmapFile::new(storage, self.place.shown.join(&name), self.policy);
         file.write_new(bits)?;

@@ -92,6 +92,11 @@ impl Place {
         })
     }
 
+    /// `image`, which `storage` is, where it is a file whose owner and mode the disk's own files may have.
+    pub(in crate::disk) fn model<'n>(&self, image: &'n Path, storage: &dyn Storage) -> Option<&'n Path> {
+        (!self.handed_in && !storage.limits().block_device).then_some(image)
+    }
+
     /// Whether the disk is another one's image.
     pub(in crate::disk) fn is_image(&self) -> bool {
         self.outer.is_some()

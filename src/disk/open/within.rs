@@ -62,6 +62,10 @@ impl Folder for Within {
         self.itself()?.create(role, name)
     }
 
+    fn create_private(&self, role: Role, name: &Path) -> io::Result<Arc<dyn Storage>> {
+        self.itself()?.create_private(role, name)
+    }
+
     fn copy_attributes(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.itself()?.copy_attributes(from, to)
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{Chain, Overlay};
 use crate::bitmap::{BitmapFile, BitmapPolicy, Bits};
 use crate::descriptor::Descriptor;
-use crate::descriptor::names::{FileName, child_path, create_unique};
+use crate::descriptor::names::{FileName, child_path, create_unique_like};
 use crate::descriptor::save::SaveError;
 use crate::disk::bitmaps::Marks;
 use crate::disk::{Disk, Structure, bitmaps::Shape};
@@ -86,7 +86,7 @@ impl Disk {
         self.check_folder()?;
         let folder = &*self.place.folder;
         let file_name = FileName::bitmap(&self.place.name, &overlay.name);
-        let (name, storage) = create_unique(folder, Role::Bitmap, &file_name)?;
+        let (name, storage) = create_unique_like(folder, Role::Bitmap, &file_name, &self.place.name)?;
         let remove = |name: &str| {
             // One that stays does no harm, and a check finds it.
             if let Ok(path) = child_path(name) {

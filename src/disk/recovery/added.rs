@@ -1,10 +1,11 @@
 //! The state file that a disk is given: by whoever creates it, or opens it for writing and finds none.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::{Content, Recovered, Recovering};
-use crate::descriptor::names::{FileName, create_unique};
+use crate::descriptor::names::{FileName, create_unique, create_unique_like};
 use crate::descriptor::save::{self, SaveError};
 use crate::descriptor::{Descriptor, StateEntry};
 use crate::disk::NoticeCode;
@@ -55,11 +56,9 @@ impl Recovering<'_> {
     }
 
     fn make(&self, descriptor: &mut Descriptor) -> Result<NewState, SaveError> {
-        let new = NewState::create(
-            self.place,
-            region_size(descriptor.state()).for_length(self.length),
-        )
-        .map_err(SaveError::Unchanged)?;
+        let region = region_size(descriptor.state()).for_length(self.length);
+        let new =
+            NewState::create(self.place, region, Some(&self.place.name)).map_err(SaveError::Unchanged)?;
         let mut with = descriptor.clone();
         let saved = with
             .set_state(Some(new.entry.clone()))
@@ -100,13 +99,18 @@ pub(in crate::disk) struct NewState {
 }
 
 impl NewState {
-    pub(in crate::disk) fn create(place: &Place, region: RegionSize) -> Result<Self> {
+    /// With the attributes of the file `like`, if it is given.
+    pub(in crate::disk) fn create(place: &Place, region: RegionSize, like: Option<&Path>) -> Result<Self> {
         let folder = &*place.folder;
         let in_folder = |action: &str, e: io::Error| Error::io(action, place.folder_name(), &e);
         folder
             .check_writable()
             .map_err(|e| in_folder("create files in", e))?;
-        let (name, storage) = create_unique(folder, Role::State, &FileName::state(&place.name))?;
+        let name = FileName::state(&place.name);
+        let (name, storage) = match like {
+            None => create_unique(folder, Role::State, &name)?,
+            Some(like) => create_unique_like(folder, Role::State, &name, like)?,
+        };
         let path = place.shown.join(&name);
         let made = StateFile::create(Arc::clone(&storage), path, new_header(region))
             .and_then(|file| folder.sync().map_err(|e| in_folder("sync", e)).map(|()| file));
