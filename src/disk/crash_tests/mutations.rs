@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::failing;
 use super::kind::Kind;
 use super::power::{Depth, look_at, random};
+use super::steps::{Step, write};
 use crate::mutation::{Fault, with};
 
 /// Which of the tests notices.
@@ -15,6 +16,8 @@ use crate::mutation::{Fault, with};
 enum By {
     /// [`super::power`]: power cuts and kills in a life of this kind, with these words.
     Power(Kind, &'static str),
+    /// The same in these few steps, where life goes on after each crash: what a recovery has relied on goes in the next one.
+    Onward(Kind, &'static [Step], &'static str),
     /// [`super::failing`]: a call that fails in a life of this kind, with these words.
     Failing(Kind, &'static str),
 }
@@ -40,13 +43,31 @@ const WRITING: [(Fault, By); 18] = [
     (Fault::NewUnsynced, By::Power(Kind::OVERLAY, "M1")),
 ];
 
+/// The second crash takes back what the first has left in the page cache alone: a length, or a name.
+const CUT: &[Step] = &[
+    RECORDING,
+    write(20_000, 3000),
+    Step::Flush,
+    Step::Truncate(13_000),
+];
+const RENAMED: &[Step] = &[RECORDING, write(20_000, 3000), Step::Flush, Step::Clear("a")];
+const RECORDING: Step = Step::Add {
+    name: "a",
+    granularity: 1024,
+    persistent: true,
+    recording: true,
+};
+
 const CLOSING_AND_RECOVERY: [(Fault, By); 6] = [
     (Fault::CleanFirst, By::Power(Kind::LAZY, "D1")),
     (Fault::EvidenceFirst, By::Power(Kind::RAW, "D1")),
     (Fault::NotRewritten, By::Power(Kind::RAW, "D1")),
-    (Fault::FoundNamesUnsynced, By::Power(Kind::RAW, "M1")),
-    (Fault::FoundNamesUnsynced, By::Power(Kind::STATELESS, "M1")),
-    (Fault::FoundLengthUnsynced, By::Power(Kind::RAW, "M1")),
+    (Fault::FoundNamesUnsynced, By::Onward(Kind::RAW, RENAMED, "M1")),
+    (
+        Fault::FoundNamesUnsynced,
+        By::Onward(Kind::STATELESS, RENAMED, "M1"),
+    ),
+    (Fault::FoundLengthUnsynced, By::Onward(Kind::RAW, CUT, "M1")),
 ];
 
 const SHADOW: [(Fault, By); 5] = [
@@ -78,6 +99,7 @@ fn verdict(fault: Fault, by: By) -> Result<u64, String> {
     let tried = with(fault, || {
         catch_unwind(AssertUnwindSafe(|| match by {
             By::Failing(kind, _) => failing::every_call(kind),
+            By::Onward(kind, steps, _) => look_at(kind, steps, Depth { states: 4, onward: 1 }),
             By::Power(kind, _) => {
                 let by_hand = look_at(kind, &kind.script(), depth)?;
                 (0..4).try_fold(by_hand, |all, seed| Ok(all + random(kind, seed, 40, depth)?))
@@ -90,7 +112,7 @@ fn verdict(fault: Fault, by: By) -> Result<u64, String> {
 fn all_are_missed(table: &[(Fault, By)]) {
     let mut unseen = Vec::new();
     for (fault, by) in table.iter().copied() {
-        let (By::Power(_, words) | By::Failing(_, words)) = by;
+        let (By::Power(_, words) | By::Onward(_, _, words) | By::Failing(_, words)) = by;
         match verdict(fault, by) {
             Err(what) if what.contains(words) => {
                 println!("{fault:?}: {}", what.lines().next().unwrap_or_default());
