@@ -56,24 +56,25 @@ impl BackupFolder {
         Ok(opened)
     }
 
-    /// The same; a folder that does not exist is made. What holds it must exist.
+    /// The same; a folder that does not exist is made, durably. What holds it must exist.
     pub fn open_or_create(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         match fs::create_dir(path) {
-            Ok(()) => {
-                // The name of the folder must be as durable as what is to be in it.
-                let above = path
-                    .parent()
-                    .filter(|above| !above.as_os_str().is_empty())
-                    .unwrap_or(Path::new("."));
-                HostFolder::open(above)
-                    .and_then(|above| above.sync())
-                    .map_err(|e| Error::io("sync the folder", above, &e))?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Ok(()) => {}
+            // Its name is made durable before there is a backup in it.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Self::open(path),
             Err(error) => return Err(Error::io("make the folder", path, &error)),
         }
+        let durable = |made: &Self| {
+            let synced = made.folder.sync_name();
+            synced.map_err(|e| Error::io("sync the folder above", path, &e))
+        };
         Self::open(path)
+            .and_then(|made| durable(&made).map(|()| made))
+            .inspect_err(|_| {
+                // To be made anew: the next sync would not vouch for a name that this one has failed on.
+                let _ = fs::remove_dir(path);
+            })
     }
 
     /// Where it is.

@@ -158,6 +158,7 @@ impl Backup {
             ));
         }
         let lock = folder.lock()?;
+        folder.assure_folder()?;
         let (plan, frozen, views) = self.begin(disk, (folder, &lock), planned)?;
         let made: Result<Vec<BackupPoint>> = views
             .views()

@@ -5,11 +5,12 @@
 //! name is given anew.
 
 use std::collections::HashSet;
+use std::io::ErrorKind;
 
 use super::folder::{BackupFolder, owner};
 use super::lock::{Files, FolderLock};
 use super::point::BackupPoint;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mutation::{self, Fault};
 
 impl BackupFolder {
@@ -32,6 +33,29 @@ impl BackupFolder {
             self.sync()?;
         }
         left.iter().try_for_each(|file| self.remove(file))
+    }
+
+    /// Makes sure that the folder is there for good, before a bitmap forgets what a backup in it has (D1). Somebody may have
+    /// made it just now, or have been killed before he could sync its name.
+    pub(super) fn assure_folder(&self) -> Result<()> {
+        if mutation::on(Fault::FolderUnnamed) {
+            return Ok(());
+        }
+        match self.names().sync_name() {
+            // Where this process may not, or nothing can: whoever could make the folder there has seen to it.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::PermissionDenied
+                        | ErrorKind::ReadOnlyFilesystem
+                        | ErrorKind::InvalidInput
+                        | ErrorKind::Unsupported
+                ) =>
+            {
+                Ok(())
+            }
+            synced => synced.map_err(|e| Error::io("sync the folder above", self.path(), &e)),
+        }
     }
 
     /// Makes sure that the newest backup is there for good, before another one stands on it, or comes after it, or older

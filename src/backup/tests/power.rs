@@ -26,10 +26,19 @@ struct World {
 impl World {
     /// With so many backups, each of which stands on the one before, or all full.
     fn new(backups: u8, full: bool) -> Self {
-        let mut world = Self {
+        let mut world = Self::with(SimDisk::new());
+        for _ in 0..backups {
+            world.back_up(full).unwrap();
+        }
+        world
+    }
+
+    /// With that for the folder of the backups.
+    fn with(backups: SimDisk) -> Self {
+        let world = Self {
             scratch: tempfile::tempdir().unwrap(),
             vm: SimDisk::new(),
-            backups: SimDisk::new(),
+            backups,
             contents: BTreeMap::new(),
         };
         CreateOptions::new()
@@ -37,9 +46,6 @@ impl World {
             .folder(world.vm.folder())
             .create(NAME)
             .unwrap();
-        for _ in 0..backups {
-            world.back_up(full).unwrap();
-        }
         world
     }
 
@@ -301,6 +307,25 @@ fn no_power_cut_brings_a_backup_back_without_what_it_stands_on() {
     let wrong = mutation::with(Wrong::RemovedAtOnce, a_chain_is_pruned);
     assert!(
         wrong.as_ref().is_err_and(|why| why.contains("needs the backup")),
+        "{wrong:?}"
+    );
+}
+
+/// The first backup in a folder that somebody has made just now, and whose name nobody has synced.
+fn backed_up_to_a_new_folder() -> Result<(), String> {
+    let mut world = World::with(SimDisk::just_made());
+    world.back_up(false).unwrap();
+    world.look_after_cuts(&world.backups, now(&world.backups), &[1])
+}
+
+#[test]
+fn no_power_cut_takes_the_folder_of_a_backup() {
+    assert_eq!(backed_up_to_a_new_folder(), Ok(()));
+    let wrong = mutation::with(Wrong::FolderUnnamed, backed_up_to_a_new_folder);
+    assert!(
+        wrong
+            .as_ref()
+            .is_err_and(|why| why.contains("there is no backup")),
         "{wrong:?}"
     );
 }
