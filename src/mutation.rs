@@ -168,6 +168,8 @@ pub enum Fault {
     NamesUnrenewed,
     /// The name of a folder of backups is taken for durable.
     FolderUnnamed,
+    /// A sync is taken to vouch for a backup's removal that one before it has failed on.
+    RemovalsUnrenewed,
     /// A prune syncs the folder when all that goes is gone.
     RemovedAtOnce,
 }

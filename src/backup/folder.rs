@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::lock::FolderLock;
-use super::point::BackupPoint;
+use super::point::{BackupPoint, REMOVED};
 use super::time::Moment;
 use crate::descriptor::Descriptor;
 use crate::descriptor::names::take_after;
@@ -258,7 +258,11 @@ impl BackupFolder {
             let Some(name) = file.strip_suffix(".qbm").filter(|name| is_name(name)) else {
                 continue;
             };
-            let point = self.descriptor(&file).and_then(|bytes| {
+            let descriptor = self.descriptor(&file);
+            if descriptor.as_ref().is_ok_and(|bytes| bytes == REMOVED) {
+                continue;
+            }
+            let point = descriptor.and_then(|bytes| {
                 BackupPoint::read(name, &bytes).map_err(|e| e.context(self.shown(&file).display()))
             });
             match point {
@@ -365,29 +369,44 @@ impl BackupFolder {
     pub(super) fn prepare(&self, point: &BackupPoint, descriptor: &[u8]) -> Result<()> {
         let temporary = point.temporary();
         let storage = self.create(point, Role::Descriptor, &temporary)?;
-        let path = self.shown(&temporary);
-        write_slice(&*storage, descriptor, 0).map_err(|e| Error::io("write", &path, &e))?;
-        storage
-            .sync(SyncMode::All)
-            .map_err(|e| Error::io("sync", &path, &e))?;
+        self.fill(&*storage, &temporary, descriptor)?;
         // M1: a power cut must not keep the descriptor's name and lose those of the files in it.
         self.sync()
+    }
+
+    /// Makes a file with that content, which is durable then, and its name not.
+    pub(super) fn write_new(&self, name: &str, content: &[u8]) -> Result<()> {
+        let storage = self
+            .folder
+            .create(Role::Descriptor, Path::new(name))
+            .map_err(|e| Error::io("create", self.shown(name), &e))?;
+        self.fill(&*storage, name, content)
+    }
+
+    fn fill(&self, storage: &dyn Storage, name: &str, content: &[u8]) -> Result<()> {
+        let path = self.shown(name);
+        write_slice(storage, content, 0).map_err(|e| Error::io("write", &path, &e))?;
+        storage
+            .sync(SyncMode::All)
+            .map_err(|e| Error::io("sync", &path, &e))
     }
 
     /// Makes a backup that is prepared visible, or another take its place. An error does not mean that it is not: all that
     /// it needs must stay.
     pub(super) fn publish(&self, point: &BackupPoint) -> Result<()> {
-        let temporary = point.temporary();
-        let renamed = self
-            .folder
-            .rename(Path::new(&temporary), Path::new(&point.descriptor()))
-            .map_err(|e| Error::io("rename", self.shown(&temporary), &e));
+        let renamed = self.rename(&point.temporary(), &point.descriptor());
         renamed.and_then(|()| self.sync()).map_err(|error| {
             error.context(format_args!(
                 "the backup {} is whole, but may not be in the folder for good",
                 point.name
             ))
         })
+    }
+
+    pub(super) fn rename(&self, from: &str, to: &str) -> Result<()> {
+        self.folder
+            .rename(Path::new(from), Path::new(to))
+            .map_err(|e| Error::io("rename", self.shown(from), &e))
     }
 
     pub(super) fn sync(&self) -> Result<()> {
@@ -447,6 +466,11 @@ pub(super) fn owner(file: &str) -> Option<&str> {
     .iter()
     .find_map(|suffix| file.strip_suffix(suffix))
     .filter(|name| is_name(name))
+}
+
+/// The sequence in the name of a backup; `None` where it is one of those without.
+pub(super) fn sequence(name: &str) -> Option<u64> {
+    name.split_once('-').and_then(|(_, number)| number.parse().ok())
 }
 
 /// Whether it is the name of a backup: `20261123T141339Z-7`, when it was begun and its sequence, which older ones lack.

@@ -12,6 +12,9 @@ use crate::units::Granularity;
 /// The key beside `QBM` that holds the record.
 const KEY: &str = "backup";
 
+/// What has the name of a descriptor that is removed, before that is taken away anew: no backup, and no damaged one.
+pub(super) const REMOVED: &[u8] = b"{\"backup\": \"removed\"}\n";
+
 /// What a backup stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackupKind {
