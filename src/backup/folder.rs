@@ -336,20 +336,25 @@ impl BackupFolder {
     ///
     /// No backup of the folder has had the name before, pruned ones included, whatever the clock does: the newest one stays
     /// in every prune, so that no sequence comes twice. A copy of the folder made by names would else keep the old files.
-    pub(super) fn begin_point(&self) -> (String, u64, String) {
+    pub(super) fn begin_point(&self) -> Result<(String, u64, String)> {
         let now = Moment::now();
-        let mut sequence = self
-            .points
-            .last()
-            .map_or(1, |point| point.sequence.saturating_add(1));
+        let mut sequence = self.points.last().map_or(0, |point| point.sequence);
         loop {
+            sequence = sequence.checked_add(1).ok_or_else(|| self.no_sequence())?;
             let name = format!("{}-{sequence}", now.compact());
             // What is damaged does not tell its sequence.
             if self.named(&name).is_none() && self.damaged.iter().all(|(damaged, _)| *damaged != name) {
-                return (name, sequence, now.rfc3339());
+                return Ok((name, sequence, now.rfc3339()));
             }
-            sequence = sequence.saturating_add(1);
         }
+    }
+
+    fn no_sequence(&self) -> Error {
+        let folder = self.path.display();
+        Error::new(
+            ErrorCode::FileInvalid,
+            format!("a backup in {folder} has the highest sequence that there is; use another folder"),
+        )
     }
 
     /// Makes a file of `point` that must not exist yet; with the mode and owner of its descriptor, where it has one already.
