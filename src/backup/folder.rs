@@ -94,7 +94,7 @@ impl BackupFolder {
 
     /// The backup that `name` means: a whole name, the beginning of just one, or `latest`.
     ///
-    /// One that cannot be read is never passed over for another: `latest` fails where such a one has a later time.
+    /// One that cannot be read is never passed over for another: `latest` fails where such a one was made later.
     pub fn find(&self, name: &str) -> Result<&BackupPoint> {
         let none = |words: String| Error::new(ErrorCode::FileNotFound, words);
         let folder = self.path.display();
@@ -105,7 +105,7 @@ impl BackupFolder {
             });
         };
         if name == "latest" {
-            return match self.damaged.iter().find(|(name, _)| *name > newest.name) {
+            return match self.damaged.iter().find(|(name, _)| is_later(name, newest)) {
                 Some((name, why)) => Err(unreadable(name, why).context(format_args!(
                     "which backup is the latest is not known ({} is the newest of the others)",
                     newest.name
@@ -476,6 +476,12 @@ pub(super) fn owner(file: &str) -> Option<&str> {
 /// The sequence in the name of a backup; `None` where it is one of those without.
 pub(super) fn sequence(name: &str) -> Option<u64> {
     name.split_once('-').and_then(|(_, number)| number.parse().ok())
+}
+
+/// Whether the backup of that name, which cannot be read, was made after `point`: the name has its sequence, or only a time.
+fn is_later(name: &str, point: &BackupPoint) -> bool {
+    let sequence = sequence(name).unwrap_or(point.sequence);
+    (sequence, name) > (point.sequence, &*point.name)
 }
 
 /// Whether it is the name of a backup: `20261123T141339Z-7`, when it was begun and its sequence, which older ones lack.

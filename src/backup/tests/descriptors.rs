@@ -225,3 +225,27 @@ fn behind_the_highest_sequence_comes_no_backup() {
     let verified = room.folder().verify(&mut proceed()).unwrap();
     assert!(verified.iter().all(|it| it.error.is_none()), "{verified:?}");
 }
+
+/// The order of backups is that of their sequences, whatever the clock did.
+#[test]
+fn no_older_backup_is_taken_for_the_latest_where_that_cannot_be_read() {
+    let (room, points) = three();
+    let backups = room.path("backups");
+    let spoil = |name: &str, new: &str| {
+        fs::remove_file(backups.join(format!("{name}.qbm"))).unwrap();
+        fs::write(backups.join(format!("{new}.qbm")), "{}").unwrap();
+    };
+    // One of the middle may be damaged that says that it was begun later.
+    spoil(&points[1], "20990101T000000Z-2");
+    assert_eq!(room.folder().find("latest").unwrap().name, points[2]);
+    // And the newest, that it was begun earlier.
+    spoil(&points[2], "20200101T000000Z-3");
+    let folder = room.folder();
+    let error = folder.find("latest").unwrap_err();
+    let words = format!(
+        "which backup is the latest is not known ({} is the newest of the others): the backup 20200101T000000Z-3 cannot be \
+         read: ",
+        points[0]
+    );
+    assert!(error.message().starts_with(&words), "{error}");
+}
