@@ -166,6 +166,10 @@ pub enum Fault {
     SweptUnsynced,
     /// A sync is taken to vouch for a backup's name that one before it has failed on.
     NamesUnrenewed,
+    /// The name of a folder of backups is taken for durable.
+    FolderUnnamed,
+    /// A sync is taken to vouch for a backup's removal that one before it has failed on.
+    RemovalsUnrenewed,
     /// A prune syncs the folder when all that goes is gone.
     RemovedAtOnce,
 }

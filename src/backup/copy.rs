@@ -86,10 +86,10 @@ fn each(
             if let Some(target) = target {
                 writeback.reached(target.storage, chunk.covers.end());
             }
-            pace.reached(before + chunk.passed)
+            pace.reached(before.saturating_add(chunk.passed))
         },
     )?;
-    pace.reached(before + chunks.passed())?;
+    pace.reached(before.saturating_add(chunks.passed()))?;
     Ok(Copied {
         stored,
         checksum: tree.finish(),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::lock::FolderLock;
-use super::point::BackupPoint;
+use super::point::{BackupPoint, REMOVED};
 use super::time::Moment;
 use crate::descriptor::Descriptor;
 use crate::descriptor::names::take_after;
@@ -56,24 +56,25 @@ impl BackupFolder {
         Ok(opened)
     }
 
-    /// The same; a folder that does not exist is made. What holds it must exist.
+    /// The same; a folder that does not exist is made, durably. What holds it must exist.
     pub fn open_or_create(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         match fs::create_dir(path) {
-            Ok(()) => {
-                // The name of the folder must be as durable as what is to be in it.
-                let above = path
-                    .parent()
-                    .filter(|above| !above.as_os_str().is_empty())
-                    .unwrap_or(Path::new("."));
-                HostFolder::open(above)
-                    .and_then(|above| above.sync())
-                    .map_err(|e| Error::io("sync the folder", above, &e))?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Ok(()) => {}
+            // Its name is made durable before there is a backup in it.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Self::open(path),
             Err(error) => return Err(Error::io("make the folder", path, &error)),
         }
+        let durable = |made: &Self| {
+            let synced = made.folder.sync_name();
+            synced.map_err(|e| Error::io("sync the folder above", path, &e))
+        };
         Self::open(path)
+            .and_then(|made| durable(&made).map(|()| made))
+            .inspect_err(|_| {
+                // To be made anew: the next sync would not vouch for a name that this one has failed on.
+                let _ = fs::remove_dir(path);
+            })
     }
 
     /// Where it is.
@@ -93,7 +94,7 @@ impl BackupFolder {
 
     /// The backup that `name` means: a whole name, the beginning of just one, or `latest`.
     ///
-    /// One that cannot be read is never passed over for another: `latest` fails where such a one has a later time.
+    /// One that cannot be read is never passed over for another: `latest` fails where such a one was made later.
     pub fn find(&self, name: &str) -> Result<&BackupPoint> {
         let none = |words: String| Error::new(ErrorCode::FileNotFound, words);
         let folder = self.path.display();
@@ -104,7 +105,7 @@ impl BackupFolder {
             });
         };
         if name == "latest" {
-            return match self.damaged.iter().find(|(name, _)| *name > newest.name) {
+            return match self.damaged.iter().find(|(name, _)| is_later(name, newest)) {
                 Some((name, why)) => Err(unreadable(name, why).context(format_args!(
                     "which backup is the latest is not known ({} is the newest of the others)",
                     newest.name
@@ -257,7 +258,11 @@ impl BackupFolder {
             let Some(name) = file.strip_suffix(".qbm").filter(|name| is_name(name)) else {
                 continue;
             };
-            let point = self.descriptor(&file).and_then(|bytes| {
+            let descriptor = self.descriptor(&file);
+            if descriptor.as_ref().is_ok_and(|bytes| bytes == REMOVED) {
+                continue;
+            }
+            let point = descriptor.and_then(|bytes| {
                 BackupPoint::read(name, &bytes).map_err(|e| e.context(self.shown(&file).display()))
             });
             match point {
@@ -331,20 +336,25 @@ impl BackupFolder {
     ///
     /// No backup of the folder has had the name before, pruned ones included, whatever the clock does: the newest one stays
     /// in every prune, so that no sequence comes twice. A copy of the folder made by names would else keep the old files.
-    pub(super) fn begin_point(&self) -> (String, u64, String) {
+    pub(super) fn begin_point(&self) -> Result<(String, u64, String)> {
         let now = Moment::now();
-        let mut sequence = self
-            .points
-            .last()
-            .map_or(1, |point| point.sequence.saturating_add(1));
+        let mut sequence = self.points.last().map_or(0, |point| point.sequence);
         loop {
+            sequence = sequence.checked_add(1).ok_or_else(|| self.no_sequence())?;
             let name = format!("{}-{sequence}", now.compact());
             // What is damaged does not tell its sequence.
             if self.named(&name).is_none() && self.damaged.iter().all(|(damaged, _)| *damaged != name) {
-                return (name, sequence, now.rfc3339());
+                return Ok((name, sequence, now.rfc3339()));
             }
-            sequence = sequence.saturating_add(1);
         }
+    }
+
+    fn no_sequence(&self) -> Error {
+        let folder = self.path.display();
+        Error::new(
+            ErrorCode::FileInvalid,
+            format!("a backup in {folder} has the highest sequence that there is; use another folder"),
+        )
     }
 
     /// Makes a file of `point` that must not exist yet; with the mode and owner of its descriptor, where it has one already.
@@ -364,29 +374,44 @@ impl BackupFolder {
     pub(super) fn prepare(&self, point: &BackupPoint, descriptor: &[u8]) -> Result<()> {
         let temporary = point.temporary();
         let storage = self.create(point, Role::Descriptor, &temporary)?;
-        let path = self.shown(&temporary);
-        write_slice(&*storage, descriptor, 0).map_err(|e| Error::io("write", &path, &e))?;
-        storage
-            .sync(SyncMode::All)
-            .map_err(|e| Error::io("sync", &path, &e))?;
+        self.fill(&*storage, &temporary, descriptor)?;
         // M1: a power cut must not keep the descriptor's name and lose those of the files in it.
         self.sync()
+    }
+
+    /// Makes a file with that content, which is durable then, and its name not.
+    pub(super) fn write_new(&self, name: &str, content: &[u8]) -> Result<()> {
+        let storage = self
+            .folder
+            .create(Role::Descriptor, Path::new(name))
+            .map_err(|e| Error::io("create", self.shown(name), &e))?;
+        self.fill(&*storage, name, content)
+    }
+
+    fn fill(&self, storage: &dyn Storage, name: &str, content: &[u8]) -> Result<()> {
+        let path = self.shown(name);
+        write_slice(storage, content, 0).map_err(|e| Error::io("write", &path, &e))?;
+        storage
+            .sync(SyncMode::All)
+            .map_err(|e| Error::io("sync", &path, &e))
     }
 
     /// Makes a backup that is prepared visible, or another take its place. An error does not mean that it is not: all that
     /// it needs must stay.
     pub(super) fn publish(&self, point: &BackupPoint) -> Result<()> {
-        let temporary = point.temporary();
-        let renamed = self
-            .folder
-            .rename(Path::new(&temporary), Path::new(&point.descriptor()))
-            .map_err(|e| Error::io("rename", self.shown(&temporary), &e));
+        let renamed = self.rename(&point.temporary(), &point.descriptor());
         renamed.and_then(|()| self.sync()).map_err(|error| {
             error.context(format_args!(
                 "the backup {} is whole, but may not be in the folder for good",
                 point.name
             ))
         })
+    }
+
+    pub(super) fn rename(&self, from: &str, to: &str) -> Result<()> {
+        self.folder
+            .rename(Path::new(from), Path::new(to))
+            .map_err(|e| Error::io("rename", self.shown(from), &e))
     }
 
     pub(super) fn sync(&self) -> Result<()> {
@@ -446,6 +471,17 @@ pub(super) fn owner(file: &str) -> Option<&str> {
     .iter()
     .find_map(|suffix| file.strip_suffix(suffix))
     .filter(|name| is_name(name))
+}
+
+/// The sequence in the name of a backup; `None` where it is one of those without.
+pub(super) fn sequence(name: &str) -> Option<u64> {
+    name.split_once('-').and_then(|(_, number)| number.parse().ok())
+}
+
+/// Whether the backup of that name, which cannot be read, was made after `point`: the name has its sequence, or only a time.
+fn is_later(name: &str, point: &BackupPoint) -> bool {
+    let sequence = sequence(name).unwrap_or(point.sequence);
+    (sequence, name) > (point.sequence, &*point.name)
 }
 
 /// Whether it is the name of a backup: `20261123T141339Z-7`, when it was begun and its sequence, which older ones lack.

@@ -7,10 +7,13 @@ use serde_json::{Map, Value, json};
 
 use crate::descriptor::{BitmapKind, Descriptor, Format};
 use crate::error::{Error, ErrorCode, Result};
-use crate::units::Granularity;
+use crate::units::{Granularity, MAX_LENGTH};
 
 /// The key beside `QBM` that holds the record.
 const KEY: &str = "backup";
+
+/// What has the name of a descriptor that is removed, before that is taken away anew: no backup, and no damaged one.
+pub(super) const REMOVED: &[u8] = b"{\"backup\": \"removed\"}\n";
 
 /// What a backup stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,13 +155,13 @@ impl BackupPoint {
             parent: fields.optional("parent")?,
             parent_starts: fields.added_later("parent-starts")?,
             source: fields.text("source")?,
-            length: fields.number("length")?,
+            length: fields.length("length")?,
             bitmap: fields.text("bitmap")?,
             granularity: Granularity::new(granularity)
                 .ok_or_else(|| invalid(format!("{KEY}.granularity: {granularity} is none")))?,
             based_on: fields.optional("based-on")?,
             starts: fields.text("starts")?,
-            stored: fields.number("stored")?,
+            stored: fields.length("stored")?,
             reason: fields.text("reason")?,
             data_checksum: fields.text("data-checksum")?,
             bitmap_checksum: fields.optional("bitmap-checksum")?,
@@ -289,6 +292,16 @@ impl Fields<'_> {
         value
             .as_u64()
             .ok_or_else(|| invalid(format!("{KEY}.{key}: {value} is no number of the kind")))
+    }
+
+    /// In bytes.
+    fn length(&self, key: &str) -> Result<u64> {
+        match self.number(key)? {
+            length if length > MAX_LENGTH => Err(invalid(format!(
+                "{KEY}.{key}: {length} is more than a disk can have, 2^63 - 1"
+            ))),
+            length => Ok(length),
+        }
     }
 
     fn file(&self, key: &str) -> Result<String> {

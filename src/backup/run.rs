@@ -158,6 +158,7 @@ impl Backup {
             ));
         }
         let lock = folder.lock()?;
+        folder.assure_folder()?;
         let (plan, frozen, views) = self.begin(disk, (folder, &lock), planned)?;
         let made: Result<Vec<BackupPoint>> = views
             .views()
@@ -238,7 +239,7 @@ impl Backup {
                 format!("bitmap {:?} is not frozen any more", self.bitmap),
             ));
         };
-        let (name, sequence, time) = folder.begin_point();
+        let (name, sequence, time) = folder.begin_point()?;
         let mut point = BackupPoint {
             data_file: format!("{name}-data.img"),
             bitmap_file: plan.basis.is_some().then(|| format!("{name}-allocation.bitmap")),

@@ -24,9 +24,9 @@ impl BackupFolder {
     ///
     /// Fails only where the caller ended it.
     pub fn verify(&self, progress: &mut Progress<'_>) -> Result<Vec<Verified>> {
-        let mut pace = Pace::new(progress, None, self.points().iter().map(|it| it.length).sum());
+        let mut pace = Pace::new(progress, None, all_of(self.points()));
         let mut verified: Vec<Verified> = Vec::new();
-        let mut before = 0;
+        let mut before = 0u64;
         for point in self.points() {
             let error = match self.verify_alone(point, &mut pace) {
                 Err(error) if error.code() == ErrorCode::Canceled => return Err(error),
@@ -41,7 +41,7 @@ impl BackupFolder {
                 name: point.name.clone(),
                 error,
             });
-            before += point.length;
+            before = before.saturating_add(point.length);
             pace.reached(before)?;
         }
         Ok(verified)
@@ -50,11 +50,11 @@ impl BackupFolder {
     /// The same of one backup and all that it stands on; fails where something is wrong.
     pub(super) fn verify_chain(&self, point: &BackupPoint, progress: &mut Progress<'_>) -> Result<()> {
         let chain = self.chain(point)?;
-        let mut pace = Pace::new(progress, None, chain.iter().map(|it| it.length).sum());
-        let mut before = 0;
+        let mut pace = Pace::new(progress, None, all_of(chain.iter().copied()));
+        let mut before = 0u64;
         for point in chain {
             self.verify_alone(point, &mut pace)?;
-            before += point.length;
+            before = before.saturating_add(point.length);
             pace.reached(before)?;
         }
         Ok(())
@@ -95,6 +95,12 @@ impl BackupFolder {
 /// Fails where the data of `point` has another checksum than `found`.
 pub(super) fn check_data(point: &BackupPoint, found: &str) -> Result<()> {
     compare(&point.data_file, found, &point.data_checksum)
+}
+
+/// The bytes of all of them; what anybody may have written into records is no reason to overflow.
+fn all_of<'p>(points: impl IntoIterator<Item = &'p BackupPoint>) -> u64 {
+    let lengths = points.into_iter().map(|it| it.length);
+    lengths.fold(0, u64::saturating_add)
 }
 
 fn unsound(parent: &str, verified: &[Verified]) -> Option<Error> {

@@ -128,6 +128,10 @@ impl Folder for HandedFolder {
         self.structural()?.sync()
     }
 
+    fn sync_name(&self) -> io::Result<()> {
+        self.structural()?.sync_name()
+    }
+
     fn check_writable(&self) -> io::Result<()> {
         self.structural()?.check_writable()
     }

@@ -76,6 +76,10 @@ impl Folder for Hooked {
         self.call("sync", Path::new("."), || self.inner.sync())
     }
 
+    fn sync_name(&self) -> io::Result<()> {
+        self.call("sync name", Path::new("."), || self.inner.sync_name())
+    }
+
     fn check_writable(&self) -> io::Result<()> {
         self.call("check", Path::new("."), || self.inner.check_writable())
     }

@@ -174,6 +174,12 @@ impl Folder for HostFolder {
         sys::with_file(self.dir.as_fd(), |dir| sys::retry(|| dir.sync_all()))
     }
 
+    fn sync_name(&self) -> io::Result<()> {
+        // From the open folder: its path may be a link, and then leads to another one above.
+        let above = sys::open_at(self.dir.as_fd(), c"..", O_RDONLY | O_DIRECTORY, 0)?;
+        sys::with_file(above.as_fd(), |dir| sys::retry(|| dir.sync_all()))
+    }
+
     fn check_writable(&self) -> io::Result<()> {
         if !self.readable {
             return Err(self.read_only("it may be searched, but not read, and so not be synced"));

@@ -152,6 +152,12 @@ pub trait Folder: Send + Sync + Debug {
     /// Makes the names in the folder durable: what was created, renamed and removed.
     fn sync(&self) -> io::Result<()>;
 
+    /// Makes the name of the folder itself durable, in the one above it. Fails with [`io::ErrorKind::Unsupported`] where
+    /// nothing can.
+    fn sync_name(&self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Fails with `EROFS` where names cannot be changed or made durable here, and says why; changes nothing.
     fn check_writable(&self) -> io::Result<()>;
 }

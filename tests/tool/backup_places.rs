@@ -1,11 +1,11 @@
-//! `qbm backup` and `qbm restore` where there is no room, or no right to write.
+//! `qbm backup` and `qbm restore` where there is no room, or no right to write, or the folder's name cannot be made durable.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 
 use super::mounted::Mounted;
-use super::room::Room;
+use super::room::{Room, TOOL, text};
 use super::skip::skipped;
 
 const BACKUP: [&str; 6] = [
@@ -123,4 +123,62 @@ fn a_folder_that_may_not_be_written_to_is_told_of() {
         );
     }
     assert!(files(&room, "").keys().eq(before.keys()));
+}
+
+/// strace answers the syncs of the folder `place`, which is above that of the backups, with `error`; the exit code, and what the
+/// tool complained. `None` where strace cannot.
+fn backup_without_syncs_of_place(room: &Room, error: &str) -> Option<(i32, String)> {
+    let inject = format!("inject=fsync,fdatasync:error={error}");
+    let place = fs::canonicalize(room.path("place")).expect("a folder");
+    let mut command = room.command("strace", &["-f", "-qq", "-o", "/dev/null", "-e", &inject, "-P"]);
+    let output = match command.arg(place).arg(TOOL).args(BACKUP).output() {
+        Ok(output) => output,
+        Err(why) => {
+            skipped(format_args!("strace: {why}"));
+            return None;
+        }
+    };
+    let complaint = text(&output.stderr);
+    if complaint.contains("ptrace") || complaint.contains("invalid") {
+        skipped(complaint);
+        return None;
+    }
+    Some((output.status.code().expect("an exit, not a signal"), complaint))
+}
+
+/// M1: the name of the folder is as durable as what is in it, before the bitmap forgets what the backup has.
+#[test]
+fn a_folder_that_a_power_cut_may_take_away_gets_no_backup() {
+    let room = Room::new();
+    room.folder("place");
+    room.done(&["create", "-q", "disk.qbm", "1M"]);
+    room.guest_writes("disk.qbm", 0, 100_000);
+    // `EINVAL`: a file system that cannot sync folders.
+    for (made_before, error, refused) in [
+        (false, "EIO", true),
+        (true, "EIO", true),
+        (false, "EINVAL", true),
+        (true, "EINVAL", false),
+    ] {
+        if made_before {
+            room.folder("place/backups");
+        }
+        let Some((code, complaint)) = backup_without_syncs_of_place(&room, error) else {
+            return;
+        };
+        let when = format!("{error}, {made_before}: {complaint}");
+        assert_eq!(code, i32::from(refused), "{when}");
+        let there = room.path("place/backups").exists();
+        assert_eq!(
+            complaint.contains("cannot sync the folder above place/backups: "),
+            refused,
+            "{when}"
+        );
+        assert_eq!(files(&room, "place/backups").is_empty(), refused, "{when}");
+        // One that was made for nothing has gone: the next backup makes it anew.
+        assert_eq!(there, made_before, "{when}");
+        if made_before && refused {
+            fs::remove_dir_all(room.path("place/backups")).expect("a removal");
+        }
+    }
 }

@@ -160,3 +160,92 @@ fn what_has_the_name_of_a_descriptor_and_is_none_is_told_and_not_read() {
         )
     );
 }
+
+/// Sets a number of a backup's record.
+fn set(room: &Room, name: &str, key: &str, value: u64) {
+    let path = room.path(&format!("backups/{name}.qbm"));
+    let mut document: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    document["backup"][key] = value.into();
+    fs::write(path, document.to_string()).unwrap();
+}
+
+#[test]
+fn lengths_that_no_disk_has_are_told_and_summed_up_by_nobody() {
+    let (room, points) = three();
+    let most = crate::MAX_LENGTH;
+    for key in ["length", "stored"] {
+        set(&room, &points[1], key, most + 1);
+        let folder = room.folder();
+        let said = folder.damaged()[0].1.message();
+        let file = room.path(&format!("backups/{}.qbm", points[1]));
+        let words = "9223372036854775808 is more than a disk can have, 2^63 - 1";
+        assert_eq!(said, format!("{}: backup.{key}: {words}", file.display()));
+        set(&room, &points[1], key, 1);
+    }
+    // Three of them are more than a number holds.
+    for name in &points {
+        set(&room, name, "length", most);
+    }
+    let folder = room.folder();
+    assert_eq!(folder.damaged().len(), 0);
+    for it in folder.verify(&mut proceed()).unwrap() {
+        let said = it.error.unwrap();
+        assert!(
+            said.message()
+                .contains("is of a disk of 9223372036854775807 bytes"),
+            "{said}"
+        );
+    }
+    let latest = folder.find("latest").unwrap();
+    let onto = room.path("vm/disk-data.img");
+    for to in [&room.path("new.img"), &onto] {
+        let restored = Restore::new().run(&folder, latest, to, &mut proceed());
+        assert_eq!(restored.unwrap_err().code(), ErrorCode::FileInvalid);
+    }
+    let prune = room.folder().prune(&Keep::new().last(1), &mut proceed());
+    assert_eq!(prune.unwrap_err().code(), ErrorCode::FileInvalid);
+    assert_eq!(room.back_up().kind(), BackupKind::Full);
+}
+
+/// One that comes behind it would count the same, and could stand on nothing.
+#[test]
+fn behind_the_highest_sequence_comes_no_backup() {
+    let (room, points) = three();
+    set(&room, &points[2], "sequence", u64::MAX - 1);
+    room.write(4, 40_000, 20_000);
+    let last = room.back_up();
+    assert_eq!((last.sequence, last.kind()), (u64::MAX, BackupKind::Incremental));
+    assert!(room.restored("latest") == room.content());
+    room.write(5, 50_000, 20_000);
+    let before = files(&room.path("backups"));
+    let error = room.try_back_up(&small(), "backups").unwrap_err();
+    let words = "has the highest sequence that there is; use another folder";
+    assert!(error.message().ends_with(words), "{error}");
+    assert!(files(&room.path("backups")) == before);
+    let verified = room.folder().verify(&mut proceed()).unwrap();
+    assert!(verified.iter().all(|it| it.error.is_none()), "{verified:?}");
+}
+
+/// The order of backups is that of their sequences, whatever the clock did.
+#[test]
+fn no_older_backup_is_taken_for_the_latest_where_that_cannot_be_read() {
+    let (room, points) = three();
+    let backups = room.path("backups");
+    let spoil = |name: &str, new: &str| {
+        fs::remove_file(backups.join(format!("{name}.qbm"))).unwrap();
+        fs::write(backups.join(format!("{new}.qbm")), "{}").unwrap();
+    };
+    // One of the middle may be damaged that says that it was begun later.
+    spoil(&points[1], "20990101T000000Z-2");
+    assert_eq!(room.folder().find("latest").unwrap().name, points[2]);
+    // And the newest, that it was begun earlier.
+    spoil(&points[2], "20200101T000000Z-3");
+    let folder = room.folder();
+    let error = folder.find("latest").unwrap_err();
+    let words = format!(
+        "which backup is the latest is not known ({} is the newest of the others): the backup 20200101T000000Z-3 cannot be \
+         read: ",
+        points[0]
+    );
+    assert!(error.message().starts_with(&words), "{error}");
+}

@@ -217,3 +217,39 @@ fn a_lock_whose_file_was_removed_before_it_was_locked_is_taken_anew() {
         "{error}"
     );
 }
+
+/// D1: a backup in a folder that a power cut may take away is none. Where nobody may sync the folder above, there is nothing to
+/// be done, and whoever made the folder has seen to it.
+#[test]
+fn a_folder_whose_name_cannot_be_made_durable_gets_no_backup() {
+    for (errno, refused) in [
+        (libc::EIO, true),
+        (libc::ENOENT, true),
+        (libc::EACCES, false),
+        (libc::EPERM, false),
+        (libc::EROFS, false),
+        (libc::EINVAL, false),
+        (libc::EOPNOTSUPP, false),
+    ] {
+        let room = Room::new();
+        room.write(1, 10_000, 20_000);
+        let folder = hooked(&room, move |when, what, _| match (when, what) {
+            (When::Before, "sync name") => Err(io::Error::from_raw_os_error(errno)),
+            _ => Ok(()),
+        });
+        let disk = Disk::open(room.disk()).unwrap();
+        let done = small().run(&disk, &mut folder.unwrap(), &mut proceed());
+        disk.close().unwrap();
+        let Err(error) = done else {
+            assert!(!refused, "{errno}");
+            continue;
+        };
+        assert!(refused, "{errno}: {error}");
+        let words = format!(
+            "cannot sync the folder above {}: ",
+            room.path("backups").display()
+        );
+        assert!(error.message().contains(&words), "{error}");
+        assert_eq!(files(&room.path("backups")), BTreeMap::new());
+    }
+}

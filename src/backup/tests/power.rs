@@ -4,10 +4,11 @@
 //! durable or not by itself, and no sync makes a name durable that one before it has failed on.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::*;
 use crate::mutation::{self, Fault as Wrong};
-use crate::storage::simulated::{CallKind, Fault, Keep as Cut, SimDisk};
+use crate::storage::simulated::{CallKind, Event, Fault, Keep as Cut, SimDisk};
 use crate::{Granularity, OpenOptions};
 
 const LEN: u64 = 20 * KIB + 700;
@@ -26,10 +27,19 @@ struct World {
 impl World {
     /// With so many backups, each of which stands on the one before, or all full.
     fn new(backups: u8, full: bool) -> Self {
-        let mut world = Self {
+        let mut world = Self::with(SimDisk::new());
+        for _ in 0..backups {
+            world.back_up(full).unwrap();
+        }
+        world
+    }
+
+    /// With that for the folder of the backups.
+    fn with(backups: SimDisk) -> Self {
+        let world = Self {
             scratch: tempfile::tempdir().unwrap(),
             vm: SimDisk::new(),
-            backups: SimDisk::new(),
+            backups,
             contents: BTreeMap::new(),
         };
         CreateOptions::new()
@@ -37,9 +47,6 @@ impl World {
             .folder(world.vm.folder())
             .create(NAME)
             .unwrap();
-        for _ in 0..backups {
-            world.back_up(full).unwrap();
-        }
         world
     }
 
@@ -301,6 +308,130 @@ fn no_power_cut_brings_a_backup_back_without_what_it_stands_on() {
     let wrong = mutation::with(Wrong::RemovedAtOnce, a_chain_is_pruned);
     assert!(
         wrong.as_ref().is_err_and(|why| why.contains("needs the backup")),
+        "{wrong:?}"
+    );
+}
+
+/// A prune whose sync behind the removal of the first backup fails, and the events of whoever sweeps then.
+fn with_an_unsynced_removal(full: bool) -> (World, u64) {
+    let world = World::new(3, full);
+    let removed = |sim: &SimDisk| sim.events().iter().any(|event| removes(event, ".qbm"));
+    for nth in 1.. {
+        let failing = world.backups.kill();
+        failing.fail(Fault::new(libc::EIO).on(CallKind::SyncFolder).nth(nth));
+        let pruned = world
+            .folder_on(&failing)
+            .prune(&Keep::new().last(2), &mut proceed());
+        failing.heal();
+        if pruned.is_err() && removed(&failing) {
+            let from = now(&failing);
+            return (
+                World {
+                    backups: failing,
+                    ..world
+                },
+                from,
+            );
+        }
+    }
+    unreachable!("every prune syncs behind a removal")
+}
+
+fn removes(event: &Event, end: &str) -> bool {
+    let is_such = |name: &Path| name.to_string_lossy().ends_with(end);
+    event.call.kind() == CallKind::Remove && event.call.names().any(is_such)
+}
+
+/// Who comes next is killed at any moment, and somebody else sweeps then.
+fn swept_after_an_unsynced_removal(full: bool) -> Result<(), String> {
+    let (world, from) = with_an_unsynced_removal(full);
+    drop(world.folder().lock().unwrap());
+    world.look_after_cuts(&world.backups, from, &[2, 3])?;
+    for event in world.backups.events().iter().skip(usize::try_from(from).unwrap()) {
+        if !event.call.changes() {
+            continue;
+        }
+        let killed = world.backups.after(event.number).kill();
+        let folder = world.folder_on(&killed);
+        let shown: Vec<u64> = folder.points().iter().map(|point| point.sequence).collect();
+        assert_eq!(
+            (shown, folder.damaged().len()),
+            (vec![2, 3], 0),
+            "killed after {event}"
+        );
+        drop(world.folder_on(&killed).lock().unwrap());
+        world
+            .look_after_cuts(&killed, 0, &[2, 3])
+            .map_err(|why| format!("killed after {event}, then {why}"))?;
+        let left = killed.names().len();
+        // Of a full backup two files, of an incremental one three; and the lock.
+        assert_eq!(
+            left,
+            if full { 5 } else { 6 },
+            "killed after {event}: {:?}",
+            killed.names()
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn no_power_cut_brings_a_removed_backup_back_without_its_files() {
+    for full in [false, true] {
+        assert_eq!(swept_after_an_unsynced_removal(full), Ok(()));
+        let wrong = mutation::with(Wrong::RemovalsUnrenewed, || swept_after_an_unsynced_removal(full));
+        assert!(
+            wrong.as_ref().is_err_and(|why| why.contains("No such file")),
+            "{wrong:?}"
+        );
+    }
+}
+
+/// What nobody can have removed costs nothing more; and a full file system keeps nobody from making room.
+#[test]
+fn a_sweep_makes_room_where_there_is_none() {
+    let (mut world, _) = with_an_unsynced_removal(true);
+    let is_new = |name: &Path| name.to_string_lossy().ends_with(".new");
+    let full = Fault::new(libc::ENOSPC)
+        .on(CallKind::Create)
+        .matching(move |call| call.names().any(is_new));
+    world.backups.fail(full.from_then_on());
+    let files = world.backups.names().len();
+    drop(world.folder().lock().unwrap());
+    assert_eq!(world.backups.names().len(), files - 1);
+    world.backups.heal();
+
+    let killed = {
+        let from = now(&world.backups);
+        world.back_up(true).unwrap();
+        let events = world.backups.events();
+        let published = events
+            .iter()
+            .find(|it| it.number > from && it.call.kind() == CallKind::Rename);
+        world.backups.after(published.unwrap().number - 1).kill()
+    };
+    let files = killed.names().len();
+    drop(world.folder_on(&killed).lock().unwrap());
+    assert_eq!(killed.names().len(), files - 2);
+    let makes = |event: &&Arc<Event>| event.call.kind() == CallKind::Create && event.failure.is_none();
+    assert_eq!(killed.events().iter().find(makes), None);
+}
+
+/// The first backup in a folder that somebody has made just now, and whose name nobody has synced.
+fn backed_up_to_a_new_folder() -> Result<(), String> {
+    let mut world = World::with(SimDisk::just_made());
+    world.back_up(false).unwrap();
+    world.look_after_cuts(&world.backups, now(&world.backups), &[1])
+}
+
+#[test]
+fn no_power_cut_takes_the_folder_of_a_backup() {
+    assert_eq!(backed_up_to_a_new_folder(), Ok(()));
+    let wrong = mutation::with(Wrong::FolderUnnamed, backed_up_to_a_new_folder);
+    assert!(
+        wrong
+            .as_ref()
+            .is_err_and(|why| why.contains("there is no backup")),
         "{wrong:?}"
     );
 }

@@ -86,6 +86,10 @@ impl Folder for Within {
         self.itself()?.sync()
     }
 
+    fn sync_name(&self) -> io::Result<()> {
+        self.itself()?.sync_name()
+    }
+
     fn check_writable(&self) -> io::Result<()> {
         let Some(folder) = &self.itself else {
             return Err(io::Error::new(

@@ -2,6 +2,9 @@
 //!
 //! Invariant: an existing file is never written to, and a failure leaves nothing behind.
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::path::Path;
 
@@ -12,6 +15,9 @@ use crate::disk::{BitmapInfo, Disk, OpenOptions};
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::qcow2::{NewBitmap, Thin, shown_length};
 use crate::storage::{Role, Storage, SyncMode};
+
+/// So often a disk is recovered that others leave unclosed again before it is looked at.
+const MAX_RECOVERIES: usize = 4;
 
 /// How to hand a disk to QEMU; then [`export`](ExportOptions::export) it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,15 +63,17 @@ impl ExportOptions {
     ///
     /// [`ImportOptions::merge_bitmaps`]: super::ImportOptions::merge_bitmaps
     pub fn export(self, disk: impl AsRef<Path>, target: impl AsRef<Path>) -> Result<Exported> {
-        let (disk, target) = (disk.as_ref(), target.as_ref());
-        let read_only = || OpenOptions::new().read_only(true).open(disk);
-        let mut open = read_only()?;
-        if open.info()?.recovery.is_some() {
-            drop(open);
-            let recovered = OpenOptions::new().open(disk).and_then(Disk::close);
-            recovered.map_err(|e| e.context("it was not closed, and could not be recovered"))?;
-            open = read_only()?;
-        }
+        self.export_when_recovered(disk.as_ref(), target.as_ref(), &mut || {})
+    }
+
+    /// The same. `recovered` is called whenever the disk has been recovered, and is not open.
+    fn export_when_recovered(
+        self,
+        disk: &Path,
+        target: &Path,
+        recovered: &mut dyn FnMut(),
+    ) -> Result<Exported> {
+        let open = open_closed(disk, recovered)?;
         self.export_parts(&open, target).map_err(|error| {
             error.context(format_args!(
                 "cannot export {} to {}",
@@ -137,6 +145,33 @@ impl ExportOptions {
             ));
         }
         Ok((sound, broken.into_iter().map(|info| info.name).collect()))
+    }
+}
+
+/// Opens a disk that is closed, for reading: nobody writes to it until that is dropped. Recovers it first where it has to.
+fn open_closed(disk: &Path, recovered: &mut dyn FnMut()) -> Result<Disk> {
+    let mut recoveries = 0;
+    loop {
+        let open = OpenOptions::new().read_only(true).open(disk)?;
+        // Looked at behind each recovery: somebody else may have used the disk since, and been killed.
+        let Some(found) = open.info()?.recovery else {
+            return Ok(open);
+        };
+        drop(open);
+        if recoveries == MAX_RECOVERIES {
+            return Err(Error::new(
+                ErrorCode::Locked,
+                format!(
+                    "{} was recovered and closed {MAX_RECOVERIES} times, and each time it is not closed again: {}",
+                    disk.display(),
+                    found.reason.as_deref().unwrap_or("others use it and are killed"),
+                ),
+            ));
+        }
+        let closed = OpenOptions::new().open(disk).and_then(Disk::close);
+        closed.map_err(|e| e.context("it was not closed, and could not be recovered"))?;
+        recovered();
+        recoveries += 1;
     }
 }
 

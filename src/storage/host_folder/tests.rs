@@ -165,6 +165,17 @@ fn a_writable_folder_says_so_and_is_not_touched() {
     );
 }
 
+/// The one above it is found from the folder itself, whatever its path was.
+#[test]
+fn the_name_of_a_folder_is_synced() {
+    let (dir, folder) = folder();
+    folder.sync_name().expect("a sync");
+    fs::create_dir(dir.path().join("sub")).expect("a folder");
+    symlink("sub", dir.path().join("link")).expect("a link");
+    let linked = HostFolder::open(&dir.path().join("link")).expect("an open");
+    linked.sync_name().expect("a sync");
+}
+
 #[test]
 fn a_folder_that_can_only_be_searched_cannot_be_synced() {
     let dir = tempfile::tempdir().expect("a temporary folder");

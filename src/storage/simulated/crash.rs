@@ -13,6 +13,8 @@ use super::state::State;
 /// One thing whose value after a power cut is open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Choice<'a> {
+    /// Whether the folder itself is there.
+    Folder,
     /// Which file a name stands for, if any.
     Name(&'a Path),
     /// A file's length.

@@ -52,6 +52,7 @@ pub enum Call {
         name: Arc<Path>,
     },
     SyncFolder,
+    SyncName,
     CheckWritable,
     Read {
         file: Arc<OpenFile>,
@@ -110,6 +111,7 @@ pub enum CallKind {
     Rename,
     Remove,
     SyncFolder,
+    SyncName,
     CheckWritable,
     Read,
     Write,
@@ -134,6 +136,7 @@ impl Call {
             Self::Rename { .. } => CallKind::Rename,
             Self::Remove { .. } => CallKind::Remove,
             Self::SyncFolder => CallKind::SyncFolder,
+            Self::SyncName => CallKind::SyncName,
             Self::CheckWritable => CallKind::CheckWritable,
             Self::Read { .. } => CallKind::Read,
             Self::Write { .. } => CallKind::Write,
@@ -172,6 +175,7 @@ impl Call {
             | Self::Rename { .. }
             | Self::Remove { .. }
             | Self::SyncFolder
+            | Self::SyncName
             | Self::CheckWritable
             | Self::Put { .. } => None,
             Self::Read { file, .. }
@@ -203,7 +207,7 @@ impl Call {
 
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Self::SyncFolder | Self::CheckWritable = self {
+        if let Self::SyncFolder | Self::SyncName | Self::CheckWritable = self {
             return write!(f, "{:?}", self.kind());
         }
         write!(f, "{:?}", self.kind())?;

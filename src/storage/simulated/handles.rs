@@ -85,6 +85,10 @@ impl Folder for SimDisk {
         self.perform(Call::SyncFolder, |_| ())
     }
 
+    fn sync_name(&self) -> io::Result<()> {
+        self.perform(Call::SyncName, |_| ())
+    }
+
     fn check_writable(&self) -> io::Result<()> {
         self.perform(Call::CheckWritable, |_| ())
     }

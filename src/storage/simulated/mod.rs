@@ -82,6 +82,18 @@ struct Inner {
 impl SimDisk {
     /// An empty disk.
     pub fn new() -> Self {
+        Self::from_state(Self::empty())
+    }
+
+    /// An empty disk whose folder was made just now: a power cut before [`Folder::sync_name`] may take it away with all that is
+    /// in it. Then there is an empty one again, as if somebody had made it anew.
+    pub fn just_made() -> Self {
+        let mut state = Self::empty();
+        state.folder_made();
+        Self::from_state(state)
+    }
+
+    fn empty() -> State {
         static DEVICES: AtomicU64 = AtomicU64::new(1);
         let limits = Limits {
             memory_alignment: 1,
@@ -94,7 +106,7 @@ impl SimDisk {
             max_write_zeroes: 0,
             block_device: false,
         };
-        Self::from_state(State::new(DEVICES.fetch_add(1, Ordering::Relaxed), limits))
+        State::new(DEVICES.fetch_add(1, Ordering::Relaxed), limits)
     }
 
     /// The disk's only folder.
@@ -220,7 +232,10 @@ impl SimDisk {
         let mut point = self.after(event.saturating_sub(1));
         let next = self.events().into_iter().find(|it| it.number == event);
         // A sync that did not come back vouches for nothing, and a call that failed did what its event says.
-        let is_sync = |event: &Event| matches!(event.call.kind(), CallKind::Sync | CallKind::SyncFolder);
+        let is_sync = |event: &Event| {
+            let kind = event.call.kind();
+            matches!(kind, CallKind::Sync | CallKind::SyncFolder | CallKind::SyncName)
+        };
         if let Some(event) = next.filter(|it| !is_sync(it) && it.failure.is_none()) {
             let mut torn = Event::clone(&event);
             torn.kept = kept;

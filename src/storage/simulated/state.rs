@@ -21,6 +21,8 @@ pub(super) struct State {
     pub device: u64,
     pub limits: Limits,
     last_inode: u64,
+    /// Whether the folder itself is there.
+    folder: History<bool>,
     files: BTreeMap<u64, Arc<File>>,
     names: BTreeMap<Arc<Path>, History<Option<u64>>>,
 }
@@ -32,9 +34,16 @@ impl State {
             device,
             limits,
             last_inode: 0,
+            folder: History::new(true),
             files: BTreeMap::new(),
             names: BTreeMap::new(),
         }
+    }
+
+    /// From the next sync of its name on, the folder is there for good.
+    pub fn folder_made(&mut self) {
+        self.folder = History::new(false);
+        self.folder.set(self.clock, true);
     }
 
     /// The number of the file with that name.
@@ -88,6 +97,7 @@ impl State {
             | Call::Extent { range, .. } => within_off_t(range.start(), range.len()),
             Call::SetLength { length, .. } => within_off_t(*length, 0),
             Call::SyncFolder
+            | Call::SyncName
             | Call::CheckWritable
             | Call::Sync { .. }
             | Call::Length { .. }
@@ -125,6 +135,8 @@ impl State {
                 self.names
                     .retain(|_, history| !history.is_settled() || history.live().is_some());
             }
+            Call::SyncName if failed => self.folder.sync_failed(event.begun),
+            Call::SyncName => self.folder.synced(event.begun),
             Call::Put { name, bytes } => {
                 let inode = self.add(File::durable(bytes));
                 self.names.insert(Arc::clone(name), History::new(Some(inode)));
@@ -165,11 +177,13 @@ impl State {
             .iter()
             .filter(move |(inode, _)| reachable.contains(inode))
             .flat_map(|(_, file)| file.counts());
-        names.chain(files).filter(|&count| count > 1)
+        let folder = std::iter::once(self.folder.count());
+        folder.chain(names).chain(files).filter(|&count| count > 1)
     }
 
     /// The state that the next boot finds; all of it is durable.
     pub fn after_power_cut(&self, chooser: &mut dyn Chooser) -> Self {
+        let there = *self.folder.choose(Choice::Folder, chooser);
         let mut names = BTreeMap::new();
         for (name, history) in &self.names {
             if let Some(inode) = history.choose(Choice::Name(name), chooser) {
@@ -192,11 +206,15 @@ impl State {
                 files.insert(inode, after);
             }
         }
+        if !there {
+            (names, files) = (BTreeMap::new(), BTreeMap::new());
+        }
         Self {
             clock: self.clock,
             device: self.device,
             limits: self.limits,
             last_inode: self.last_inode,
+            folder: History::new(true),
             files,
             names,
         }

@@ -179,6 +179,25 @@ fn a_failed_folder_sync_leaves_names_open_for_good() {
 // Names.
 
 #[test]
+fn a_folder_without_a_synced_name_may_be_missing_with_all_that_is_in_it() {
+    let disk = SimDisk::just_made();
+    sync(&*disk.folder().create(Role::Image, Path::new(F)).unwrap());
+    disk.folder().sync().unwrap();
+    let both: BTreeSet<_> = [None, Some(Vec::new())].into();
+    assert_eq!(outcomes(&disk.now()), both);
+    let failing = disk.kill();
+    disk.folder().sync_name().unwrap();
+    assert_eq!(outcomes(&disk.now()), set(&[b""]));
+    failing.fail(Fault::new(libc::EIO));
+    failing.folder().sync_name().unwrap_err();
+    failing.folder().sync_name().unwrap();
+    // As if somebody had made the folder again, for which nothing more is open.
+    let after = failing.power_cut_keeping(Keep::Nothing);
+    assert_eq!(outcomes(&failing.now()), both);
+    assert_eq!((after.names().len(), after.now().states()), (0, 1));
+}
+
+#[test]
 fn a_synced_file_without_a_synced_name_may_be_missing() {
     let disk = SimDisk::new();
     let file = disk.folder().create(Role::Image, Path::new(F)).unwrap();
