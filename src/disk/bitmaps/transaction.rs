@@ -168,15 +168,14 @@ impl<'d> Part<'d> {
 
     /// Puts the new descriptor in the place of the old one: the point at which all takes effect. Where the old one
     /// stands, the new files are gone afterwards.
-    pub(super) fn save(&self, structure: &Structure) -> Result<()> {
+    pub(super) fn save(&self, structure: &Structure) -> Result<(), SaveError> {
         if self.descriptor == structure.descriptor {
             return Ok(());
         }
-        self.disk.save(&self.descriptor).map_err(|error| {
+        self.disk.save(&self.descriptor).inspect_err(|error| {
             if matches!(error, SaveError::Unchanged(_)) {
                 self.abandon();
             }
-            error.into()
         })
     }
 
@@ -185,21 +184,24 @@ impl<'d> Part<'d> {
         self.disk.remove_files(&self.made);
     }
 
-    /// Ends it after it was saved, as if it had not been: another disk could not follow.
-    pub(super) fn take_back(&self, structure: &Structure) {
-        if self.descriptor == structure.descriptor {
-            return self.abandon();
-        }
-        match self.disk.save(&structure.descriptor) {
-            Ok(()) => self.abandon(),
+    /// Ends it after it was saved, as if it had not been: another disk could not follow. False where the new descriptor
+    /// may be there for good.
+    pub(super) fn take_back(&self, structure: &Structure) -> bool {
+        if self.descriptor != structure.descriptor
+            && let Err(SaveError::Unchanged(error) | SaveError::Unsure(error)) =
+                self.disk.save(&structure.descriptor)
+        {
             // What is on disk is not what memory says, so nothing may be built on either.
-            Err(SaveError::Unchanged(error) | SaveError::Unsure(error)) => self.disk.fail(&error),
+            self.disk.fail(&error);
+            return false;
         }
     }
 
     /// Makes memory say what the disk says. Cannot fail.
     pub(super) fn finish(self, structure: &mut Structure, shape: &mut Shape) {
         let retired = files_of(&structure.descriptor, &self.descriptor);
+        self.abandon();
+        true
         structure.descriptor = self.descriptor;
         *shape = shape.with(self.bitmaps, self.disk.writable);
         if let Some(excuses) = &self.disk.excuses {
