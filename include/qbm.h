@@ -1425,8 +1425,8 @@ int qbm_rebase(struct qbm_disk *disk,
  * files under other names.
  *
  * Returns 0; it is durable then. Fails as qbm_rebase() does, and has changed
- * nothing then, unless it says that a power cut may bring the old name back.
- * Any thread.
+ * nothing then, unless it says that a power cut may leave the old descriptor or
+ * the new one. Any thread.
  */
 int qbm_change_backing(struct qbm_disk *disk,
                        const char *backing_file,
@@ -1448,12 +1448,12 @@ int qbm_change_backing(struct qbm_disk *disk,
  * qbm_rebase() leaves it. options: NULL is the defaults.
  *
  * Returns 0; all is durable then. After an error the disk is as it was, unless
- * the error says that a power cut may bring the old descriptor back. A crash in
- * the middle leaves the old disk or the new one; the old one, maybe, beside a
- * file of that name that nothing uses. -EEXIST: the name is taken. -ENOTSUP:
- * the disk was opened without its backing. -EBUSY: a backup is under way.
- * -EROFS: the disk or its folder is read-only. -EINVAL, -ENOSPC, -EIO ... Any
- * thread.
+ * the error says that a power cut may leave the old descriptor or the new one.
+ * A crash in the middle leaves the old disk or the new one; the old one,
+ * maybe, beside a file of that name that nothing uses. -EEXIST: the name is
+ * taken. -ENOTSUP: the disk was opened without its backing. -EBUSY: a backup
+ * is under way. -EROFS: the disk or its folder is read-only. -EINVAL, -ENOSPC,
+ * -EIO ... Any thread.
  */
 int qbm_snapshot(struct qbm_disk *disk,
                  const char *name,
@@ -1536,10 +1536,12 @@ int qbm_block_status(struct qbm_disk *disk,
  *
  * What changes a bitmap happens at one point between writes: it waits for
  * those in flight, and later ones wait for it. It is durable when the call
- * returns 0, and an error leaves all as it was. A starting point (add, clear,
- * enable, freeze, thaw with QBM_THAW_COMMIT, reset, deserialize) flushes the
- * disk first: a backup must not drop the bit of a write that a power cut can
- * still take back.
+ * returns 0, and an error leaves all as it was. (Where the system fails in the
+ * very last step, the error says that a power cut may leave the old descriptor
+ * or the new one, and the disk has failed; epochs tell which it is when it is
+ * opened again.) A starting point (add, clear, enable, freeze, thaw with
+ * QBM_THAW_COMMIT, reset, deserialize) flushes the disk first: a backup must
+ * not drop the bit of a write that a power cut can still take back.
  *
  * Bits that writes set are in the file before the write is, and survive the
  * end of the process; they are durable after qbm_bitmap_sync() or
@@ -1963,6 +1965,10 @@ int qbm_backup_release(struct qbm_disk *view, uint64_t offset, uint64_t len);
  * meanwhile; -EIO, -ENOSPC ...: a bitmap could not be thawed.
  * -ESTALE: in a child of the process that began it; nothing is freed then.
  */
+ * A disk that has failed by it (QBM_INFO_FAILED, QBM_NOTICE_FAILED) must be
+ * reopened, and its bitmap may have forgotten all the same: keep the copy. It
+ * has forgotten what was dirty if its epoch is then the next_epoch that it had
+ * on the view, and has all bits otherwise.
 int qbm_backup_end(struct qbm_views *views,
                    int outcome,
                    uint32_t flags);

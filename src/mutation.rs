@@ -88,6 +88,8 @@ pub enum Fault {
     MergedTakenBack,
     /// What several disks have saved is taken back in the order in which it was saved.
     TakenBackInOrder,
+    /// A new descriptor that a power cut may take back is left in its place, though the call that put it there fails.
+    UnsureLeft,
     /// A disk gets longer before its bitmaps do.
     GrownFirst,
     /// What was cut off a disk comes back clean.

@@ -81,10 +81,12 @@ unsafe impl Extensible for qbm_bitmap_options {}
 ///
 /// What changes a bitmap happens at one point between writes: it waits for
 /// those in flight, and later ones wait for it. It is durable when the call
-/// returns 0, and an error leaves all as it was. A starting point (add, clear,
-/// enable, freeze, thaw with QBM_THAW_COMMIT, reset, deserialize) flushes the
-/// disk first: a backup must not drop the bit of a write that a power cut can
-/// still take back.
+/// returns 0, and an error leaves all as it was. (Where the system fails in the
+/// very last step, the error says that a power cut may leave the old descriptor
+/// or the new one, and the disk has failed; epochs tell which it is when it is
+/// opened again.) A starting point (add, clear, enable, freeze, thaw with
+/// QBM_THAW_COMMIT, reset, deserialize) flushes the disk first: a backup must
+/// not drop the bit of a write that a power cut can still take back.
 ///
 /// Bits that writes set are in the file before the write is, and survive the
 /// end of the process; they are durable after qbm_bitmap_sync() or

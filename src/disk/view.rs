@@ -178,8 +178,10 @@ impl<'d> BackupViews<'d> {
     /// Ends the backup at one point of all the disks. With `success` the bitmaps forget what was dirty when it began;
     /// whoever says so has all of it where it is durable. Otherwise they keep it.
     ///
-    /// After an error they keep it too, and the backup is over on every disk that can go on: none of the bitmaps has
-    /// forgotten anything.
+    /// After an error they keep it too, and the backup is over on every disk that can go on. A disk that has failed must be
+    /// reopened, and what it finds then may be that its bitmap has forgotten all the same, as the very last step was done
+    /// when it failed. So whatever was copied of it is to be kept: where the bitmap's epoch is the `next_epoch` that it had
+    /// during the backup, it lacks what was dirty.
     pub fn end(mut self, success: bool) -> Result<()> {
         self.finish(if success { Thaw::Commit } else { Thaw::Rollback })
     }

@@ -21,8 +21,9 @@ impl Disk {
     /// Applies all of `actions`, in their order, or none, at one point between writes. Durable on return.
     ///
     /// Waits for the writes in flight; later ones wait meanwhile. Where an action makes a starting point, the disk is
-    /// flushed first, and a flush that fails is an error. An error leaves all as it was, unless it says that a power
-    /// cut may bring the old descriptor back: then the disk has failed and must be reopened.
+    /// flushed first, and a flush that fails is an error. An error leaves all as it was, also for who reopens the disk
+    /// after a kill, unless it says that a power cut may leave the old descriptor or the new one: then the disk has failed
+    /// and must be reopened, and only its bitmaps' epochs say which of the two it is.
     ///
     /// Changes that need the descriptor or a new file fail with `EROFS` where the folder cannot be written to. Setting
     /// bits, as the only action or by a merge, does not need them.
@@ -167,15 +168,18 @@ impl<'d> Part<'d> {
     }
 
     /// Puts the new descriptor in the place of the old one: the point at which all takes effect. Where the old one
-    /// stands, the new files are gone afterwards.
+    /// stands, the new files are gone afterwards; where a power cut may leave either, a kill leaves the old one.
     pub(super) fn save(&self, structure: &Structure) -> Result<(), SaveError> {
         if self.descriptor == structure.descriptor {
             return Ok(());
         }
-        self.disk.save(&self.descriptor).inspect_err(|error| {
-            if matches!(error, SaveError::Unchanged(_)) {
-                self.abandon();
+        self.disk.save(&self.descriptor).inspect_err(|error| match error {
+            SaveError::Unchanged(_) => self.abandon(),
+            // D1: the caller is told that no bitmap has lost anything. The disk has failed, and what both name stays.
+            SaveError::Unsure(_) if !mutation::on(Fault::UnsureLeft) => {
+                let _ = self.disk.save(&structure.descriptor);
             }
+            SaveError::Unsure(_) => {}
         })
     }
 
@@ -195,13 +199,13 @@ impl<'d> Part<'d> {
             self.disk.fail(&error);
             return false;
         }
+        self.abandon();
+        true
     }
 
     /// Makes memory say what the disk says. Cannot fail.
     pub(super) fn finish(self, structure: &mut Structure, shape: &mut Shape) {
         let retired = files_of(&structure.descriptor, &self.descriptor);
-        self.abandon();
-        true
         structure.descriptor = self.descriptor;
         *shape = shape.with(self.bitmaps, self.disk.writable);
         if let Some(excuses) = &self.disk.excuses {
