@@ -1519,7 +1519,8 @@ int qbm_block_status(struct qbm_disk *disk,
  * - persistent: it is a file, named by the descriptor. Without it a bitmap is
  *   transient and ends with the open disk, as does all that is added to a
  *   disk that is open read-only.
- * - busy: frozen for a backup, from qbm_bitmap_freeze() to _thaw(). Reading
+ * - busy: frozen for a backup, from qbm_bitmap_freeze() to _thaw(), or from
+ *   qbm_backup_begin() to qbm_backup_end(), which no thaw ends. Reading
  *   shows the frozen bits, while new writes are recorded in a successor.
  *   Everything else is -EBUSY (QBM_ERROR_BITMAP_BUSY), merging from it, too.
  * - inconsistent: changes may be missing in it. It may only be removed, or
@@ -1688,7 +1689,8 @@ int qbm_bitmap_freeze(struct qbm_disk *disk, const char *name, uint32_t flags);
  * backup must be durable by then, its name in its folder, too.
  *
  * Returns 0. -EINVAL: another outcome; QBM_ERROR_BITMAP_STATE: it is not
- * frozen.
+ * frozen. -EBUSY: it was frozen by qbm_backup_begin() or qbm_backup(), whose
+ * backup alone thaws it, when it ends.
  */
 int qbm_bitmap_thaw(struct qbm_disk *disk, const char *name, int outcome, uint32_t flags);
 
@@ -1963,12 +1965,12 @@ int qbm_backup_release(struct qbm_disk *view, uint64_t offset, uint64_t len);
  * Otherwise the bitmaps have all bits, and none is frozen any more but those of
  * a disk that has failed: -EINVAL (QBM_ERROR_BITMAP_STATE): a disk was closed
  * meanwhile; -EIO, -ENOSPC ...: a bitmap could not be thawed.
- * -ESTALE: in a child of the process that began it; nothing is freed then.
- */
  * A disk that has failed by it (QBM_INFO_FAILED, QBM_NOTICE_FAILED) must be
  * reopened, and its bitmap may have forgotten all the same: keep the copy. It
  * has forgotten what was dirty if its epoch is then the next_epoch that it had
  * on the view, and has all bits otherwise.
+ * -ESTALE: in a child of the process that began it; nothing is freed then.
+ */
 int qbm_backup_end(struct qbm_views *views,
                    int outcome,
                    uint32_t flags);

@@ -64,7 +64,8 @@ unsafe impl Extensible for qbm_bitmap_options {}
 /// - persistent: it is a file, named by the descriptor. Without it a bitmap is
 ///   transient and ends with the open disk, as does all that is added to a
 ///   disk that is open read-only.
-/// - busy: frozen for a backup, from qbm_bitmap_freeze() to _thaw(). Reading
+/// - busy: frozen for a backup, from qbm_bitmap_freeze() to _thaw(), or from
+///   qbm_backup_begin() to qbm_backup_end(), which no thaw ends. Reading
 ///   shows the frozen bits, while new writes are recorded in a successor.
 ///   Everything else is -EBUSY (QBM_ERROR_BITMAP_BUSY), merging from it, too.
 /// - inconsistent: changes may be missing in it. It may only be removed, or

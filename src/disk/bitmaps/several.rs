@@ -37,6 +37,10 @@ pub(in crate::disk) trait AtPoint<'a> {
     fn prepare(&mut self, disk: &'a Disk, shape: &Shape) -> Result<()>;
     /// When all has taken effect.
     fn finish(&mut self, disk: &'a Disk, shape: &mut Shape);
+    /// Whether it is the end of the backup that bitmaps are lent to.
+    fn ends_backup(&self) -> bool {
+        false
+    }
 }
 
 /// Nothing.
@@ -108,6 +112,11 @@ pub(in crate::disk) fn at_one_point<'a>(actions: &Actions<'a>, also: &mut dyn At
         .zip(&shapes)
         .map(|((party, structure), shape)| party.disk.stage(structure, shape))
         .collect();
+    if also.ends_backup() {
+        for stage in &mut stages {
+            stage.lent = None;
+        }
+    }
     for (disk, action) in actions {
         try_out(&parties, &mut stages, disk, action)
             .map_err(|error| on_disk(&parties, disk, action.explain(error)))?;

@@ -34,13 +34,14 @@ impl Disk {
 
     /// The bitmaps as they are, to try actions out on.
     pub(super) fn stage<'d>(&'d self, structure: &Structure, shape: &Shape) -> Stage<'d> {
-        Stage::new(
-            &shape.bitmaps,
-            structure.descriptor.clone(),
-            &self.loading,
-            self.length(),
-            self.writable,
-        )
+        Stage {
+            bitmaps: shape.bitmaps.iter().cloned().map(Staged::new).collect(),
+            descriptor: structure.descriptor.clone(),
+            lent: shape.lent().cloned(),
+            loading: &self.loading,
+            length: self.length(),
+            writable: self.writable,
+        }
     }
 
     /// Ends a transaction that did nothing but add bits to one bitmap. No partner can lose bits by it, and whatever
