@@ -189,8 +189,10 @@ impl<'d> BackupViews<'d> {
 
     fn finish(&mut self, outcome: Thaw) -> Result<()> {
         self.ended = true;
+        // In a forked child nobody is left who would let go of a lock, or open a gate that was closed.
+        let ours = || self.views.iter().filter(|view| view.disk.alive.is_ours());
         // Before anything that would wait for a writer who waits for us.
-        self.views.iter().for_each(|view| view.before.end());
+        ours().for_each(|view| view.before.end());
         let actions: Vec<_> = self
             .views
             .iter()
@@ -202,10 +204,7 @@ impl<'d> BackupViews<'d> {
         let actions: Vec<_> = actions.iter().map(|(disk, action)| (*disk, action)).collect();
         let ended = at_one_point(&actions, &mut End);
         if ended.is_err() {
-            // In a forked child nobody is left who would open a gate that was closed, or leave it.
-            for view in self.views.iter().filter(|view| view.disk.alive.is_ours()) {
-                view.roll_back();
-            }
+            ours().for_each(BackupView::roll_back);
         }
         ended
     }

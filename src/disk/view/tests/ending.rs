@@ -133,3 +133,44 @@ fn a_bitmap_forgets_nothing_by_an_end_that_fails() {
     let forgotten = mutation::with(Missing::UnsureLeft, forgotten_by_an_end_that_fails);
     assert!(forgotten > 0);
 }
+
+/// In a forked child nobody lets go of what another thread held at the fork.
+#[test]
+fn an_end_in_a_forked_child_waits_for_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = disk(&dir, "disk", false);
+    let views = backup_begin(&[(&disk, "b")], &Scratch::default()).unwrap();
+    let before = Arc::clone(&views.views()[0].before);
+    let held = before.hold();
+    // SAFETY: the child takes no lock but that of the allocator, which a fork leaves free, and leaves by _exit.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        let refused = views.end(true).is_err_and(|e| e.code() == ErrorCode::Forked);
+        // SAFETY: ends the child without running what belongs to its parent.
+        unsafe { libc::_exit(i32::from(!refused)) };
+    }
+    drop(held);
+    assert_eq!(status_of(child), Some(0), "it was refused, at once");
+    assert!(is_busy(&disk));
+    views.end(true).unwrap();
+    assert!(!is_busy(&disk));
+}
+
+/// How `child` has ended; `None` of one that does not end by itself.
+fn status_of(child: libc::pid_t) -> Option<i32> {
+    let mut status = 0;
+    for _ in 0..3000 {
+        // SAFETY: waits for a child of this test.
+        if unsafe { libc::waitpid(child, &raw mut status, libc::WNOHANG) } == child {
+            return Some(status);
+        }
+        thread::sleep(std::time::Duration::from_millis(10));
+    }
+    // SAFETY: as above; it is there still, as nobody has waited for it.
+    unsafe {
+        libc::kill(child, libc::SIGKILL);
+        libc::waitpid(child, &raw mut status, 0);
+    }
+    None
+}
