@@ -158,6 +158,10 @@ static void on_a_view(qbm_disk *disk)
     /* The disk, meanwhile. */
     CHECK_FAILS(EBUSY, QBM_ERROR_BITMAP_BUSY, "a backup of disk.qbm is under way", qbm_truncate(disk, SIZE * 2, 0));
     CHECK_FAILS(EBUSY, QBM_ERROR_BITMAP_BUSY, "frozen", qbm_bitmap_clear(disk, "b", 0));
+    CHECK_FAILS(EBUSY, QBM_ERROR_BITMAP_BUSY, "in use by a backup",
+                qbm_bitmap_thaw(disk, "b", QBM_THAW_COMMIT, 0));
+    CHECK_FAILS(EBUSY, QBM_ERROR_BITMAP_BUSY, "in use by a backup",
+                qbm_bitmap_thaw(disk, "b", QBM_THAW_ROLLBACK, 0));
     again[0] = source(disk, "c");
     CHECK_FAILS(EBUSY, QBM_ERROR_BITMAP_BUSY, "under way", qbm_backup_begin(again, 1, sizeof *again, NULL, &more));
     CHECK_OK(qbm_pread(view, &byte, 1, 0));

@@ -1425,8 +1425,8 @@ int qbm_rebase(struct qbm_disk *disk,
  * files under other names.
  *
  * Returns 0; it is durable then. Fails as qbm_rebase() does, and has changed
- * nothing then, unless it says that a power cut may bring the old name back.
- * Any thread.
+ * nothing then, unless it says that a power cut may leave the old descriptor or
+ * the new one. Any thread.
  */
 int qbm_change_backing(struct qbm_disk *disk,
                        const char *backing_file,
@@ -1448,12 +1448,12 @@ int qbm_change_backing(struct qbm_disk *disk,
  * qbm_rebase() leaves it. options: NULL is the defaults.
  *
  * Returns 0; all is durable then. After an error the disk is as it was, unless
- * the error says that a power cut may bring the old descriptor back. A crash in
- * the middle leaves the old disk or the new one; the old one, maybe, beside a
- * file of that name that nothing uses. -EEXIST: the name is taken. -ENOTSUP:
- * the disk was opened without its backing. -EBUSY: a backup is under way.
- * -EROFS: the disk or its folder is read-only. -EINVAL, -ENOSPC, -EIO ... Any
- * thread.
+ * the error says that a power cut may leave the old descriptor or the new one.
+ * A crash in the middle leaves the old disk or the new one; the old one,
+ * maybe, beside a file of that name that nothing uses. -EEXIST: the name is
+ * taken. -ENOTSUP: the disk was opened without its backing. -EBUSY: a backup
+ * is under way. -EROFS: the disk or its folder is read-only. -EINVAL, -ENOSPC,
+ * -EIO ... Any thread.
  */
 int qbm_snapshot(struct qbm_disk *disk,
                  const char *name,
@@ -1519,7 +1519,8 @@ int qbm_block_status(struct qbm_disk *disk,
  * - persistent: it is a file, named by the descriptor. Without it a bitmap is
  *   transient and ends with the open disk, as does all that is added to a
  *   disk that is open read-only.
- * - busy: frozen for a backup, from qbm_bitmap_freeze() to _thaw(). Reading
+ * - busy: frozen for a backup, from qbm_bitmap_freeze() to _thaw(), or from
+ *   qbm_backup_begin() to qbm_backup_end(), which no thaw ends. Reading
  *   shows the frozen bits, while new writes are recorded in a successor.
  *   Everything else is -EBUSY (QBM_ERROR_BITMAP_BUSY), merging from it, too.
  * - inconsistent: changes may be missing in it. It may only be removed, or
@@ -1536,10 +1537,12 @@ int qbm_block_status(struct qbm_disk *disk,
  *
  * What changes a bitmap happens at one point between writes: it waits for
  * those in flight, and later ones wait for it. It is durable when the call
- * returns 0, and an error leaves all as it was. A starting point (add, clear,
- * enable, freeze, thaw with QBM_THAW_COMMIT, reset, deserialize) flushes the
- * disk first: a backup must not drop the bit of a write that a power cut can
- * still take back.
+ * returns 0, and an error leaves all as it was. (Where the system fails in the
+ * very last step, the error says that a power cut may leave the old descriptor
+ * or the new one, and the disk has failed; epochs tell which it is when it is
+ * opened again.) A starting point (add, clear, enable, freeze, thaw with
+ * QBM_THAW_COMMIT, reset, deserialize) flushes the disk first: a backup must
+ * not drop the bit of a write that a power cut can still take back.
  *
  * Bits that writes set are in the file before the write is, and survive the
  * end of the process; they are durable after qbm_bitmap_sync() or
@@ -1686,7 +1689,8 @@ int qbm_bitmap_freeze(struct qbm_disk *disk, const char *name, uint32_t flags);
  * backup must be durable by then, its name in its folder, too.
  *
  * Returns 0. -EINVAL: another outcome; QBM_ERROR_BITMAP_STATE: it is not
- * frozen.
+ * frozen. -EBUSY: it was frozen by qbm_backup_begin() or qbm_backup(), whose
+ * backup alone thaws it, when it ends.
  */
 int qbm_bitmap_thaw(struct qbm_disk *disk, const char *name, int outcome, uint32_t flags);
 
@@ -1880,9 +1884,10 @@ int qbm_bitmap_list(struct qbm_disk *disk,
  * that failed returns, with the action named in the message, and nothing is
  * changed. (If the system fails at one disk when another is changed already,
  * that one is changed back; if even that fails, it has failed, and must be
- * reopened.) -EINVAL: a kind that is not known, a field that the kind does not
- * use. -ENOTSUP: disks that merge from each other in a circle, where one also
- * loses bits.
+ * reopened. One that has merged bits from a disk of which nobody knows whether
+ * it has lost them is not changed back, and has failed too.) -EINVAL: a kind
+ * that is not known, a field that the kind does not use. -ENOTSUP: disks that
+ * merge from each other in a circle, where one also loses bits.
  */
 int qbm_bitmap_transaction(const struct qbm_bitmap_action *actions,
                            size_t count,
@@ -1960,6 +1965,10 @@ int qbm_backup_release(struct qbm_disk *view, uint64_t offset, uint64_t len);
  * Otherwise the bitmaps have all bits, and none is frozen any more but those of
  * a disk that has failed: -EINVAL (QBM_ERROR_BITMAP_STATE): a disk was closed
  * meanwhile; -EIO, -ENOSPC ...: a bitmap could not be thawed.
+ * A disk that has failed by it (QBM_INFO_FAILED, QBM_NOTICE_FAILED) must be
+ * reopened, and its bitmap may have forgotten all the same: keep the copy. It
+ * has forgotten what was dirty if its epoch is then the next_epoch that it had
+ * on the view, and has all bits otherwise.
  * -ESTALE: in a child of the process that began it; nothing is freed then.
  */
 int qbm_backup_end(struct qbm_views *views,

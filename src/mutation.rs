@@ -84,6 +84,12 @@ pub enum Fault {
     RenameUnsynced,
     /// A descriptor that may be the old one again after a power cut is told of, and the disk goes on.
     UnsureForgotten,
+    /// A disk of several loses the bits that it merged, though the one that it merged them from may have lost them too.
+    MergedTakenBack,
+    /// What several disks have saved is taken back in the order in which it was saved.
+    TakenBackInOrder,
+    /// A new descriptor that a power cut may take back is left in its place, though the call that put it there fails.
+    UnsureLeft,
     /// A disk gets longer before its bitmaps do.
     GrownFirst,
     /// What was cut off a disk comes back clean.

@@ -23,8 +23,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use loops::Loop;
 use mounted::Mounted;
-use qbm::ByteRange;
 use qbm::storage::{Access, FileStorage, Storage, SyncMode, Zeroing, read_slice, write_slice};
+use qbm::{AddBitmap, ByteRange, CreateOptions, OpenOptions};
 use skip::skipped;
 
 const MIB: u64 = 1 << 20;
@@ -288,6 +288,30 @@ fn another_device_node_is_the_same_device() {
     assert_eq!(by_link.identity(), by_name.identity());
     let file = FileStorage::open(&device.backing, Access::default()).expect("an open");
     assert_ne!(file.identity(), by_name.identity());
+}
+
+/// What clears it gives it a new file. The device, of which the name is others', is not removed.
+#[test]
+fn a_bitmap_leaves_its_device_there() {
+    let Some(device) = Device::new(512) else { return };
+    let descriptor = device.backing.with_file_name("disk.qbm");
+    let on_device = device.backing.with_file_name("disk-b.bitmap");
+    let options = CreateOptions::new().size(SIZE);
+    options.create(&descriptor).expect("a disk");
+    let disk = OpenOptions::new().open(&descriptor).expect("an open");
+    disk.bitmap_add("b", AddBitmap::default()).expect("a bitmap");
+    disk.close().expect("a close");
+    std::fs::remove_file(&on_device).expect("its file");
+    std::os::unix::fs::symlink(&device.node, &on_device).expect("a link");
+    let disk = OpenOptions::new().open(&descriptor).expect("an open");
+    disk.bitmap_set("b", 0, SIZE).expect("bits");
+    disk.bitmap_clear("b").expect("new bits");
+    disk.close().expect("a close");
+    assert_eq!(std::fs::read_link(&on_device).expect("the link"), device.node);
+    assert!(contents(&device.node).iter().any(|byte| *byte != 0));
+    let disk = OpenOptions::new().open(&descriptor).expect("an open");
+    assert_eq!(disk.bitmap_count("b").expect("a count"), 0);
+    disk.bitmap_remove("b").expect("no bitmap");
 }
 
 /// That is what lets syncs of one image run side by side (A2). The kernel, not this library, is under test.

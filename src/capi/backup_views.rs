@@ -211,6 +211,10 @@ pub unsafe extern "C" fn qbm_backup_release(view: *mut qbm_disk, offset: u64, le
 /// Otherwise the bitmaps have all bits, and none is frozen any more but those of
 /// a disk that has failed: -EINVAL (QBM_ERROR_BITMAP_STATE): a disk was closed
 /// meanwhile; -EIO, -ENOSPC ...: a bitmap could not be thawed.
+/// A disk that has failed by it (QBM_INFO_FAILED, QBM_NOTICE_FAILED) must be
+/// reopened, and its bitmap may have forgotten all the same: keep the copy. It
+/// has forgotten what was dirty if its epoch is then the next_epoch that it had
+/// on the view, and has all bits otherwise.
 /// -ESTALE: in a child of the process that began it; nothing is freed then.
 ///
 /// # Safety

@@ -125,7 +125,8 @@ pub unsafe extern "C" fn qbm_bitmap_freeze(disk: *mut qbm_disk, name: *const c_c
 /// backup must be durable by then, its name in its folder, too.
 ///
 /// Returns 0. -EINVAL: another outcome; QBM_ERROR_BITMAP_STATE: it is not
-/// frozen.
+/// frozen. -EBUSY: it was frozen by qbm_backup_begin() or qbm_backup(), whose
+/// backup alone thaws it, when it ends.
 ///
 /// # Safety
 ///

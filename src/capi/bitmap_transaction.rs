@@ -115,9 +115,10 @@ unsafe impl Plain for qbm_bitmap_action {}
 /// that failed returns, with the action named in the message, and nothing is
 /// changed. (If the system fails at one disk when another is changed already,
 /// that one is changed back; if even that fails, it has failed, and must be
-/// reopened.) -EINVAL: a kind that is not known, a field that the kind does not
-/// use. -ENOTSUP: disks that merge from each other in a circle, where one also
-/// loses bits.
+/// reopened. One that has merged bits from a disk of which nobody knows whether
+/// it has lost them is not changed back, and has failed too.) -EINVAL: a kind
+/// that is not known, a field that the kind does not use. -ENOTSUP: disks that
+/// merge from each other in a circle, where one also loses bits.
 ///
 /// # Safety
 ///

@@ -64,7 +64,8 @@ unsafe impl Extensible for qbm_bitmap_options {}
 /// - persistent: it is a file, named by the descriptor. Without it a bitmap is
 ///   transient and ends with the open disk, as does all that is added to a
 ///   disk that is open read-only.
-/// - busy: frozen for a backup, from qbm_bitmap_freeze() to _thaw(). Reading
+/// - busy: frozen for a backup, from qbm_bitmap_freeze() to _thaw(), or from
+///   qbm_backup_begin() to qbm_backup_end(), which no thaw ends. Reading
 ///   shows the frozen bits, while new writes are recorded in a successor.
 ///   Everything else is -EBUSY (QBM_ERROR_BITMAP_BUSY), merging from it, too.
 /// - inconsistent: changes may be missing in it. It may only be removed, or
@@ -81,10 +82,12 @@ unsafe impl Extensible for qbm_bitmap_options {}
 ///
 /// What changes a bitmap happens at one point between writes: it waits for
 /// those in flight, and later ones wait for it. It is durable when the call
-/// returns 0, and an error leaves all as it was. A starting point (add, clear,
-/// enable, freeze, thaw with QBM_THAW_COMMIT, reset, deserialize) flushes the
-/// disk first: a backup must not drop the bit of a write that a power cut can
-/// still take back.
+/// returns 0, and an error leaves all as it was. (Where the system fails in the
+/// very last step, the error says that a power cut may leave the old descriptor
+/// or the new one, and the disk has failed; epochs tell which it is when it is
+/// opened again.) A starting point (add, clear, enable, freeze, thaw with
+/// QBM_THAW_COMMIT, reset, deserialize) flushes the disk first: a backup must
+/// not drop the bit of a write that a power cut can still take back.
 ///
 /// Bits that writes set are in the file before the write is, and survive the
 /// end of the process; they are durable after qbm_bitmap_sync() or

@@ -106,8 +106,8 @@ pub unsafe extern "C" fn qbm_rebase(
 /// files under other names.
 ///
 /// Returns 0; it is durable then. Fails as qbm_rebase() does, and has changed
-/// nothing then, unless it says that a power cut may bring the old name back.
-/// Any thread.
+/// nothing then, unless it says that a power cut may leave the old descriptor or
+/// the new one. Any thread.
 ///
 /// # Safety
 ///

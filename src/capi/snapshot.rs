@@ -43,12 +43,12 @@ unsafe impl Extensible for qbm_snapshot_options {}
 /// qbm_rebase() leaves it. options: NULL is the defaults.
 ///
 /// Returns 0; all is durable then. After an error the disk is as it was, unless
-/// the error says that a power cut may bring the old descriptor back. A crash in
-/// the middle leaves the old disk or the new one; the old one, maybe, beside a
-/// file of that name that nothing uses. -EEXIST: the name is taken. -ENOTSUP:
-/// the disk was opened without its backing. -EBUSY: a backup is under way.
-/// -EROFS: the disk or its folder is read-only. -EINVAL, -ENOSPC, -EIO ... Any
-/// thread.
+/// the error says that a power cut may leave the old descriptor or the new one.
+/// A crash in the middle leaves the old disk or the new one; the old one,
+/// maybe, beside a file of that name that nothing uses. -EEXIST: the name is
+/// taken. -ENOTSUP: the disk was opened without its backing. -EBUSY: a backup
+/// is under way. -EROFS: the disk or its folder is read-only. -EINVAL, -ENOSPC,
+/// -EIO ... Any thread.
 ///
 /// # Safety
 ///

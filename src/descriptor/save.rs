@@ -21,7 +21,7 @@ use crate::storage::{Folder, Role, Storage, SyncMode, write_slice};
 pub enum SaveError {
     /// The old descriptor stands, and no temporary is left that could be removed.
     Unchanged(Error),
-    /// The new descriptor has, or may have, its name, but a power cut may bring the old one back. Files that either
+    /// The new descriptor has, or may have, its name, and a power cut may leave the old one or the new one. Files that either
     /// names must stay.
     Unsure(Error),
 }
@@ -60,18 +60,19 @@ pub fn replace(folder: &dyn Folder, name: &Path, descriptor: &Descriptor) -> Res
         // A rename that failed may have happened, on a network file system. It has not if its source is still there.
         return Err(match folder.remove(temporary) {
             Ok(()) => SaveError::Unchanged(error),
-            Err(_) => SaveError::Unsure(error),
+            Err(_) => unsure(error),
         });
     }
     if mutation::on(Fault::RenameUnsynced) {
         return Ok(());
     }
-    folder.sync().map_err(|error| {
-        let error = Error::io("sync the folder of", name, &error);
-        SaveError::Unsure(
-            error.context("the descriptor is replaced, but a power cut may bring the old one back"),
-        )
-    })
+    folder
+        .sync()
+        .map_err(|error| unsure(Error::io("sync the folder of", name, &error)))
+}
+
+fn unsure(error: Error) -> SaveError {
+    SaveError::Unsure(error.context("a power cut may leave the old descriptor or the new one"))
 }
 
 /// Makes the file `name`, which must not exist yet, with `descriptor` in it, and with the mode, owner and extended attributes

@@ -39,8 +39,9 @@ impl Disk {
     /// again.
     ///
     /// Requests go on, but for a moment in which all that was written is made durable: each comes whole before the
-    /// snapshot or whole behind it. An error leaves the disk as it was, unless it says that a power cut may bring the old
-    /// descriptor back. After a crash the disk is the old or the new one; a file `name` that it does not use may be left.
+    /// snapshot or whole behind it. An error leaves the disk as it was, unless it says that a power cut may leave the
+    /// old descriptor or the new one. After a crash the disk is the old or the new one; a file `name` that it does not use may
+    /// be left.
     pub fn snapshot(&self, name: &str, granularity: Option<Granularity>) -> Result<()> {
         self.snapshot_parts(name, granularity)
             .map_err(|e| e.context(format_args!("cannot take a snapshot of {}", self.path.display())))

@@ -12,7 +12,7 @@ use std::io::{self, IoSliceMut};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::bitmaps::{AtPoint, BitmapAction, Shape, Thaw, at_one_point};
+use super::bitmaps::{AtPoint, BitmapAction, Shape, Thaw, UnderWay, at_one_point};
 use super::overlay::in_memory;
 use super::status::StatusFlags;
 use super::{Child, Disk};
@@ -106,7 +106,7 @@ pub struct BackupViews<'d> {
 /// One disk at that moment. May be used from any number of threads at once.
 pub struct BackupView<'d> {
     disk: &'d Disk,
-    bitmap: String,
+    bitmap: Arc<str>,
     before: Arc<BeforeWrite>,
 }
 
@@ -152,16 +152,17 @@ impl<'d> BackupViews<'d> {
             }
         }
         let mut begin = Begin {
+            disks,
             scratch,
             made: Vec::new(),
         };
         at_one_point(actions, &mut begin)?;
-        let view = |(disk, name): &(&'d Disk, &str)| {
+        let view = |(disk, _): &(&'d Disk, &str)| {
             let made = begin.made.iter().find(|(other, _)| std::ptr::eq(*other, *disk));
-            made.map(|(_, before)| BackupView {
+            made.map(|(_, backup)| BackupView {
                 disk,
-                bitmap: (*name).to_owned(),
-                before: Arc::clone(before),
+                bitmap: Arc::clone(&backup.bitmap),
+                before: Arc::clone(&backup.before),
             })
         };
         Ok(Self {
@@ -178,16 +179,20 @@ impl<'d> BackupViews<'d> {
     /// Ends the backup at one point of all the disks. With `success` the bitmaps forget what was dirty when it began;
     /// whoever says so has all of it where it is durable. Otherwise they keep it.
     ///
-    /// After an error they keep it too, and the backup is over on every disk that can go on: none of the bitmaps has
-    /// forgotten anything.
+    /// After an error they keep it too, and the backup is over on every disk that can go on. A disk that has failed must be
+    /// reopened, and what it finds then may be that its bitmap has forgotten all the same, as the very last step was done
+    /// when it failed. So whatever was copied of it is to be kept: where the bitmap's epoch is the `next_epoch` that it had
+    /// during the backup, it lacks what was dirty.
     pub fn end(mut self, success: bool) -> Result<()> {
         self.finish(if success { Thaw::Commit } else { Thaw::Rollback })
     }
 
     fn finish(&mut self, outcome: Thaw) -> Result<()> {
         self.ended = true;
+        // In a forked child nobody is left who would let go of a lock, or open a gate that was closed.
+        let ours = || self.views.iter().filter(|view| view.disk.alive.is_ours());
         // Before anything that would wait for a writer who waits for us.
-        self.views.iter().for_each(|view| view.before.end());
+        ours().for_each(|view| view.before.end());
         let actions: Vec<_> = self
             .views
             .iter()
@@ -199,10 +204,7 @@ impl<'d> BackupViews<'d> {
         let actions: Vec<_> = actions.iter().map(|(disk, action)| (*disk, action)).collect();
         let ended = at_one_point(&actions, &mut End);
         if ended.is_err() {
-            // In a forked child nobody is left who would open a gate that was closed, or leave it.
-            for view in self.views.iter().filter(|view| view.disk.alive.is_ours()) {
-                view.roll_back();
-            }
+            ours().for_each(BackupView::roll_back);
         }
         ended
     }
@@ -219,13 +221,17 @@ impl Drop for BackupViews<'_> {
 
 /// The beginning of a backup, with the gates of all disks closed.
 struct Begin<'s, 'a> {
+    disks: &'s [(&'s Disk, &'s str)],
     scratch: &'s Scratch,
-    made: Vec<(&'a Disk, Arc<BeforeWrite>)>,
+    made: Vec<(&'a Disk, UnderWay)>,
 }
 
 impl<'a> AtPoint<'a> for Begin<'_, 'a> {
     fn prepare(&mut self, disk: &'a Disk, shape: &Shape) -> Result<()> {
         shape.check_no_backup(&disk.path)?;
+        let Some((_, bitmap)) = self.disks.iter().find(|(other, _)| std::ptr::eq(*other, disk)) else {
+            return Ok(());
+        };
         let image = disk.image().again();
         let length = disk.length();
         let scratch = self.scratch.make(disk, length)?;
@@ -237,13 +243,17 @@ impl<'a> AtPoint<'a> for Begin<'_, 'a> {
             self.scratch.limit,
             self.scratch.full,
         )?;
-        self.made.push((disk, Arc::new(before)));
+        let backup = UnderWay {
+            before: Arc::new(before),
+            bitmap: (*bitmap).into(),
+        };
+        self.made.push((disk, backup));
         Ok(())
     }
 
     fn finish(&mut self, disk: &'a Disk, shape: &mut Shape) {
         let made = self.made.iter().find(|(other, _)| std::ptr::eq(*other, disk));
-        shape.keep_before(made.map(|(_, before)| Arc::clone(before)));
+        shape.set_backup(made.map(|(_, backup)| backup.clone()));
     }
 }
 
@@ -256,7 +266,11 @@ impl<'a> AtPoint<'a> for End {
     }
 
     fn finish(&mut self, _: &'a Disk, shape: &mut Shape) {
-        shape.keep_before(None);
+        shape.set_backup(None);
+    }
+
+    fn ends_backup(&self) -> bool {
+        true
     }
 }
 
@@ -266,9 +280,9 @@ impl BackupView<'_> {
         let name = &*self.bitmap;
         let outcome = Thaw::Rollback;
         // Nothing has to be stored for it. Who cannot do it is a disk that has failed, and has all bits when it is opened
-        // again.
+        // again; or there is no memory, and then the bitmap is anybody's to thaw from here on.
         if at_one_point(&[(self.disk, &BitmapAction::Thaw { name, outcome })], &mut End).is_err() {
-            self.disk.gate.close().keep_before(None);
+            self.disk.gate.close().set_backup(None);
         }
     }
 

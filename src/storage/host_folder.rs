@@ -158,7 +158,16 @@ impl Folder for HostFolder {
     }
 
     fn remove(&self, name: &Path) -> io::Result<()> {
-        sys::unlink_at(self.dir.as_fd(), &terminated(name)?)
+        let name = terminated(name)?;
+        let mode = sys::mode_at(self.dir.as_fd(), &name)?;
+        // A bitmap may lie on a block device: its name is not ours to take away, nor is a link to it.
+        if mode & libc::S_IFMT != libc::S_IFREG {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it is no regular file, and others are not removed",
+            ));
+        }
+        sys::unlink_at(self.dir.as_fd(), &name)
     }
 
     fn names(&self) -> io::Result<Vec<OsString>> {

@@ -141,7 +141,7 @@ pub trait Folder: Send + Sync + Debug {
     /// Gives the file `from` the name `to`, atomically, in place of a file that has that name.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Takes a name away.
+    /// Takes the name of a regular file away. One that leads to anything else, as to a block device, stays, and is an error.
     fn remove(&self, name: &Path) -> io::Result<()>;
 
     /// The names in the folder, in no order. Fails with [`io::ErrorKind::Unsupported`] where nothing can list them.

@@ -86,7 +86,7 @@ fn a_failed_folder_sync_is_told_apart() {
     assert!(matches!(error, SaveError::Unsure(_)));
     assert_eq!(
         Error::from(error).message(),
-        "the descriptor is replaced, but a power cut may bring the old one back: \
+        "a power cut may leave the old descriptor or the new one: \
          cannot sync the folder of disk.qbm: Input/output error"
     );
     assert_eq!(folder.content(NAME), Some(new.to_json()));

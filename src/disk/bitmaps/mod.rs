@@ -32,7 +32,7 @@ pub(super) use excuses::Excuses;
 pub use excuses::OnBitmapError;
 pub(super) use load::Loading;
 pub use read::BitmapInfo;
-pub(super) use record::Marks;
+pub(super) use record::{Marks, UnderWay};
 pub(super) use resize::Resized;
 pub use several::bitmap_transaction;
 pub(super) use several::{AtPoint, at_one_point};
@@ -40,7 +40,6 @@ pub(super) use several::{AtPoint, at_one_point};
 use crate::bitmap::{BitmapFile, Bits};
 use crate::descriptor::BitmapEntry;
 use crate::disk::overlay::Overlay;
-use crate::disk::view::before::BeforeWrite;
 use crate::error::{Error, ErrorCode, Result};
 use crate::state::IntentMap;
 use crate::units::Granularity;
@@ -57,8 +56,8 @@ pub(super) struct Shape {
     excuses: Option<Arc<Excuses>>,
     /// What is below the image, and which granules it has itself; `None` where it has all.
     pub(super) overlay: Option<Arc<Overlay>>,
-    /// Where old content is kept while a backup is under way.
-    before: Option<Arc<BeforeWrite>>,
+    /// The backup that is under way.
+    backup: Option<UnderWay>,
 }
 
 impl Shape {
@@ -82,7 +81,7 @@ impl Shape {
             intent,
             excuses,
             overlay,
-            before: None,
+            backup: None,
         }
     }
 
@@ -95,7 +94,7 @@ impl Shape {
             self.excuses.clone(),
             writable,
         );
-        shape.keep_before(self.before.clone());
+        shape.set_backup(self.backup.clone());
         shape
     }
 

@@ -96,12 +96,22 @@ impl Shape {
     }
 }
 
+/// A backup with views of a disk.
+#[derive(Clone)]
+pub(in crate::disk) struct UnderWay {
+    /// Where old content is kept.
+    pub(in crate::disk) before: Arc<BeforeWrite>,
+    /// The bitmap that is frozen for it.
+    pub(in crate::disk) bitmap: Arc<str>,
+}
+
 impl Shape {
-    /// From now on old content is kept there before it is overwritten; `None` ends it. By the way of the recorders, so
+    /// From now on old content is kept for `backup` before it is overwritten; `None` ends it. By the way of the recorders, so
     /// that a write pays nothing for it while there is no backup.
-    pub(in crate::disk) fn keep_before(&mut self, before: Option<Arc<BeforeWrite>>) {
+    pub(in crate::disk) fn set_backup(&mut self, backup: Option<UnderWay>) {
+        let before = backup.as_ref().map(|backup| &backup.before);
         self.recorders.retain(|recorder| recorder.before.is_none());
-        self.recorders.extend(before.iter().map(|before| Recorder {
+        self.recorders.extend(before.map(|before| Recorder {
             granularity: BeforeWrite::granularity(),
             bits: Arc::clone(before.kept()),
             also: None,
@@ -112,12 +122,17 @@ impl Shape {
             watch: false,
             before: Some(Arc::clone(before)),
         }));
-        self.before = before;
+        self.backup = backup;
+    }
+
+    /// The bitmap that a backup with views has frozen.
+    pub(super) fn lent(&self) -> Option<&Arc<str>> {
+        self.backup.as_ref().map(|backup| &backup.bitmap)
     }
 
     /// Fails where a backup would miss what is about to be done to the disk at `path`.
     pub(in crate::disk) fn check_no_backup(&self, path: &Path) -> Result<()> {
-        if self.before.is_none() {
+        if self.backup.is_none() {
             return Ok(());
         }
         Err(Error::new(

@@ -26,6 +26,17 @@ impl Bitmap {
         ))
     }
 
+    /// Why nobody thaws it but the backup that it is frozen for: under that, bits would be lost which it has not copied (D1).
+    pub(super) fn is_lent(&self) -> Error {
+        Error::new(
+            ErrorCode::BitmapBusy,
+            format!(
+                "bitmap {:?} is in use by a backup, whose end thaws it: end that",
+                self.name
+            ),
+        )
+    }
+
     /// Fails where the bits cannot be trusted.
     pub(super) fn check_consistent(&self, done: &str) -> Result<()> {
         if !self.is_inconsistent() {

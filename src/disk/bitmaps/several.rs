@@ -7,6 +7,7 @@
 use super::stage::{Source, Stage};
 use super::transaction::Part;
 use super::{BitmapAction, MergeSource, Shape};
+use crate::descriptor::save::SaveError;
 use crate::disk::gate::Closed;
 use crate::disk::{Disk, Structure};
 use crate::error::{Error, ErrorCode, Result};
@@ -18,8 +19,10 @@ use crate::sync::MutexGuard;
 ///
 /// For one disk this is [`Disk::bitmap_transaction`], which says what is waited for and how it fails. With several:
 ///
-/// - An error leaves every disk as it was. Should a disk have got its new descriptor already when the system fails at
-///   another's, it gets the old one back; where even that fails, it has failed and must be reopened.
+/// - An error leaves every disk as it was, but for those that have failed by it and must be reopened. Should a disk have
+///   got its new descriptor already when the system fails at another's, it gets the old one back, and has failed where
+///   even that fails. A disk that has merged bits from one of which nobody knows whether it has lost them keeps its new
+///   descriptor, and has failed too.
 /// - A crash leaves each disk old or new, but maybe not all the same. Bits that one disk merges from another are
 ///   durable there before any disk of the transaction loses bits. Disks that merge from each other in a circle, in a
 ///   transaction in which some lose bits, are therefore refused with `NotSupported`.
@@ -34,6 +37,10 @@ pub(in crate::disk) trait AtPoint<'a> {
     fn prepare(&mut self, disk: &'a Disk, shape: &Shape) -> Result<()>;
     /// When all has taken effect.
     fn finish(&mut self, disk: &'a Disk, shape: &mut Shape);
+    /// Whether it is the end of the backup that bitmaps are lent to.
+    fn ends_backup(&self) -> bool {
+        false
+    }
 }
 
 /// Nothing.
@@ -78,7 +85,8 @@ impl Party<'_> {
 /// As [`bitmap_transaction`], and with it what `also` does.
 pub(in crate::disk) fn at_one_point<'a>(actions: &Actions<'a>, also: &mut dyn AtPoint<'a>) -> Result<()> {
     let parties = parties(actions);
-    let order = saving_order(&parties, actions)?;
+    let first = saved_first(&parties, actions);
+    let order = saving_order(&first)?;
     parties.iter().try_for_each(Party::check)?;
     let mut structures: Vec<_> = parties.iter().map(|party| party.disk.structure()).collect();
     let explain = |error: Error| match actions {
@@ -104,6 +112,11 @@ pub(in crate::disk) fn at_one_point<'a>(actions: &Actions<'a>, also: &mut dyn At
         .zip(&shapes)
         .map(|((party, structure), shape)| party.disk.stage(structure, shape))
         .collect();
+    if also.ends_backup() {
+        for stage in &mut stages {
+            stage.lent = None;
+        }
+    }
     for (disk, action) in actions {
         try_out(&parties, &mut stages, disk, action)
             .map_err(|error| on_disk(&parties, disk, action.explain(error)))?;
@@ -119,18 +132,24 @@ pub(in crate::disk) fn at_one_point<'a>(actions: &Actions<'a>, also: &mut dyn At
     for at in &order {
         also.prepare(parties[*at].disk, &shapes[*at])?;
     }
-    commit(&parties, &order, &mut structures, &mut shapes, &mut stages)
-        .map_err(|(at, error)| explain(on_disk(&parties, parties[at].disk, error)))?;
+    commit(
+        &parties,
+        (&order, &first),
+        &mut structures,
+        &mut shapes,
+        &mut stages,
+    )
+    .map_err(|(at, error)| explain(on_disk(&parties, parties[at].disk, error)))?;
     for at in order {
         also.finish(parties[at].disk, &mut shapes[at]);
     }
     Ok(())
 }
 
-/// Makes what was tried out true, on the disks in `order`. Tells with an error at which disk it was.
+/// Makes what was tried out true, on the disks in `order`, which obeys `first`. Tells with an error at which disk it was.
 fn commit(
     parties: &[Party<'_>],
-    order: &[usize],
+    (order, first): (&[usize], &[Vec<usize>]),
     structures: &mut [MutexGuard<'_, Structure>],
     shapes: &mut [Closed<'_, Shape>],
     stages: &mut [Stage<'_>],
@@ -152,9 +171,9 @@ fn commit(
         let (at, part) = &parts[saved];
         if let Err(error) = part.save(&structures[*at]) {
             abandon(&parts[saved + 1..]);
-            for (at, part) in &parts[..saved] {
-                part.take_back(&structures[*at]);
-            }
+            let lost = matches!(error, SaveError::Unsure(_)).then_some(*at);
+            let error = error.into();
+            take_back(parties, &parts[..saved], structures, (first, lost), &error);
             return Err((*at, error));
         }
     }
@@ -162,6 +181,37 @@ fn commit(
         part.finish(&mut structures[at], &mut shapes[at]);
     }
     Ok(())
+}
+
+/// Gives the disks of `parts`, which were saved, their old descriptors again, because of `why`. Of `lost` nobody knows
+/// whether it has its old one.
+fn take_back(
+    parties: &[Party<'_>],
+    parts: &[(usize, Part<'_>)],
+    structures: &[MutexGuard<'_, Structure>],
+    (first, lost): (&[Vec<usize>], Option<usize>),
+    why: &Error,
+) {
+    let mut lost: Vec<usize> = lost.into_iter().collect();
+    let mut take_back = |(at, part): &(usize, Part<'_>)| {
+        // D1: what was merged from a disk that may have lost it stays where it went.
+        let stays = lost.iter().any(|from| first[*from].contains(at));
+        if stays && !mutation::on(Fault::MergedTakenBack) {
+            parties[*at].disk.fail(&Error::new(
+                ErrorCode::Failed,
+                format!("it has merged bits from a disk that may have lost them: {why}"),
+            ));
+            lost.push(*at);
+        } else if !part.take_back(&structures[*at]) {
+            lost.push(*at);
+        }
+    };
+    if mutation::on(Fault::TakenBackInOrder) {
+        parts.iter().for_each(&mut take_back);
+    } else {
+        // D1: a crash between two must not find the bits gone from where they were merged to, and not back yet.
+        parts.iter().rev().for_each(&mut take_back);
+    }
 }
 
 fn abandon(parts: &[(usize, Part<'_>)]) {
@@ -202,9 +252,9 @@ fn index(parties: &[Party<'_>], disk: &Disk) -> usize {
         .count()
 }
 
-/// The order in which the descriptors are saved. Where some disk loses bits, each disk comes before those that it merges
+/// For each disk those that are saved before it. Where some disk loses bits, each comes before those that it merges
 /// from: a crash between the two must not find the bits gone from the one and not yet in the other (D1).
-fn saving_order(parties: &[Party<'_>], actions: &Actions<'_>) -> Result<Vec<usize>> {
+fn saved_first(parties: &[Party<'_>], actions: &Actions<'_>) -> Vec<Vec<usize>> {
     let mut first = vec![Vec::new(); parties.len()];
     if actions.iter().any(|(_, action)| action.takes_bits()) {
         for (into, action) in actions {
@@ -217,10 +267,15 @@ fn saving_order(parties: &[Party<'_>], actions: &Actions<'_>) -> Result<Vec<usiz
             }
         }
     }
-    let mut order = Vec::with_capacity(parties.len());
-    while order.len() < parties.len() {
+    first
+}
+
+/// An order in which the descriptors can be saved.
+fn saving_order(first: &[Vec<usize>]) -> Result<Vec<usize>> {
+    let mut order = Vec::with_capacity(first.len());
+    while order.len() < first.len() {
         let free = |at: &usize| !order.contains(at) && first[*at].iter().all(|other| order.contains(other));
-        let Some(next) = (0..parties.len()).find(free) else {
+        let Some(next) = (0..first.len()).find(free) else {
             return Err(Error::new(
                 ErrorCode::NotSupported,
                 "disks that merge from each other in a circle cannot lose bits in the same transaction: merge in one, \

@@ -17,9 +17,11 @@ pub(super) struct Stage<'d> {
     pub(super) bitmaps: Vec<Staged>,
     /// What the descriptor will say, but for the entries of bitmaps, which follow when their files are made.
     pub(super) descriptor: Descriptor,
-    loading: &'d Loading,
-    length: u64,
-    writable: bool,
+    /// The bitmap that only the end of a backup thaws.
+    pub(super) lent: Option<Arc<str>>,
+    pub(super) loading: &'d Loading,
+    pub(super) length: u64,
+    pub(super) writable: bool,
 }
 
 /// One bitmap, and what of it must get to the disk.
@@ -76,7 +78,7 @@ impl<'a> From<&'a BitmapContent> for Source<'a> {
 }
 
 impl Staged {
-    fn new(bitmap: Bitmap) -> Self {
+    pub(super) fn new(bitmap: Bitmap) -> Self {
         Self {
             bitmap,
             change: Change::None,
@@ -96,23 +98,7 @@ impl Staged {
     }
 }
 
-impl<'d> Stage<'d> {
-    pub(super) fn new(
-        bitmaps: &[Bitmap],
-        descriptor: Descriptor,
-        loading: &'d Loading,
-        length: u64,
-        writable: bool,
-    ) -> Self {
-        Self {
-            bitmaps: bitmaps.iter().cloned().map(Staged::new).collect(),
-            descriptor,
-            loading,
-            length,
-            writable,
-        }
-    }
-
+impl Stage<'_> {
     /// Tries `action` out; a merge takes bits from `sources`, which are the action's.
     pub(super) fn apply(&mut self, action: &BitmapAction<'_>, sources: &[Source<'_>]) -> Result<()> {
         match action {
@@ -321,6 +307,9 @@ impl<'d> Stage<'d> {
     fn thaw(&mut self, name: &str, outcome: Thaw) -> Result<()> {
         let index = self.find(name)?;
         let bitmap = &self.bitmaps[index].bitmap;
+        if self.lent.as_deref() == Some(name) {
+            return Err(bitmap.is_lent());
+        }
         let Some(frozen) = bitmap.frozen.clone() else {
             return Err(wrong_state(bitmap, "is not frozen"));
         };

@@ -21,8 +21,9 @@ impl Disk {
     /// Applies all of `actions`, in their order, or none, at one point between writes. Durable on return.
     ///
     /// Waits for the writes in flight; later ones wait meanwhile. Where an action makes a starting point, the disk is
-    /// flushed first, and a flush that fails is an error. An error leaves all as it was, unless it says that a power
-    /// cut may bring the old descriptor back: then the disk has failed and must be reopened.
+    /// flushed first, and a flush that fails is an error. An error leaves all as it was, also for who reopens the disk
+    /// after a kill, unless it says that a power cut may leave the old descriptor or the new one: then the disk has failed
+    /// and must be reopened, and only its bitmaps' epochs say which of the two it is.
     ///
     /// Changes that need the descriptor or a new file fail with `EROFS` where the folder cannot be written to. Setting
     /// bits, as the only action or by a merge, does not need them.
@@ -33,13 +34,14 @@ impl Disk {
 
     /// The bitmaps as they are, to try actions out on.
     pub(super) fn stage<'d>(&'d self, structure: &Structure, shape: &Shape) -> Stage<'d> {
-        Stage::new(
-            &shape.bitmaps,
-            structure.descriptor.clone(),
-            &self.loading,
-            self.length(),
-            self.writable,
-        )
+        Stage {
+            bitmaps: shape.bitmaps.iter().cloned().map(Staged::new).collect(),
+            descriptor: structure.descriptor.clone(),
+            lent: shape.lent().cloned(),
+            loading: &self.loading,
+            length: self.length(),
+            writable: self.writable,
+        }
     }
 
     /// Ends a transaction that did nothing but add bits to one bitmap. No partner can lose bits by it, and whatever
@@ -167,16 +169,18 @@ impl<'d> Part<'d> {
     }
 
     /// Puts the new descriptor in the place of the old one: the point at which all takes effect. Where the old one
-    /// stands, the new files are gone afterwards.
-    pub(super) fn save(&self, structure: &Structure) -> Result<()> {
+    /// stands, the new files are gone afterwards; where a power cut may leave either, a kill leaves the old one.
+    pub(super) fn save(&self, structure: &Structure) -> Result<(), SaveError> {
         if self.descriptor == structure.descriptor {
             return Ok(());
         }
-        self.disk.save(&self.descriptor).map_err(|error| {
-            if matches!(error, SaveError::Unchanged(_)) {
-                self.abandon();
+        self.disk.save(&self.descriptor).inspect_err(|error| match error {
+            SaveError::Unchanged(_) => self.abandon(),
+            // D1: the caller is told that no bitmap has lost anything. The disk has failed, and what both name stays.
+            SaveError::Unsure(_) if !mutation::on(Fault::UnsureLeft) => {
+                let _ = self.disk.save(&structure.descriptor);
             }
-            error.into()
+            SaveError::Unsure(_) => {}
         })
     }
 
@@ -185,16 +189,19 @@ impl<'d> Part<'d> {
         self.disk.remove_files(&self.made);
     }
 
-    /// Ends it after it was saved, as if it had not been: another disk could not follow.
-    pub(super) fn take_back(&self, structure: &Structure) {
-        if self.descriptor == structure.descriptor {
-            return self.abandon();
-        }
-        match self.disk.save(&structure.descriptor) {
-            Ok(()) => self.abandon(),
+    /// Ends it after it was saved, as if it had not been: another disk could not follow. False where the new descriptor
+    /// may be there for good.
+    pub(super) fn take_back(&self, structure: &Structure) -> bool {
+        if self.descriptor != structure.descriptor
+            && let Err(SaveError::Unchanged(error) | SaveError::Unsure(error)) =
+                self.disk.save(&structure.descriptor)
+        {
             // What is on disk is not what memory says, so nothing may be built on either.
-            Err(SaveError::Unchanged(error) | SaveError::Unsure(error)) => self.disk.fail(&error),
+            self.disk.fail(&error);
+            return false;
         }
+        self.abandon();
+        true
     }
 
     /// Makes memory say what the disk says. Cannot fail.

@@ -26,7 +26,7 @@ impl Disk {
     /// Durable on return.
     ///
     /// What is taken out is dirty in every bitmap that records. Waits for the requests in flight. An error leaves all
-    /// as it was, but for dirty bits, unless it says that a power cut may bring the old descriptor back.
+    /// as it was, but for dirty bits, unless it says that a power cut may leave the old descriptor or the new one.
     pub fn make_empty(&self) -> Result<()> {
         self.check_for_change()?;
         self.check_writable()?;

@@ -406,4 +406,9 @@ impl BeforeWrite {
     pub(super) fn somebody_waits(&self) -> bool {
         self.promised().waiting
     }
+
+    /// Holds the lock that the end takes, as a writer does for a moment.
+    pub(super) fn hold(&self) -> impl Sized + '_ {
+        self.promised()
+    }
 }

@@ -173,6 +173,37 @@ fn a_read_that_writers_overtake_shows_the_old_content() {
     }
 }
 
+/// What is dirty in a view is what the backup has to copy: nobody else may have it forgotten, or end the freeze.
+#[test]
+fn only_the_backup_itself_thaws_its_bitmap() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = disk(&dir, "disk", false);
+    disk.bitmap_add("own", AddBitmap::default()).unwrap();
+    for success in [false, true] {
+        disk.write(&[1; 10], 0, WriteFlags::empty()).unwrap();
+        disk.bitmap_freeze("own").unwrap();
+        let views = backup_begin(&[(&disk, "b")], &Scratch::default()).unwrap();
+        disk.write(&[2; 10], MIB, WriteFlags::empty()).unwrap();
+        for outcome in [Thaw::Commit, Thaw::Rollback] {
+            let refusal = disk.bitmap_thaw("b", outcome).unwrap_err();
+            assert_eq!(refusal.code(), ErrorCode::BitmapBusy);
+            assert_eq!(
+                refusal.message(),
+                "cannot thaw bitmap \"b\": bitmap \"b\" is in use by a backup, whose end thaws it: end that"
+            );
+        }
+        // Who froze one himself thaws it, also beside a backup.
+        disk.bitmap_thaw("own", Thaw::Commit).unwrap();
+        let found = views.views()[0].next_dirty(0, LENGTH).unwrap();
+        assert_eq!(found, Some(ByteRange::between(0, 65_536)));
+        views.end(success).unwrap();
+        assert_eq!(dirty(&disk), if success { 1 } else { 2 });
+        // And again when it is over.
+        disk.bitmap_freeze("b").unwrap();
+        disk.bitmap_thaw("b", Thaw::Rollback).unwrap();
+    }
+}
+
 /// Writers that meet in one granule: only the first finds what it was.
 #[test]
 fn writers_to_one_granule_keep_it_once() {

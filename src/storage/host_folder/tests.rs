@@ -90,6 +90,26 @@ fn other_kinds_are_refused() {
 }
 
 #[test]
+fn other_kinds_are_not_removed() {
+    let (dir, folder) = folder();
+    symlink("/dev/null", dir.path().join("device")).expect("a link");
+    symlink("file", dir.path().join("link")).expect("a link");
+    fs::create_dir(dir.path().join("folder")).expect("a folder");
+    fs::write(dir.path().join("file"), "").expect("a file");
+    for name in ["device", "folder"] {
+        let error = folder.remove(Path::new(name)).expect_err(name);
+        assert!(error.to_string().contains("no regular file"), "{name}: {error}");
+        dir.path().join(name).symlink_metadata().expect(name);
+    }
+    for name in ["link", "file"] {
+        folder.remove(Path::new(name)).expect(name);
+        dir.path().join(name).symlink_metadata().expect_err(name);
+    }
+    let error = folder.remove(Path::new("link")).expect_err("no name");
+    assert_eq!(error.kind(), io::ErrorKind::NotFound);
+}
+
+#[test]
 fn attributes_go_along() {
     let (dir, folder) = folder();
     let (from, to) = (dir.path().join("from"), dir.path().join("to"));

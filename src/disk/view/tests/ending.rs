@@ -1,7 +1,8 @@
 //! A backup that cannot be ended as it should is over all the same, on every disk that can go on.
 
 use super::*;
-use crate::storage::simulated::{CallKind, Fault, SimDisk};
+use crate::mutation::{self, Fault as Missing};
+use crate::storage::simulated::{CallKind, Fault, Keep, SimDisk};
 
 fn simulated(sim: &SimDisk, name: &str) -> Disk {
     CreateOptions::new()
@@ -82,4 +83,94 @@ fn a_backup_that_cannot_be_ended_with_success_is_rolled_back() {
             assert_goes_on(disk, 2);
         }
     }
+}
+
+/// How often a kill behind an end that failed finds a disk whose bitmap has forgotten what was dirty. With power cuts, where
+/// that cannot be helped, the epoch says so.
+fn forgotten_by_an_end_that_fails() -> usize {
+    // Without a state file, as the regions that recovery adds would hide it.
+    let open = |sim: &SimDisk| {
+        let options = OpenOptions::new().folder(sim.folder()).no_state(true);
+        options.open("one.qbm").unwrap()
+    };
+    let mut forgotten = 0;
+    for call in 1.. {
+        let sim = SimDisk::new();
+        CreateOptions::new()
+            .size(MIB)
+            .no_state(true)
+            .folder(sim.folder())
+            .create("one.qbm")
+            .unwrap();
+        let disk = open(&sim);
+        disk.bitmap_add("b", AddBitmap::default()).unwrap();
+        disk.write(&[1; 10], 0, WriteFlags::empty()).unwrap();
+        disk.bitmap_sync(None).unwrap();
+        let views = backup_begin(&[(&disk, "b")], &Scratch::default()).unwrap();
+        let then = disk.bitmap_info("b").unwrap();
+        sim.fail(Fault::new(libc::EIO).on(CallKind::SyncFolder).nth(call));
+        if views.end(true).is_ok() {
+            break;
+        }
+        sim.heal();
+        forgotten += usize::from(dirty(&open(&sim.kill())) == 0);
+        for seed in 0..20 {
+            let found = open(&sim.power_cut_keeping(Keep::Random(seed)));
+            let epoch = found.bitmap_info("b").unwrap().epoch;
+            if epoch == then.epoch {
+                assert_eq!(dirty(&found), 1);
+            } else {
+                assert_eq!(epoch, then.next_epoch);
+            }
+        }
+    }
+    forgotten
+}
+
+#[test]
+fn a_bitmap_forgets_nothing_by_an_end_that_fails() {
+    assert_eq!(forgotten_by_an_end_that_fails(), 0);
+    let forgotten = mutation::with(Missing::UnsureLeft, forgotten_by_an_end_that_fails);
+    assert!(forgotten > 0);
+}
+
+/// In a forked child nobody lets go of what another thread held at the fork.
+#[test]
+fn an_end_in_a_forked_child_waits_for_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = disk(&dir, "disk", false);
+    let views = backup_begin(&[(&disk, "b")], &Scratch::default()).unwrap();
+    let before = Arc::clone(&views.views()[0].before);
+    let held = before.hold();
+    // SAFETY: the child takes no lock but that of the allocator, which a fork leaves free, and leaves by _exit.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        let refused = views.end(true).is_err_and(|e| e.code() == ErrorCode::Forked);
+        // SAFETY: ends the child without running what belongs to its parent.
+        unsafe { libc::_exit(i32::from(!refused)) };
+    }
+    drop(held);
+    assert_eq!(status_of(child), Some(0), "it was refused, at once");
+    assert!(is_busy(&disk));
+    views.end(true).unwrap();
+    assert!(!is_busy(&disk));
+}
+
+/// How `child` has ended; `None` of one that does not end by itself.
+fn status_of(child: libc::pid_t) -> Option<i32> {
+    let mut status = 0;
+    for _ in 0..3000 {
+        // SAFETY: waits for a child of this test.
+        if unsafe { libc::waitpid(child, &raw mut status, libc::WNOHANG) } == child {
+            return Some(status);
+        }
+        thread::sleep(std::time::Duration::from_millis(10));
+    }
+    // SAFETY: as above; it is there still, as nobody has waited for it.
+    unsafe {
+        libc::kill(child, libc::SIGKILL);
+        libc::waitpid(child, &raw mut status, 0);
+    }
+    None
 }
