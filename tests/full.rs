@@ -177,7 +177,7 @@ fn the_write_fails_until_there_is_room() {
         disk.write(&[6], FARTHER, NONE).expect_err("no room for its bit");
         assert_eq!((byte(&disk, 1), byte(&disk, FAR)), (2, 5));
         // As if it were killed. Whoever recovers writes to no place that has no room.
-        drop(disk);
+        disk.die();
         let (disk, _) = place.open(OnBitmapError::FailWrite);
         assert_eq!(dirty(&disk), [0, FAR]);
         place.make_room();
@@ -206,7 +206,7 @@ fn the_bitmap_becomes_inconsistent_and_the_guest_goes_on() {
         assert!(disk.bitmap_info("b").expect("facts").inconsistent);
         disk.flush().expect("a flush");
         // As if it were killed: the mark was there before the data.
-        drop(disk);
+        disk.die();
         let (disk, _) = place.open(OnBitmapError::MarkInconsistent);
         assert_eq!((byte(&disk, FAR), byte(&disk, FARTHER)), (3, 4));
         assert!(disk.bitmap_info("b").expect("facts").inconsistent);

@@ -365,7 +365,7 @@ fn write_as_killed(path: &Path) {
     let disk = Disk::open(path).expect("it opens");
     disk.write(&[0x77; 512], 0, WriteFlags::empty()).expect("a write");
     // As a kill does.
-    drop(disk);
+    disk.die();
     assert_eq!(first_byte(path), 0x77);
 }
 

@@ -207,7 +207,7 @@ fn the_image_of_a_disk_that_was_not_closed_is_not_overwritten() {
     };
     let disk = Disk::open(dir.path().join("disk.qbm")).unwrap();
     disk.write(b"x", 0, WriteFlags::empty()).unwrap();
-    drop(disk);
+    disk.die();
     let refused = overwrite().unwrap_err();
     assert_eq!(refused.code(), ErrorCode::InvalidArgument);
     assert!(

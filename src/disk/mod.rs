@@ -131,8 +131,8 @@ impl Child {
 
 /// An open QBM disk.
 ///
-/// May be used from any number of threads at once. Dropping it closes it without a word; [`Disk::close`] says what
-/// went wrong.
+/// May be used from any number of threads at once. Dropping it closes it without a word, unless the thread panics;
+/// [`Disk::close`] says what went wrong.
 #[allow(clippy::struct_excessive_bools, reason = "facts, each by itself")]
 pub struct Disk {
     alive: Alive,
@@ -164,6 +164,8 @@ pub struct Disk {
     /// What was found of its content when it was opened.
     found: recovery::Content,
     locks: Mutex<Vec<Lock>>,
+    /// Its user has closed it, with whatever success, or says that he is dead.
+    closed: bool,
 }
 
 /// The disk's names, as its descriptor has them.
@@ -282,8 +284,24 @@ impl Disk {
 
     /// Flushes the disk, saves its bitmaps and closes it. The handle is gone in any case; the error is the first that
     /// was met.
-    pub fn close(self) -> Result<()> {
+    pub fn close(mut self) -> Result<()> {
+        self.closed = true;
         self.end()
+    }
+
+    /// Gives the disk up as a process does that is killed.
+    #[cfg(any(test, feature = "simulated"))]
+    #[doc(hidden)]
+    pub fn die(mut self) {
+        self.closed = true;
+    }
+
+    /// Whether closing it has anything to do.
+    fn owes(&self) -> bool {
+        match &self.session {
+            Some(session) => session.owes(),
+            None => self.writable,
+        }
     }
 
     /// Everything that closing the disk does but for giving it up: it may go on, and be ended again. Nobody may change it
@@ -489,8 +507,13 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // In a forked child the locks are the parent's.
+        // In a forked child all of it is the parent's.
         if self.alive.is_ours() {
+            // Whoever leaves by an error has changed nothing that he has not heard of. But an unclean disk would not notice what
+            // others write to its image before it is opened again (D1).
+            if !self.closed && self.owes() && !self.alive.has_failed() && !std::thread::panicking() {
+                let _ = self.end();
+            }
             let locks = self.locks.get_mut().unwrap_or_else(PoisonError::into_inner);
             locks.drain(..).for_each(Lock::release);
         }

@@ -231,6 +231,7 @@ impl OpenOptions {
             recovery: recovered.recovery,
             found: recovered.content,
             locks: Mutex::new(locks),
+            closed: false,
         })
     }
 

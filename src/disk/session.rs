@@ -71,6 +71,11 @@ enum Begun {
 }
 
 impl Session {
+    /// Whether the file is to be told of the end.
+    pub(super) fn owes(&self) -> bool {
+        self.owes.load(Ordering::Acquire)
+    }
+
     /// Goes on with a state file, whose regions `active` no bitmap file is known to show yet.
     pub(super) fn new(
         file: StateFile,
@@ -229,7 +234,7 @@ impl Session {
     /// Marks the disk clean, where it is not. All else must be durable; no region may be active. `sync` makes the image
     /// durable with its times.
     pub(super) fn end(&self, image: &Child, sync: impl FnOnce() -> Result<()>) -> Result<()> {
-        if !self.owes.load(Ordering::Acquire) {
+        if !self.owes() {
             return Ok(());
         }
         let mut begun = self.beginning.lock().unwrap_or_else(PoisonError::into_inner);

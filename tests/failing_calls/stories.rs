@@ -230,7 +230,7 @@ fn killed(room: &Room) {
     let disk = Disk::open(room.path("disk.qbm")).expect("it opens");
     disk.write(&[0x5a; 100], 700_000, WriteFlags::empty())
         .expect("a write");
-    drop(disk);
+    disk.die();
 }
 
 /// A disk of which there is a backup, and that has been written to since.

@@ -78,7 +78,7 @@ fn who_writes_is_noticed() {
                 if closed {
                     disk.close().expect("closed");
                 } else {
-                    drop(disk);
+                    disk.die();
                 }
                 assert!(!is_trusted(&room), "{overlay} {number} {closed}");
                 // For good.
@@ -180,12 +180,12 @@ fn after_a_kill_too() {
         let room = stack(overlay);
         let disk = room.open("outer.qbm");
         disk.write(&[3; 5000], 300_000, NONE).expect("a write");
-        drop(disk);
+        disk.die();
         room.open("inner.qbm").close().expect("closed");
         assert!(is_trusted(&room), "who only recovers changes nothing");
         let disk = room.open("outer.qbm");
         disk.write(&[4; 5000], 400_000, NONE).expect("a write");
-        drop(disk);
+        disk.die();
         let disk = room.open("inner.qbm");
         disk.write(&[4; 5000], 500_000, NONE).expect("a write");
         disk.close().expect("closed");

@@ -28,7 +28,7 @@ fn live(room: &Room, outer: &str, inner: &str) {
         } else {
             // As after SIGKILL: nothing that was acknowledged is lost, and no bit is added.
             let bits = dirty(&disk, "outer bits");
-            drop(disk);
+            disk.die();
             let disk = room.open(outer);
             assert_same(&read_all(&disk), &model);
             let info = disk.bitmap_info("outer bits").expect("a bitmap");
@@ -227,7 +227,7 @@ fn direct_and_read_only() {
     // A killed disk, of which a reader changes nothing.
     let disk = room.open("outer.qbm");
     change(&disk, &mut model, &mut Random::new(4), 20);
-    drop(disk);
+    disk.die();
     let files = || {
         let mut names: Vec<_> = std::fs::read_dir(room.path(""))
             .expect("a folder")

@@ -127,7 +127,7 @@ fn it_checks_both() {
     let own = |kind: &str, inner, fixed| (kind.to_owned(), inner, fixed);
     let disk = room.open("outer.qbm");
     disk.write(&[8; 3000], 90_000, NONE).expect("a write");
-    drop(disk);
+    disk.die();
     let unclosed = |fixed| vec![own("not-closed", false, fixed), own("not-closed", true, fixed)];
     assert_eq!(kinds(&check), (Some(0), unclosed(false)));
     assert_eq!(kinds(&repair), (Some(0), unclosed(true)));

@@ -1,5 +1,7 @@
 //! The mistakes of those who work with bitmaps: one line that says what, where and why, and nothing changed.
 
+use std::os::unix::fs::FileExt as _;
+
 use super::errors::{refused, usage};
 use super::room::Room;
 
@@ -240,4 +242,31 @@ fn a_command_line_that_makes_no_sense() {
     for (args, line) in cases {
         usage(&room, args, line);
     }
+}
+
+/// A disk that was left open would not notice what others write to its image, and the next backup would lack it.
+#[test]
+fn a_command_that_fails_leaves_the_disk_closed() {
+    let room = room_with_disks();
+    room.guest_writes("disk.qbm", 0, 5000);
+    let failing: [&[&str]; 5] = [
+        &["bitmap", "--remove", "disk.qbm", "nightli"],
+        &["bitmap", "--add", "disk.qbm", "nightly"],
+        &["bitmap", "--clear", "--rename", "weekly", "disk.qbm", "nightly"],
+        &["commit", "disk.qbm"],
+        &["snapshot", "disk.qbm", "empty.qbm"],
+    ];
+    for args in failing {
+        room.fails(args);
+        let facts = room.json(&["info", "--output", "json", "disk.qbm"]);
+        assert!(facts["recovery"].is_null(), "{args:?}: {facts}");
+    }
+    let image = std::fs::File::options()
+        .write(true)
+        .open(room.path("disk-data.img"));
+    image
+        .and_then(|image| image.write_all_at(&[9; 4096], 512 << 10))
+        .expect("written");
+    let output = room.run(&["check", "disk.qbm"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
 }

@@ -150,7 +150,7 @@ fn what_was_not_checked_or_repaired_is_code_1_whatever_else_there_is() {
     room.done(&["bitmap", "--add", "disk.qbm", "c"]);
     let disk = Disk::open(room.path("disk.qbm")).expect("it opens");
     disk.write(&[1], 1 << 19, WriteFlags::empty()).expect("written");
-    drop(disk);
+    disk.die();
     let sound = room.read("disk-b.bitmap");
     room.write("disk-old.bitmap", b"");
     assert_eq!(check(&room, &["disk.qbm"]).0, 3);

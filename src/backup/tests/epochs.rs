@@ -391,7 +391,7 @@ fn the_image_of_a_disk_that_was_not_closed_is_not_restored_to() {
     };
     let disk = Disk::open(room.disk()).unwrap();
     disk.write(&[7; 100], 200, WriteFlags::empty()).unwrap();
-    drop(disk);
+    disk.die();
     let refused = restore().unwrap_err();
     assert!(
         refused

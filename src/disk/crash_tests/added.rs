@@ -64,7 +64,7 @@ fn bits_of_a_killed_process_are_made_durable_first() {
 fn unsure_name() -> std::result::Result<(), String> {
     let (sim, disk) = without_state();
     disk.close().unwrap();
-    drop(options(&sim, "one").open(NAME).unwrap());
+    options(&sim, "one").open(NAME).unwrap().die();
     let events = sim.events();
     let renamed = events
         .iter()

@@ -62,7 +62,7 @@ fn left(closed: bool) -> Result<Left> {
     if closed {
         disk.close()?;
     } else {
-        drop(disk);
+        disk.die();
     }
     Ok(Left {
         sim,

@@ -192,7 +192,7 @@ fn cut_while_a_state_file_is_added() {
     assert!(disk.info().unwrap().protected);
     disk.write(b"x", 5, WriteFlags::empty()).unwrap();
     disk.flush().unwrap();
-    drop(disk);
+    disk.die();
 
     let (mut without, mut with) = (0, 0);
     for point in sim.crash_points().filter(|point| point.events() >= start) {

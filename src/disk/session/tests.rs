@@ -1,9 +1,9 @@
 //! What a close makes durable before the state file says clean, and how.
 
 use crate::descriptor::Format;
-use crate::disk::{AddBitmap, CreateOptions, OpenOptions, WriteFlags};
+use crate::disk::{AddBitmap, CreateOptions, Disk, OpenOptions, WriteFlags};
 use crate::mutation::{Fault, with};
-use crate::storage::simulated::{Call, SimDisk};
+use crate::storage::simulated::{Call, CallKind, Fault as Failing, SimDisk};
 use crate::storage::{Role, SyncMode};
 
 const GRANULE: u64 = 64 << 10;
@@ -56,4 +56,51 @@ fn a_stamp_of_times_that_are_not_durable_is_noticed() {
             assert!(!syncs.contains(&SyncMode::All), "{syncs:?}");
         }
     });
+}
+
+/// Whether a disk that was written to, and given up so, is closed.
+fn is_closed_after(give_up: impl FnOnce(&SimDisk, Disk)) -> bool {
+    let sim = SimDisk::new();
+    let create = CreateOptions::new().size(4 * GRANULE).folder(sim.folder());
+    create.create("disk.qbm").unwrap();
+    let open = |read_only| {
+        let options = OpenOptions::new().folder(sim.folder());
+        options.read_only(read_only).open("disk.qbm").unwrap()
+    };
+    let disk = open(false);
+    disk.bitmap_add("b", AddBitmap::default()).unwrap();
+    disk.write(&[2; 512], 0, WriteFlags::empty()).unwrap();
+    give_up(&sim, disk);
+    open(true).info().unwrap().recovery.is_none()
+}
+
+/// Whoever leaves by an error drops the disk. Were it not closed then, nobody would notice what others write to its image before
+/// the next open.
+#[test]
+fn a_disk_that_is_dropped_is_closed() {
+    assert!(is_closed_after(|_, disk| disk.close().unwrap()));
+    assert!(is_closed_after(|_, disk| drop(disk)));
+    assert!(!is_closed_after(|_, disk| disk.die()));
+}
+
+/// What failed, or may be in the middle of something, is left to recovery.
+#[test]
+fn a_disk_that_has_failed_is_not_closed_by_dropping_it() {
+    assert!(!is_closed_after(|sim, disk| {
+        sim.fail(
+            Failing::new(libc::EIO)
+                .on(CallKind::Sync)
+                .on_file("disk-data.img"),
+        );
+        disk.flush().unwrap_err();
+        sim.heal();
+        drop(disk);
+    }));
+    assert!(!is_closed_after(|_, disk| {
+        let panicked = std::thread::spawn(move || {
+            let _dropped = disk;
+            panic!("in the middle of something");
+        });
+        panicked.join().unwrap_err();
+    }));
 }

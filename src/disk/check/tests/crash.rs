@@ -33,7 +33,7 @@ fn wrong_after_a_repair(fault: Option<Fault>, act: fn(&Disk)) -> Option<String> 
     let disk = open(&sim, "first").unwrap();
     let start = sim.events().len() as u64;
     act(&disk);
-    drop(disk);
+    disk.die();
     for point in sim.crash_points().filter(|it| it.events() >= start) {
         let killed = point.kill();
         let options = CheckOptions::new().folder(killed.folder()).cache_epoch("first");

@@ -27,7 +27,9 @@ fn killed() -> SimDisk {
     let disk = open();
     disk.bitmap_add("b", AddBitmap::default()).unwrap();
     disk.close().unwrap();
-    open().write(&[1], 2 * MIB, WriteFlags::empty()).unwrap();
+    let disk = open();
+    disk.write(&[1], 2 * MIB, WriteFlags::empty()).unwrap();
+    disk.die();
     sim.kill()
 }
 

@@ -140,7 +140,7 @@ fn live(seed: u64, fault: Option<Fault>) -> (SimDisk, Life) {
         with(fault, || act_out(&sim, &disk, &life, &dice, act));
         sim.on_call(|_| ());
     }
-    drop(disk);
+    Arc::into_inner(disk).unwrap().die();
     let life = Arc::into_inner(life).unwrap().into_inner().unwrap();
     (sim, life)
 }
@@ -399,7 +399,7 @@ fn found_bits_outlive_a_power_cut(fault: Option<Fault>) -> bool {
     sim.fail(failing.on(CallKind::Sync).on_file(BITS));
     disk.flush().unwrap_err();
     sim.heal();
-    drop(disk);
+    disk.die();
     with(fault, || open(&sim).flush()).unwrap();
     let after = read_all(&open(&sim.power_cut_keeping(Keep::Nothing)));
     after[..usize::try_from(G).unwrap()].iter().all(|byte| *byte == 9)

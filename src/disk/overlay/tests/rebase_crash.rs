@@ -147,7 +147,7 @@ fn an_image_that_is_to_be_recovered_is_refused() {
     let options = |sim: &SimDisk| OpenOptions::new().folder(sim.folder()).cache_epoch("e");
     let killed = options(&sim).open("killed.qbm").unwrap();
     write(&killed, 1, 0, G);
-    drop(killed);
+    killed.die();
     disk.close().unwrap();
     let disk = options(&sim).open(TOP).unwrap();
     let words = "cannot rebase top.qbm: killed.qbm was not closed by its last user; \"qbm check -r all killed.qbm\" recovers it";

@@ -59,7 +59,7 @@ fn the_open_itself_takes_them_in() {
     // The first change makes the changed image the disk's own. As if killed right behind it.
     let disk = open_with(&path, content).expect("it opens");
     disk.write(b"y", 0, WriteFlags::empty()).expect("a write");
-    drop(disk);
+    disk.die();
     let disk = Disk::open(&path).expect("it opens");
     assert!(!disk.bitmap_info("b").expect("facts").inconsistent);
     assert_eq!(disk.bitmap_count("b").expect("a count"), 2);
@@ -70,7 +70,7 @@ fn the_open_itself_takes_them_in() {
 #[test]
 fn an_open_that_changes_nothing_says_nothing_of_the_image() {
     let (_dir, path, content) = written_behind_its_back();
-    drop(open_with(&path, content).expect("it opens"));
+    open_with(&path, content).expect("it opens").die();
     let disk = Disk::open(&path).expect("it opens");
     assert!(disk.bitmap_info("b").expect("facts").inconsistent);
 }

@@ -59,7 +59,7 @@ fn live_on_it(seed: u64) -> (SimDisk, Life, u64) {
         };
         act_out(&sim, &disk, &life, &dice, act);
     }
-    drop(disk);
+    disk.die();
     (sim, life.into_inner().unwrap(), start)
 }
 
