@@ -299,6 +299,8 @@ impl Disk {
     /// Whether closing it has anything to do.
     fn owes(&self) -> bool {
         match &self.session {
+            // The disk whose image it is closes it, in its turn.
+            _ if self.place.is_image() => false,
             Some(session) => session.owes(),
             None => self.writable,
         }
