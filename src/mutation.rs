@@ -60,6 +60,8 @@ pub enum Fault {
     SyncsApart,
     /// A sync goes through a file description that was opened just now, of which nobody knows what was lost before.
     LaneUnproven,
+    /// A sync that has succeeded counts, whatever has become of those that ran beside it.
+    CountedAlone,
     /// A granule that the disk's end cuts keeps showing the backing when the disk grows.
     TailLeftToBacking,
     /// A commit clears the bits of granules that were written after it had copied them.

@@ -150,6 +150,7 @@ impl State {
                 None => it.synced(event.begun),
                 // What it has written may be durable by now, or not.
                 Some(Failure::LostBefore) => {}
+                Some(Failure::CacheLost) => it.lose(event.begun),
                 Some(_) => it.sync_failed(event.begun),
             }),
             _ => {}
