@@ -100,6 +100,8 @@ pub enum Fault {
     NotRewritten,
     /// Recovery takes the descriptor's name for durable.
     FoundNamesUnsynced,
+    /// Recovery takes the descriptor's name for durable where it has no folder to sync.
+    FoundFileUnsynced,
     /// Recovery takes the image's length for durable.
     FoundLengthUnsynced,
     /// Bitmaps that a foreign write has made inconsistent are not marked before the stamp is replaced.

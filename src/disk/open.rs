@@ -26,7 +26,7 @@ use crate::bitmap::BitmapFile;
 use crate::descriptor::{BitmapEntry, Descriptor, Format, ImageEntry};
 use crate::error::{Error, ErrorCode, Result};
 use crate::state::{Lock, Sharing, spoil_shadow};
-use crate::storage::{Access, Role};
+use crate::storage::{Access, Role, Storage};
 use crate::sync::Mutex;
 use crate::units::MAX_LENGTH;
 pub(super) use files::{Files, Place};
@@ -43,6 +43,8 @@ type Allocation<'e> = (&'e str, &'e BitmapEntry, BitmapFile);
 /// The first files of a disk, open and locked.
 pub(super) struct FilesFound {
     descriptor: Descriptor,
+    /// The file that has the descriptor's name while the disk is locked; none of an image without a descriptor.
+    named: Option<Arc<dyn Storage>>,
     image: ImageFound,
     state: StateAtOpen,
     locks: Vec<Lock>,
@@ -109,7 +111,7 @@ impl OpenOptions {
             write: !self.read_only,
             direct: false,
         };
-        let descriptor = self.described(files)?;
+        let (descriptor, mut named) = self.described(files)?;
         let Some(image) = self.image(files, descriptor.image())? else {
             return Ok(None);
         };
@@ -118,13 +120,18 @@ impl OpenOptions {
         if !self.no_lock {
             self.lock(&state, &image, &mut locks)?;
             // With a folder of the caller's there is one of each file, and the caller has to know what it hands in.
-            if !place.handed_in && self.described(&mut Files::new(place))? != descriptor {
-                locks.into_iter().for_each(Lock::release);
-                return Ok(None);
+            if !place.handed_in {
+                let (again, behind_locks) = self.described(&mut Files::new(place))?;
+                if again != descriptor {
+                    locks.into_iter().for_each(Lock::release);
+                    return Ok(None);
+                }
+                named = behind_locks;
             }
         }
         Ok(Some(FilesFound {
             descriptor,
+            named,
             image,
             state,
             locks,
@@ -141,6 +148,7 @@ impl OpenOptions {
         let alive = Alive::new()?;
         let FilesFound {
             mut descriptor,
+            named,
             image,
             state,
             mut locks,
@@ -175,6 +183,7 @@ impl OpenOptions {
         let recovered = Recovering {
             options: self,
             place,
+            named: named.as_deref(),
             image: &child,
             before,
             overlay: overlay.as_ref(),
@@ -265,19 +274,17 @@ impl OpenOptions {
         Ok((bitmaps, allocation))
     }
 
-    /// The descriptor, or what it would be of an image that has none.
-    fn described(&self, files: &mut Files<'_>) -> Result<Descriptor> {
-        match self.image_format {
-            None => files.descriptor(),
-            Some(format) => Descriptor::new(
-                "",
-                ImageEntry {
-                    file: files.own_name()?,
-                    format,
-                    checksum: None,
-                },
-            ),
-        }
+    /// The descriptor and its file, or what it would be of an image that has none.
+    fn described(&self, files: &mut Files<'_>) -> Result<(Descriptor, Option<Arc<dyn Storage>>)> {
+        let Some(format) = self.image_format else {
+            return files.descriptor().map(|(it, file)| (it, Some(file)));
+        };
+        let entry = ImageEntry {
+            file: files.own_name()?,
+            format,
+            checksum: None,
+        };
+        Ok((Descriptor::new("", entry)?, None))
     }
 
     fn image_access(&self) -> Access {

@@ -45,6 +45,8 @@ pub(super) enum StateAtOpen {
 pub(super) struct Recovering<'o> {
     pub(super) options: &'o OpenOptions,
     pub(super) place: &'o Place,
+    /// The file that has the descriptor's name.
+    pub(super) named: Option<&'o dyn Storage>,
     pub(super) image: &'o Child,
     pub(super) before: Option<Before>,
     pub(super) overlay: Option<&'o Overlay>,
@@ -363,9 +365,22 @@ impl Recovering<'_> {
             return Ok(());
         }
         match self.place.folder.sync() {
-            // Where no name can be changed, none was.
-            Err(e) if e.kind() != io::ErrorKind::ReadOnlyFilesystem => {
-                Err(Error::io("sync the folder", self.place.folder_name(), &e))
+            // Who gave the descriptor its name may have had the folder.
+            Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => self.sync_named(),
+            synced => synced.map_err(|e| Error::io("sync the folder", self.place.folder_name(), &e)),
+        }
+    }
+
+    /// The same without the folder: ext4, XFS and Btrfs make a file's new name durable when all of the file is synced, and not its
+    /// data alone.
+    fn sync_named(&self) -> Result<()> {
+        let Some(file) = self.named.filter(|_| !mutation::on(Fault::FoundFileUnsynced)) else {
+            return Ok(());
+        };
+        match file.sync(SyncMode::All) {
+            // A file system that has no syncs has no writers.
+            Err(e) if e.raw_os_error() != Some(libc::EINVAL) => {
+                Err(Error::io("sync", self.place.shown.join(&self.place.name), &e))
             }
             _ => Ok(()),
         }

@@ -149,7 +149,7 @@ impl<'o> Looking<'o> {
     /// `None` where the descriptor has changed since it was read.
     fn locked(&self) -> Result<Option<Locked<'o>>> {
         let mut files = Files::new(self.place);
-        let descriptor = files.descriptor()?;
+        let (descriptor, _) = files.descriptor()?;
         let mut report = CheckReport::default();
         let repairs = self.repair != Repair::None;
         let access = Access {
@@ -204,7 +204,7 @@ impl<'o> Looking<'o> {
             if let Some(ImageFound::File(storage, path)) = &image {
                 held.0.extend(Lock::image(storage, path, sharing)?);
             }
-            if !self.place.handed_in && Files::new(self.place).descriptor()? != descriptor {
+            if !self.place.handed_in && Files::new(self.place).descriptor()?.0 != descriptor {
                 return Ok(None);
             }
         }

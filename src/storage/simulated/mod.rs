@@ -141,6 +141,13 @@ impl SimDisk {
         inner.state.limits = limits;
     }
 
+    /// From now on, and after crashes, a sync of all of a file makes its name durable, as on ext4, XFS and Btrfs.
+    pub fn keep_names_with_files(&self) {
+        let mut inner = self.lock();
+        inner.base.names_with_files = true;
+        inner.state.names_with_files = true;
+    }
+
     /// Lets calls fail.
     pub fn fail(&self, fault: Fault) {
         self.lock().faults.add(fault);
