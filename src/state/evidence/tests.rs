@@ -106,6 +106,27 @@ fn a_boot_id_that_was_mounted_is_not_believed() {
     }
 }
 
+/// Signals interrupt some file systems' answers to `statfs`.
+#[test]
+fn interrupted_questions_are_asked_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    new_file(&path);
+    let mut strace = Command::new("strace");
+    strace.args([
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "inject=fstatfs:error=EINTR:when=1+2",
+    ]);
+    match ask_in(&mut strace, &path) {
+        Some(there) => assert_eq!(there, format!("{:?}", gather(&path))),
+        None => skipped("no strace here, or it is not permitted"),
+    }
+}
+
 /// Mounts `source`, runs `test` on the mount point, and unmounts.
 fn mounted<T>(arguments: &[&str], source: &Path, at: &Path, test: impl FnOnce(&Path) -> T) -> Option<T> {
     let run = Command::new("mount").args(arguments).arg(source).arg(at).output();
