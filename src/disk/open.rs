@@ -3,6 +3,7 @@
 //! Invariant: a file is opened as the role and format that the descriptor gives it; nothing is ever probed.
 
 mod files;
+mod held;
 mod image;
 mod options;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use crate::storage::{Access, Role, Storage};
 use crate::sync::Mutex;
 use crate::units::MAX_LENGTH;
 pub(super) use files::{Files, Place};
+pub(super) use held::Held;
 pub(super) use image::ImageFound;
 pub(super) use options::Notify;
 pub use options::{Notice, NoticeCode, OpenOptions};
@@ -47,7 +49,7 @@ pub(super) struct FilesFound {
     named: Option<Arc<dyn Storage>>,
     image: ImageFound,
     state: StateAtOpen,
-    locks: Vec<Lock>,
+    locks: Held,
 }
 
 impl OpenOptions {
@@ -116,14 +118,13 @@ impl OpenOptions {
             return Ok(None);
         };
         let state = files.state(&descriptor, access)?;
-        let mut locks = Vec::new();
+        let mut locks = Held::new()?;
         if !self.no_lock {
             self.lock(&state, &image, &mut locks)?;
             // With a folder of the caller's there is one of each file, and the caller has to know what it hands in.
             if !place.handed_in {
                 let (again, behind_locks) = self.described(&mut Files::new(place))?;
                 if again != descriptor {
-                    locks.into_iter().for_each(Lock::release);
                     return Ok(None);
                 }
                 named = behind_locks;
@@ -190,8 +191,7 @@ impl OpenOptions {
             length,
             loading: &loading,
         }
-        .run(state, &mut descriptor, &mut bitmaps)?;
-        locks.extend(recovered.lock);
+        .run(state, &mut descriptor, &mut bitmaps, &mut locks)?;
         let overlay = overlay.map(|mut overlay| {
             overlay.keep_shadow(recovered.session.as_ref().and_then(Session::shadow));
             Arc::new(overlay)
@@ -239,7 +239,7 @@ impl OpenOptions {
             excuses,
             recovery: recovered.recovery,
             found: recovered.content,
-            locks: Mutex::new(locks),
+            locks: Mutex::new(locks.keep()),
         })
     }
 
@@ -315,7 +315,7 @@ impl OpenOptions {
         entry: &ImageEntry,
         (image, mark): (ImageFound, u64),
         loading: &Loading,
-        locks: &mut Vec<Lock>,
+        locks: &mut Held,
     ) -> Result<(Child, Option<Arc<Chain>>)> {
         let (file, path) = match image {
             ImageFound::File(file, path) => (file, path),
@@ -364,7 +364,7 @@ impl OpenOptions {
     }
 
     /// Locks the disk against those who would disturb it.
-    fn lock(&self, state: &StateAtOpen, image: &ImageFound, locks: &mut Vec<Lock>) -> Result<()> {
+    fn lock(&self, state: &StateAtOpen, image: &ImageFound, locks: &mut Held) -> Result<()> {
         let sharing = self.sharing();
         if let StateAtOpen::There { storage, path } = state {
             locks.extend(Lock::state(storage, path, sharing)?);

@@ -15,7 +15,7 @@ pub(super) use self::added::NewState;
 pub(super) use self::before::Before;
 use super::bitmaps::recover::{self, Suspects};
 use super::bitmaps::{Bitmap, Loading};
-use super::open::{OpenOptions, Place};
+use super::open::{Held, OpenOptions, Place};
 use super::overlay::Overlay;
 use super::session::{RETIRE_INTERVAL, Recovery, Session};
 use super::{Child, Disk, NoticeCode, StateFound};
@@ -61,8 +61,6 @@ pub(super) struct Recovered {
     pub(super) recovery: Option<Recovery>,
     /// What the state file said, where there was one that did.
     pub(super) found: Option<StateFound>,
-    /// Of a state file that was made.
-    pub(super) lock: Option<Lock>,
     pub(super) content: Content,
 }
 
@@ -78,18 +76,20 @@ pub(super) struct Content {
 }
 
 impl Recovering<'_> {
-    /// Looks at the state file, brings `bitmaps` up to it, and, on a disk that is open for writing, goes on with it.
+    /// Looks at the state file, brings `bitmaps` up to it, and, on a disk that is open for writing, goes on with it. That of a
+    /// state file which is made is added to `locks`.
     pub(super) fn run(
         &self,
         state: StateAtOpen,
         descriptor: &mut Descriptor,
         bitmaps: &mut [Bitmap],
+        locks: &mut Held,
     ) -> Result<Recovered> {
         // An epoch that is none is refused before anything is made or written.
         if let Some(epoch) = &self.options.cache_epoch {
             Evidence::of_epoch(epoch)?;
         }
-        let recovered = self.look(state, descriptor, bitmaps)?;
+        let recovered = self.look(state, descriptor, bitmaps, locks)?;
         let widened = recovered.recovery.as_ref().is_some_and(|it| !it.added.is_empty());
         if let (true, Some(session)) = (widened, &recovered.session) {
             // Behind the bits: whoever is killed between the two has a backup that does not say why it is larger.
@@ -103,6 +103,7 @@ impl Recovering<'_> {
         state: StateAtOpen,
         descriptor: &mut Descriptor,
         bitmaps: &mut [Bitmap],
+        locks: &mut Held,
     ) -> Result<Recovered> {
         match state {
             StateAtOpen::None => {
@@ -113,7 +114,7 @@ impl Recovering<'_> {
                     self.make_image_durable(None, None)?;
                     self.make_durable(bitmaps, Suspects::All, || ())?;
                 }
-                let mut recovered = self.add(descriptor, bitmaps)?;
+                let mut recovered = self.add(descriptor, bitmaps, locks)?;
                 if recovered.session.is_none()
                     && !self.options.read_only
                     && self.options.image_format.is_none()
@@ -130,7 +131,7 @@ impl Recovering<'_> {
             }
             StateAtOpen::Missing(why) => {
                 let recovery = self.distrust_all(bitmaps, why)?;
-                let mut recovered = self.add(descriptor, bitmaps)?;
+                let mut recovered = self.add(descriptor, bitmaps, locks)?;
                 recovered.recovery = Some(recovery);
                 Ok(recovered)
             }
@@ -149,7 +150,6 @@ impl Recovering<'_> {
                         session,
                         recovery: Some(recovery),
                         found: None,
-                        lock: None,
                         content: Content::default(),
                     })
                 }
@@ -251,7 +251,6 @@ impl Recovering<'_> {
             session,
             recovery,
             found: Some(said),
-            lock: None,
             content,
         })
     }

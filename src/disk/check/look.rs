@@ -11,7 +11,7 @@ use super::{CheckOptions, Repair, leftovers};
 use crate::bitmap::{BitmapFile, BitmapPolicy};
 use crate::descriptor::{BitmapEntry, Descriptor, Format, ImageEntry};
 use crate::disk::bitmaps::Loading;
-use crate::disk::open::{ATTEMPTS, Files, ImageFound, Place};
+use crate::disk::open::{ATTEMPTS, Files, Held, ImageFound, Place};
 use crate::disk::overlay::{Backing, Chain, OwnImage, measured};
 use crate::disk::{Child, Progress, checksum};
 use crate::error::{Error, ErrorCode, Result};
@@ -42,16 +42,6 @@ impl BitmapSeen<'_> {
 
     fn records(&self) -> bool {
         self.is_dirty() && self.entry.recording.unwrap_or(true)
-    }
-}
-
-/// Locks that are given up at the end.
-#[derive(Default)]
-struct Held(Vec<Lock>);
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.0.drain(..).for_each(Lock::release);
     }
 }
 
@@ -195,14 +185,14 @@ impl<'o> Looking<'o> {
                 Err(error) => Self::note(&mut report, &entry.file, &error),
             }
         }
-        let mut held = Held::default();
+        let mut held = Held::new()?;
         if !self.options.no_lock {
             let sharing = if repairs { Sharing::Write } else { Sharing::Read };
             if let Some((storage, path)) = &state {
-                held.0.extend(Lock::state(storage, path, sharing)?);
+                held.extend(Lock::state(storage, path, sharing)?);
             }
             if let Some(ImageFound::File(storage, path)) = &image {
-                held.0.extend(Lock::image(storage, path, sharing)?);
+                held.extend(Lock::image(storage, path, sharing)?);
             }
             if !self.place.handed_in && Files::new(self.place).descriptor()?.0 != descriptor {
                 return Ok(None);
