@@ -150,6 +150,10 @@ pub enum Fault {
     ShadowOutlivesFailure,
     /// A snapshot is taken without making durable what is in the old image.
     SnapshotUnflushed,
+    /// A shadow that takes the place of the last user's cuts that one off first.
+    ShadowCutFirst,
+    /// A shadow takes the place of one that was not believed, as if nothing had been lost.
+    ShadowGoesOn,
     /// A disk does not note in which tenure of its image, which is a disk itself, it writes.
     UserUnnoted,
     /// A disk keeps its tenure though others have changed its content, or some of it is lost.

@@ -24,7 +24,7 @@ use crate::descriptor::Descriptor;
 use crate::error::{Error, Result};
 use crate::mutation::{self, Fault};
 use crate::state::{
-    Evidence, Found, Lock, NoEvidence, RegionSet, Stamp, StateFile, Tenure, Verdict, spoil_shadow,
+    Evidence, Found, Lock, NoEvidence, RegionSet, ShadowId, Stamp, StateFile, Tenure, Verdict, spoil_shadow,
 };
 use crate::storage::{Storage, SyncMode};
 use crate::units::ByteRange;
@@ -144,7 +144,7 @@ impl Recovering<'_> {
                     } else {
                         let evidence = self.evidence(&*storage, bitmaps)?.ok();
                         let file = StateFile::create(storage, path, self.new_header(descriptor))?;
-                        Some(self.session(file, RegionSet::new(), evidence)?)
+                        Some(self.session(file, RegionSet::new(), evidence, None)?)
                     };
                     Ok(Recovered {
                         session,
@@ -222,8 +222,11 @@ impl Recovering<'_> {
                 // The name of a descriptor that is not durable may go, and with it the state file that is relied on from here.
                 self.sync_names()?;
             }
+            // Of what was not believed nobody is to think that it was adopted.
+            let believed = shadowed.is_some() || mutation::on(Fault::ShadowGoesOn);
+            let shadow = found.header().shadow.filter(|_| believed);
             let (file, active) = StateFile::adopt(storage, path, found)?;
-            let adopted = self.session(file, active, now.ok())?;
+            let adopted = self.session(file, active, now.ok(), shadow)?;
             // Others may have made the disk longer than the map reaches. What was active is in the bitmap files by now.
             adopted.intent().cover(self.length, || Ok(()))?;
             if mutation::on(Fault::EvidenceFirst) {
@@ -462,7 +465,13 @@ impl Recovering<'_> {
         Ok(Evidence::gather(state, files.map(BitmapFile::storage)))
     }
 
-    fn session(&self, file: StateFile, active: RegionSet, evidence: Option<Evidence>) -> Result<Session> {
+    fn session(
+        &self,
+        file: StateFile,
+        active: RegionSet,
+        evidence: Option<Evidence>,
+        adopted: Option<ShadowId>,
+    ) -> Result<Session> {
         let of_image = self.evidence_of_image(file.storage())?;
         let session = Session::new(
             file,
@@ -475,7 +484,7 @@ impl Recovering<'_> {
         .untouched(self.options.image_untouched);
         // Where what a killed process wrote is gone, nothing could be shown for a bit.
         if let (Some(overlay), Ok(evidence), true) = (self.overlay, of_image, self.image.outlives_kill()) {
-            session.keep_shadow(overlay.granules().0, evidence);
+            session.keep_shadow(overlay.granules().0, evidence, adopted);
         }
         Ok(session)
     }

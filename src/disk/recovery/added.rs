@@ -45,7 +45,7 @@ impl Recovering<'_> {
             locks.extend(Lock::state(&made.storage, made.file.path(), Sharing::Write)?);
         }
         let evidence = self.evidence(&*made.storage, bitmaps)?.ok();
-        let session = self.session(made.file, RegionSet::new(), evidence)?;
+        let session = self.session(made.file, RegionSet::new(), evidence, None)?;
         if !bitmaps.is_empty() {
             // Without a stamp, what others write behind the next close would go unnoticed, if nothing changes until then.
             session.renew_stamp();
