@@ -60,6 +60,8 @@ pub enum Fault {
     SyncsApart,
     /// A sync goes through a file description that was opened just now, of which nobody knows what was lost before.
     LaneUnproven,
+    /// A sync that has succeeded counts, whatever has become of those that ran beside it.
+    CountedAlone,
     /// A granule that the disk's end cuts keeps showing the backing when the disk grows.
     TailLeftToBacking,
     /// A commit clears the bits of granules that were written after it had copied them.
@@ -104,6 +106,8 @@ pub enum Fault {
     NotRewritten,
     /// Recovery takes the descriptor's name for durable.
     FoundNamesUnsynced,
+    /// Recovery takes the descriptor's name for durable where it has no folder to sync.
+    FoundFileUnsynced,
     /// Recovery takes the image's length for durable.
     FoundLengthUnsynced,
     /// Bitmaps that a foreign write has made inconsistent are not marked before the stamp is replaced.
@@ -152,6 +156,10 @@ pub enum Fault {
     ShadowOutlivesFailure,
     /// A snapshot is taken without making durable what is in the old image.
     SnapshotUnflushed,
+    /// A shadow that takes the place of the last user's cuts that one off first.
+    ShadowCutFirst,
+    /// A shadow takes the place of one that was not believed, as if nothing had been lost.
+    ShadowGoesOn,
     /// A disk does not note in which tenure of its image, which is a disk itself, it writes.
     UserUnnoted,
     /// A disk keeps its tenure though others have changed its content, or some of it is lost.

@@ -29,6 +29,12 @@ const BROKEN: u8 = 4;
 pub(crate) struct Born(u32);
 
 impl Born {
+    /// This one.
+    pub(crate) fn new() -> Result<Self> {
+        watch_forks()?;
+        Ok(Self::here())
+    }
+
     /// This one. Some disk must have been opened in it before.
     pub(crate) fn here() -> Self {
         Self(GENERATION.load(Ordering::Relaxed))
@@ -52,18 +58,7 @@ pub(super) struct Alive {
 impl Alive {
     /// A handle that was opened in this process, just now.
     pub(super) fn new() -> Result<Self> {
-        static REGISTER: Once = Once::new();
-        static FAILED: AtomicU8 = AtomicU8::new(0);
-        REGISTER.call_once(|| {
-            // SAFETY: `in_child` only adds to an atomic, which is safe in a forked child.
-            let result = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
-            if result != 0 {
-                FAILED.store(1, Ordering::Relaxed);
-            }
-        });
-        if FAILED.load(Ordering::Relaxed) != 0 {
-            return Err(Error::new(ErrorCode::NoMemory, "cannot register a fork handler"));
-        }
+        watch_forks()?;
         Ok(Self {
             born: GENERATION.load(Ordering::Relaxed),
             failure: AtomicU8::new(SOUND),
@@ -156,6 +151,23 @@ impl Alive {
         };
         Error::new(ErrorCode::Failed, reason)
     }
+}
+
+/// Counts forks from the first call on.
+fn watch_forks() -> Result<()> {
+    static REGISTER: Once = Once::new();
+    static FAILED: AtomicU8 = AtomicU8::new(0);
+    REGISTER.call_once(|| {
+        // SAFETY: `in_child` only adds to an atomic, which is safe in a forked child.
+        let result = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+        if result != 0 {
+            FAILED.store(1, Ordering::Relaxed);
+        }
+    });
+    if FAILED.load(Ordering::Relaxed) != 0 {
+        return Err(Error::new(ErrorCode::NoMemory, "cannot register a fork handler"));
+    }
+    Ok(())
 }
 
 #[cold]

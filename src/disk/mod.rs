@@ -430,9 +430,10 @@ impl Disk {
         if mutation::on(Fault::SyncsApart) {
             return sync(&None);
         }
+        let unfailed = || self.alive.check_unfailed();
         match mode {
-            SyncMode::Data => syncs.join(|| image.storage.sync_apart().map(Some), sync),
-            SyncMode::All => syncs.own(sync),
+            SyncMode::Data => syncs.join(|| image.storage.sync_apart().map(Some), sync, unfailed),
+            SyncMode::All => syncs.own(sync, unfailed),
         }
     }
 

@@ -3,6 +3,7 @@
 //! Invariant: a file is opened as the role and format that the descriptor gives it; nothing is ever probed.
 
 mod files;
+mod held;
 mod image;
 mod options;
 #[cfg(test)]
@@ -26,10 +27,11 @@ use crate::bitmap::BitmapFile;
 use crate::descriptor::{BitmapEntry, Descriptor, Format, ImageEntry};
 use crate::error::{Error, ErrorCode, Result};
 use crate::state::{Lock, Sharing, spoil_shadow};
-use crate::storage::{Access, Role};
+use crate::storage::{Access, Role, Storage};
 use crate::sync::Mutex;
 use crate::units::MAX_LENGTH;
 pub(super) use files::{Files, Place};
+pub(super) use held::Held;
 pub(super) use image::ImageFound;
 pub(super) use options::Notify;
 pub use options::{Notice, NoticeCode, OpenOptions};
@@ -43,9 +45,11 @@ type Allocation<'e> = (&'e str, &'e BitmapEntry, BitmapFile);
 /// The first files of a disk, open and locked.
 pub(super) struct FilesFound {
     descriptor: Descriptor,
+    /// The file that has the descriptor's name while the disk is locked; none of an image without a descriptor.
+    named: Option<Arc<dyn Storage>>,
     image: ImageFound,
     state: StateAtOpen,
-    locks: Vec<Lock>,
+    locks: Held,
 }
 
 impl OpenOptions {
@@ -109,22 +113,26 @@ impl OpenOptions {
             write: !self.read_only,
             direct: false,
         };
-        let descriptor = self.described(files)?;
+        let (descriptor, mut named) = self.described(files)?;
         let Some(image) = self.image(files, descriptor.image())? else {
             return Ok(None);
         };
         let state = files.state(&descriptor, access)?;
-        let mut locks = Vec::new();
+        let mut locks = Held::new()?;
         if !self.no_lock {
             self.lock(&state, &image, &mut locks)?;
             // With a folder of the caller's there is one of each file, and the caller has to know what it hands in.
-            if !place.handed_in && self.described(&mut Files::new(place))? != descriptor {
-                locks.into_iter().for_each(Lock::release);
-                return Ok(None);
+            if !place.handed_in {
+                let (again, behind_locks) = self.described(&mut Files::new(place))?;
+                if again != descriptor {
+                    return Ok(None);
+                }
+                named = behind_locks;
             }
         }
         Ok(Some(FilesFound {
             descriptor,
+            named,
             image,
             state,
             locks,
@@ -141,6 +149,7 @@ impl OpenOptions {
         let alive = Alive::new()?;
         let FilesFound {
             mut descriptor,
+            named,
             image,
             state,
             mut locks,
@@ -175,14 +184,14 @@ impl OpenOptions {
         let recovered = Recovering {
             options: self,
             place,
+            named: named.as_deref(),
             image: &child,
             before,
             overlay: overlay.as_ref(),
             length,
             loading: &loading,
         }
-        .run(state, &mut descriptor, &mut bitmaps)?;
-        locks.extend(recovered.lock);
+        .run(state, &mut descriptor, &mut bitmaps, &mut locks)?;
         let overlay = overlay.map(|mut overlay| {
             overlay.keep_shadow(recovered.session.as_ref().and_then(Session::shadow));
             Arc::new(overlay)
@@ -230,7 +239,7 @@ impl OpenOptions {
             excuses,
             recovery: recovered.recovery,
             found: recovered.content,
-            locks: Mutex::new(locks),
+            locks: Mutex::new(locks.keep()),
             closed: false,
         })
     }
@@ -266,19 +275,17 @@ impl OpenOptions {
         Ok((bitmaps, allocation))
     }
 
-    /// The descriptor, or what it would be of an image that has none.
-    fn described(&self, files: &mut Files<'_>) -> Result<Descriptor> {
-        match self.image_format {
-            None => files.descriptor(),
-            Some(format) => Descriptor::new(
-                "",
-                ImageEntry {
-                    file: files.own_name()?,
-                    format,
-                    checksum: None,
-                },
-            ),
-        }
+    /// The descriptor and its file, or what it would be of an image that has none.
+    fn described(&self, files: &mut Files<'_>) -> Result<(Descriptor, Option<Arc<dyn Storage>>)> {
+        let Some(format) = self.image_format else {
+            return files.descriptor().map(|(it, file)| (it, Some(file)));
+        };
+        let entry = ImageEntry {
+            file: files.own_name()?,
+            format,
+            checksum: None,
+        };
+        Ok((Descriptor::new("", entry)?, None))
     }
 
     fn image_access(&self) -> Access {
@@ -309,7 +316,7 @@ impl OpenOptions {
         entry: &ImageEntry,
         (image, mark): (ImageFound, u64),
         loading: &Loading,
-        locks: &mut Vec<Lock>,
+        locks: &mut Held,
     ) -> Result<(Child, Option<Arc<Chain>>)> {
         let (file, path) = match image {
             ImageFound::File(file, path) => (file, path),
@@ -358,7 +365,7 @@ impl OpenOptions {
     }
 
     /// Locks the disk against those who would disturb it.
-    fn lock(&self, state: &StateAtOpen, image: &ImageFound, locks: &mut Vec<Lock>) -> Result<()> {
+    fn lock(&self, state: &StateAtOpen, image: &ImageFound, locks: &mut Held) -> Result<()> {
         let sharing = self.sharing();
         if let StateAtOpen::There { storage, path } = state {
             locks.extend(Lock::state(storage, path, sharing)?);

@@ -15,7 +15,7 @@ pub(super) use self::added::NewState;
 pub(super) use self::before::Before;
 use super::bitmaps::recover::{self, Suspects};
 use super::bitmaps::{Bitmap, Loading};
-use super::open::{OpenOptions, Place};
+use super::open::{Held, OpenOptions, Place};
 use super::overlay::Overlay;
 use super::session::{RETIRE_INTERVAL, Recovery, Session};
 use super::{Child, Disk, NoticeCode, StateFound};
@@ -24,7 +24,7 @@ use crate::descriptor::Descriptor;
 use crate::error::{Error, Result};
 use crate::mutation::{self, Fault};
 use crate::state::{
-    Evidence, Found, Lock, NoEvidence, RegionSet, Stamp, StateFile, Tenure, Verdict, spoil_shadow,
+    Evidence, Found, Lock, NoEvidence, RegionSet, ShadowId, Stamp, StateFile, Tenure, Verdict, spoil_shadow,
 };
 use crate::storage::{Storage, SyncMode};
 use crate::units::ByteRange;
@@ -45,6 +45,8 @@ pub(super) enum StateAtOpen {
 pub(super) struct Recovering<'o> {
     pub(super) options: &'o OpenOptions,
     pub(super) place: &'o Place,
+    /// The file that has the descriptor's name.
+    pub(super) named: Option<&'o dyn Storage>,
     pub(super) image: &'o Child,
     pub(super) before: Option<Before>,
     pub(super) overlay: Option<&'o Overlay>,
@@ -59,8 +61,6 @@ pub(super) struct Recovered {
     pub(super) recovery: Option<Recovery>,
     /// What the state file said, where there was one that did.
     pub(super) found: Option<StateFound>,
-    /// Of a state file that was made.
-    pub(super) lock: Option<Lock>,
     pub(super) content: Content,
 }
 
@@ -76,18 +76,20 @@ pub(super) struct Content {
 }
 
 impl Recovering<'_> {
-    /// Looks at the state file, brings `bitmaps` up to it, and, on a disk that is open for writing, goes on with it.
+    /// Looks at the state file, brings `bitmaps` up to it, and, on a disk that is open for writing, goes on with it. That of a
+    /// state file which is made is added to `locks`.
     pub(super) fn run(
         &self,
         state: StateAtOpen,
         descriptor: &mut Descriptor,
         bitmaps: &mut [Bitmap],
+        locks: &mut Held,
     ) -> Result<Recovered> {
         // An epoch that is none is refused before anything is made or written.
         if let Some(epoch) = &self.options.cache_epoch {
             Evidence::of_epoch(epoch)?;
         }
-        let recovered = self.look(state, descriptor, bitmaps)?;
+        let recovered = self.look(state, descriptor, bitmaps, locks)?;
         let widened = recovered.recovery.as_ref().is_some_and(|it| !it.added.is_empty());
         if let (true, Some(session)) = (widened, &recovered.session) {
             // Behind the bits: whoever is killed between the two has a backup that does not say why it is larger.
@@ -101,6 +103,7 @@ impl Recovering<'_> {
         state: StateAtOpen,
         descriptor: &mut Descriptor,
         bitmaps: &mut [Bitmap],
+        locks: &mut Held,
     ) -> Result<Recovered> {
         match state {
             StateAtOpen::None => {
@@ -111,7 +114,7 @@ impl Recovering<'_> {
                     self.make_image_durable(None, None)?;
                     self.make_durable(bitmaps, Suspects::All, || ())?;
                 }
-                let mut recovered = self.add(descriptor, bitmaps)?;
+                let mut recovered = self.add(descriptor, bitmaps, locks)?;
                 if recovered.session.is_none()
                     && !self.options.read_only
                     && self.options.image_format.is_none()
@@ -128,7 +131,7 @@ impl Recovering<'_> {
             }
             StateAtOpen::Missing(why) => {
                 let recovery = self.distrust_all(bitmaps, why)?;
-                let mut recovered = self.add(descriptor, bitmaps)?;
+                let mut recovered = self.add(descriptor, bitmaps, locks)?;
                 recovered.recovery = Some(recovery);
                 Ok(recovered)
             }
@@ -141,13 +144,12 @@ impl Recovering<'_> {
                     } else {
                         let evidence = self.evidence(&*storage, bitmaps)?.ok();
                         let file = StateFile::create(storage, path, self.new_header(descriptor))?;
-                        Some(self.session(file, RegionSet::new(), evidence)?)
+                        Some(self.session(file, RegionSet::new(), evidence, None)?)
                     };
                     Ok(Recovered {
                         session,
                         recovery: Some(recovery),
                         found: None,
-                        lock: None,
                         content: Content::default(),
                     })
                 }
@@ -220,8 +222,11 @@ impl Recovering<'_> {
                 // The name of a descriptor that is not durable may go, and with it the state file that is relied on from here.
                 self.sync_names()?;
             }
+            // Of what was not believed nobody is to think that it was adopted.
+            let believed = shadowed.is_some() || mutation::on(Fault::ShadowGoesOn);
+            let shadow = found.header().shadow.filter(|_| believed);
             let (file, active) = StateFile::adopt(storage, path, found)?;
-            let adopted = self.session(file, active, now.ok())?;
+            let adopted = self.session(file, active, now.ok(), shadow)?;
             // Others may have made the disk longer than the map reaches. What was active is in the bitmap files by now.
             adopted.intent().cover(self.length, || Ok(()))?;
             if mutation::on(Fault::EvidenceFirst) {
@@ -249,7 +254,6 @@ impl Recovering<'_> {
             session,
             recovery,
             found: Some(said),
-            lock: None,
             content,
         })
     }
@@ -363,9 +367,22 @@ impl Recovering<'_> {
             return Ok(());
         }
         match self.place.folder.sync() {
-            // Where no name can be changed, none was.
-            Err(e) if e.kind() != io::ErrorKind::ReadOnlyFilesystem => {
-                Err(Error::io("sync the folder", self.place.folder_name(), &e))
+            // Who gave the descriptor its name may have had the folder.
+            Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => self.sync_named(),
+            synced => synced.map_err(|e| Error::io("sync the folder", self.place.folder_name(), &e)),
+        }
+    }
+
+    /// The same without the folder: ext4, XFS and Btrfs make a file's new name durable when all of the file is synced, and not its
+    /// data alone.
+    fn sync_named(&self) -> Result<()> {
+        let Some(file) = self.named.filter(|_| !mutation::on(Fault::FoundFileUnsynced)) else {
+            return Ok(());
+        };
+        match file.sync(SyncMode::All) {
+            // A file system that has no syncs has no writers.
+            Err(e) if e.raw_os_error() != Some(libc::EINVAL) => {
+                Err(Error::io("sync", self.place.shown.join(&self.place.name), &e))
             }
             _ => Ok(()),
         }
@@ -448,7 +465,13 @@ impl Recovering<'_> {
         Ok(Evidence::gather(state, files.map(BitmapFile::storage)))
     }
 
-    fn session(&self, file: StateFile, active: RegionSet, evidence: Option<Evidence>) -> Result<Session> {
+    fn session(
+        &self,
+        file: StateFile,
+        active: RegionSet,
+        evidence: Option<Evidence>,
+        adopted: Option<ShadowId>,
+    ) -> Result<Session> {
         let of_image = self.evidence_of_image(file.storage())?;
         let session = Session::new(
             file,
@@ -461,7 +484,7 @@ impl Recovering<'_> {
         .untouched(self.options.image_untouched);
         // Where what a killed process wrote is gone, nothing could be shown for a bit.
         if let (Some(overlay), Ok(evidence), true) = (self.overlay, of_image, self.image.outlives_kill()) {
-            session.keep_shadow(overlay.granules().0, evidence);
+            session.keep_shadow(overlay.granules().0, evidence, adopted);
         }
         Ok(session)
     }

@@ -6,6 +6,10 @@
 //!
 //! A lane that is opened later knows nothing of what was lost before, and told to another. So it is not used until a round
 //! in an older lane, which began when the new one was there, has succeeded: that one would have been told.
+//!
+//! Lanes do not help where a device cannot flush its own cache: that is told to the one who asked, and noted nowhere, and the
+//! next flush may succeed though the bytes are gone. So a round counts when those that ran beside it have ended, too, and
+//! none of them has failed.
 
 use crate::error::Result;
 use crate::mutation::{self, Fault};
@@ -17,7 +21,10 @@ const MAX_LANES: usize = 16;
 #[derive(Debug)]
 pub(in crate::disk) struct Rounds<L> {
     state: Mutex<State<L>>,
+    /// A lane is free, or a round has succeeded.
     ended: Condvar,
+    /// The oldest round at work has ended.
+    outlasted: Condvar,
 }
 
 /// Rounds are numbered from 1.
@@ -34,8 +41,12 @@ struct State<L> {
     lanes: usize,
     /// Whether there may be more of them.
     widens: bool,
-    /// How many callers wait for a round to end.
+    /// The rounds at work, the oldest first.
+    at_work: Vec<u64>,
+    /// How many callers wait for a lane, or for a round that serves them.
     waiting: u64,
+    /// How many rounds are done and wait for others.
+    outlasting: u64,
 }
 
 impl<L> Rounds<L> {
@@ -50,20 +61,25 @@ impl<L> Rounds<L> {
                 unproven: Vec::new(),
                 lanes: 1,
                 widens: true,
+                at_work: Vec::with_capacity(MAX_LANES),
                 waiting: 0,
+                outlasting: 0,
             }),
             ended: Condvar::new(),
+            outlasted: Condvar::new(),
         }
     }
 
     /// Returns when a round that had not begun yet has succeeded: one that another caller runs, or `round` here. Where no lane
     /// is free, `another` may open one more, for later callers.
     ///
-    /// Where another's round fails, this caller runs its own, and so gets an error of its own.
+    /// Where another's round fails, this caller runs its own, and so gets an error of its own. A round that has succeeded is
+    /// asked by `unfailed`, when those beside it have ended, whether any of them has failed.
     pub(in crate::disk) fn join(
         &self,
         another: impl FnOnce() -> Option<L>,
         round: impl FnOnce(&L) -> Result<()>,
+        unfailed: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         let mut state = self.state();
         let mine = if mutation::on(Fault::RunningFlushJoined) && state.is_running() {
@@ -79,18 +95,22 @@ impl<L> Rounds<L> {
                 return Ok(());
             }
             if let Some(lane) = state.free.pop() {
-                return self.run(state, lane, round);
+                return self.run(state, lane, round, unfailed);
             }
             state = self.wait(state);
         }
     }
 
     /// Runs `round`, whatever others do, as soon as a lane is free.
-    pub(in crate::disk) fn own(&self, round: impl FnOnce(&L) -> Result<()>) -> Result<()> {
+    pub(in crate::disk) fn own(
+        &self,
+        round: impl FnOnce(&L) -> Result<()>,
+        unfailed: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         let mut state = self.state();
         loop {
             if let Some(lane) = state.free.pop() {
-                return self.run(state, lane, round);
+                return self.run(state, lane, round, unfailed);
             }
             state = self.wait(state);
         }
@@ -111,20 +131,21 @@ impl<L> Rounds<L> {
         mut state: MutexGuard<'_, State<L>>,
         lane: L,
         round: impl FnOnce(&L) -> Result<()>,
+        unfailed: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         state.begun += 1;
         let number = state.begun;
+        state.at_work.push(number);
         drop(state);
-        let mut running = Running {
+        let running = Running {
             rounds: self,
+            number,
             lane: Some(lane),
-            succeeded: None,
         };
         if let Some(lane) = &running.lane {
             round(lane)?;
         }
-        running.succeeded = Some(number);
-        Ok(())
+        running.count(unfailed)
     }
 
     fn wait<'s>(&self, mut state: MutexGuard<'s, State<L>>) -> MutexGuard<'s, State<L>> {
@@ -134,6 +155,30 @@ impl<L> Rounds<L> {
         state
     }
 
+    /// Returns when the rounds that are at work now have ended.
+    #[cold]
+    fn outlast<'s>(&'s self, mut state: MutexGuard<'s, State<L>>) -> MutexGuard<'s, State<L>> {
+        // The lane that this round has left is for others meanwhile.
+        if state.waiting > 0 {
+            self.ended.notify_all();
+        }
+        let last = state.begun;
+        state.outlasting += 1;
+        while state.at_work.first().is_some_and(|oldest| *oldest <= last) {
+            state = self.outlasted.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.outlasting -= 1;
+        state
+    }
+
+    /// Wakes those who wait for a lane, or to be served: by a call of the system, which a flush that is alone does not need.
+    fn tell(&self, state: MutexGuard<'_, State<L>>) {
+        if state.waiting > 0 {
+            drop(state);
+            self.ended.notify_all();
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State<L>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -141,7 +186,15 @@ impl<L> Rounds<L> {
 
 impl<L> State<L> {
     fn is_running(&self) -> bool {
-        self.free.len() + self.unproven.len() < self.lanes
+        !self.at_work.is_empty()
+    }
+
+    /// Round `number` is done, well or not. True if somebody may have waited for that.
+    fn leave(&mut self, number: u64, lane: Option<L>) -> bool {
+        self.free.extend(lane);
+        let oldest = self.at_work.first() == Some(&number);
+        self.at_work.retain(|it| *it != number);
+        oldest && self.outlasting > 0
     }
 
     #[cold]
@@ -174,22 +227,95 @@ impl<L> State<L> {
 /// A round at work. Dropping it, after whatever end, lets the next begin in its lane.
 struct Running<'r, L> {
     rounds: &'r Rounds<L>,
+    number: u64,
+    /// Until the round is done.
     lane: Option<L>,
-    /// Its number, if it did.
-    succeeded: Option<u64>,
+}
+
+impl<'r, L> Running<'r, L> {
+    /// The round has succeeded: it counts unless one beside it has failed. Waits for those that have begun by now, and not for
+    /// later ones, of which nobody could make undone what is durable.
+    fn count(mut self, unfailed: impl FnOnce() -> Result<()>) -> Result<()> {
+        let rounds = self.rounds;
+        let mut state = self.leave();
+        if !mutation::on(Fault::CountedAlone) {
+            if !state.at_work.is_empty() {
+                state = rounds.outlast(state);
+            }
+            // Of those that wait, none is served by this round, and there is a lane for one.
+            if let Err(error) = unfailed() {
+                rounds.tell(state);
+                return Err(error);
+            }
+        }
+        state.succeeded(self.number);
+        rounds.tell(state);
+        Ok(())
+    }
+
+    fn leave(&mut self) -> MutexGuard<'r, State<L>> {
+        let mut state = self.rounds.state();
+        if state.leave(self.number, self.lane.take()) {
+            self.rounds.outlasted.notify_all();
+        }
+        state
+    }
 }
 
 impl<L> Drop for Running<'_, L> {
     fn drop(&mut self) {
-        let mut state = self.rounds.state();
-        state.free.extend(self.lane.take());
-        if let Some(number) = self.succeeded {
-            state.succeeded(number);
+        if self.lane.is_some() {
+            let state = self.leave();
+            self.rounds.tell(state);
         }
-        // A call of the system, which a flush that is alone does not need.
-        if state.waiting > 0 {
-            drop(state);
-            self.rounds.ended.notify_all();
-        }
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// A round that is done waits for an older one, and not for one that has begun since.
+    #[test]
+    fn later_rounds_are_not_waited_for() {
+        let rounds = Rounds::new(0);
+        rounds.state().free.extend([1, 2]);
+        rounds.state().lanes = 3;
+        let (older, older_goes_on) = mpsc::channel();
+        let (later, later_goes_on) = mpsc::channel();
+        let (done, is_done) = mpsc::channel();
+        let begins = |goes_on: mpsc::Receiver<()>| {
+            let (begun, has_begun) = mpsc::channel();
+            let rounds = &rounds;
+            let round = move || {
+                let round = |_: &i32| {
+                    begun.send(()).unwrap();
+                    goes_on.recv().unwrap();
+                    Ok(())
+                };
+                rounds.own(round, || Ok(()))
+            };
+            (round, has_begun)
+        };
+        std::thread::scope(|scope| {
+            let (round, has_begun) = begins(older_goes_on);
+            scope.spawn(round);
+            has_begun.recv().unwrap();
+            scope.spawn(|| done.send(rounds.own(|_| Ok(()), || Ok(()))).unwrap());
+            while rounds.state().outlasting == 0 {
+                std::thread::yield_now();
+            }
+            let (round, has_begun) = begins(later_goes_on);
+            scope.spawn(round);
+            has_begun.recv().unwrap();
+            is_done.try_recv().unwrap_err();
+            older.send(()).unwrap();
+            is_done.recv().unwrap().unwrap();
+            assert_eq!(rounds.state().at_work.len(), 1);
+            later.send(()).unwrap();
+        });
+        assert_eq!(rounds.state().free.len(), 3);
     }
 }

@@ -14,7 +14,9 @@ use super::Child;
 use crate::bitmap::BitmapPolicy;
 use crate::error::Result;
 use crate::mutation::{self, Fault};
-use crate::state::{Evidence, Header, IntentMap, MarkId, RegionSet, Shadow, Stamp, StateFile, Tenure};
+use crate::state::{
+    Evidence, Header, IntentMap, MarkId, RegionSet, Shadow, ShadowId, Stamp, StateFile, Tenure,
+};
 use crate::storage::SyncMode;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::units::Granularity;
@@ -107,9 +109,15 @@ impl Session {
         self
     }
 
-    /// Keeps a shadow of allocation bits of `granularity`; `evidence` vouches for the page cache of the image too.
-    pub(super) fn keep_shadow(&self, granularity: Granularity, evidence: Evidence) {
-        let shadow = Shadow::new(Arc::clone(&self.file), granularity, evidence);
+    /// Keeps a shadow of allocation bits of `granularity`; `evidence` vouches for the page cache of the image too. It
+    /// takes the place of the last user's where recovery has `adopted` that one.
+    pub(super) fn keep_shadow(
+        &self,
+        granularity: Granularity,
+        evidence: Evidence,
+        adopted: Option<ShadowId>,
+    ) {
+        let shadow = Shadow::new(Arc::clone(&self.file), granularity, evidence, adopted);
         *self.own_shadow() = Some(Arc::new(shadow));
     }
 
@@ -117,7 +125,7 @@ impl Session {
     ///
     /// Where the state file cannot say so, and where that image does not come, the old one must be spoilt.
     pub(super) fn renew_shadow(&self, granularity: Granularity, evidence: Evidence) -> Result<()> {
-        self.keep_shadow(granularity, evidence);
+        self.keep_shadow(granularity, evidence, None);
         let id = self.shadow().and_then(|shadow| shadow.begin());
         self.file.update(|header| {
             header.shadow = id;

@@ -31,6 +31,7 @@ const XFS: u32 = 0x5846_5342;
 const BTRFS: u32 = 0x9123_683e;
 const TMPFS: u32 = 0x0102_1994;
 const SYSFS: u32 = 0x6265_6572;
+const PROC: u32 = 0x9fa0;
 
 /// The most file systems (of btrfs, subvolumes) that the header has room for.
 const MAX_WITNESSES: usize = 15;
@@ -278,15 +279,28 @@ fn not_told(what: &Path, error: &io::Error) -> NoEvidence {
     NoEvidence(Error::io("read", what, error).message().to_owned())
 }
 
-/// A random UUID that the kernel draws at each boot.
+/// A random UUID that the kernel draws at each boot. It must be procfs's own: a file that was mounted over it, as in some
+/// containers, may say the same after the next boot.
 fn boot_id(path: &Path) -> Result<[u8; 16], NoEvidence> {
-    let text = std::fs::read_to_string(path).map_err(|e| not_told(path, &e))?;
+    let text = io::read_to_string(opened_on(path, PROC)?).map_err(|e| not_told(path, &e))?;
+    id_in(&text).ok_or_else(|| NoEvidence(format!("{} holds no boot id", path.display())))
+}
+
+fn id_in(text: &str) -> Option<[u8; 16]> {
     let digits: String = text.trim_end().chars().filter(|it| *it != '-').collect();
-    u128::from_str_radix(&digits, 16)
-        .ok()
-        .filter(|id| *id != 0 && digits.len() == 32)
-        .map(u128::to_be_bytes)
-        .ok_or_else(|| NoEvidence(format!("{} holds no boot id", path.display())))
+    let id = u128::from_str_radix(&digits, 16).ok()?;
+    (id != 0 && digits.len() == 32).then(|| id.to_be_bytes())
+}
+
+/// What must be one of the kernel's own file systems: something mounted over it tells something else.
+fn opened_on(path: &Path, magic: u32) -> Result<std::fs::File, NoEvidence> {
+    use std::os::fd::AsFd;
+    let file = std::fs::File::open(path).map_err(|e| not_told(path, &e))?;
+    let lies_on = sys::file_system(file.as_fd()).map_err(|e| not_told(path, &e))?;
+    if lies_on.magic != magic {
+        return Err(NoEvidence(format!("{} is not the kernel's own", path.display())));
+    }
+    Ok(file)
 }
 
 fn original(fd: BorrowedFd<'_>) -> Result<Original, NoEvidence> {
@@ -381,15 +395,9 @@ fn folder_of_btrfs(sources: &Sources, fd: BorrowedFd<'_>) -> Result<u64, NoEvide
     folder(&sources.sys.join("fs/btrfs").join(name))
 }
 
-/// The inode number of a folder that must be sysfs's own: something mounted over it would have other numbers.
+/// The inode number of a folder of sysfs.
 fn folder(path: &Path) -> Result<u64, NoEvidence> {
-    use std::os::fd::AsFd;
-    let folder = std::fs::File::open(path).map_err(|e| not_told(path, &e))?;
-    let lies_on = sys::file_system(folder.as_fd()).map_err(|e| not_told(path, &e))?;
-    if lies_on.magic != SYSFS {
-        return Err(NoEvidence(format!("{} is not the kernel's own", path.display())));
-    }
-    folder
+    opened_on(path, SYSFS)?
         .metadata()
         .map(|it| it.ino())
         .map_err(|e| not_told(path, &e))

@@ -30,7 +30,7 @@ pub(crate) use intent::IntentMap;
 pub(crate) use locks::{Lock, Sharing};
 pub(crate) use map::RegionSet;
 pub(crate) use region::RegionSize;
-pub(crate) use shadow::{Shadow, spoil as spoil_shadow};
+pub(crate) use shadow::{Shadow, ShadowId, spoil as spoil_shadow};
 pub(crate) use stamp::Stamp;
 pub(crate) use tenure::Tenure;
 pub(crate) use verdict::Verdict;

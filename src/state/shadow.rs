@@ -56,7 +56,8 @@ impl ShadowId {
 /// How far a shadow is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Begun {
-    No,
+    /// With the last user's, where that was believed and all that it held is in the bitmap.
+    No(Option<ShadowId>),
     /// With what the header is to say of it; nothing where it could not be begun.
     As(Option<ShadowId>),
 }
@@ -74,15 +75,21 @@ pub(crate) struct Shadow {
 }
 
 impl Shadow {
-    /// Of allocation bits of `granularity`. Nothing is written yet.
-    pub(crate) fn new(state: Arc<StateFile>, granularity: Granularity, evidence: Evidence) -> Self {
+    /// Of allocation bits of `granularity`. It takes the place of the last user's where recovery has `adopted` that
+    /// one. Nothing is written yet.
+    pub(crate) fn new(
+        state: Arc<StateFile>,
+        granularity: Granularity,
+        evidence: Evidence,
+        adopted: Option<ShadowId>,
+    ) -> Self {
         let bits = state.bits_behind(BITS);
         Self {
             state,
             bits,
             granularity,
             evidence,
-            begun: Mutex::new(Begun::No),
+            begun: Mutex::new(Begun::No(adopted)),
             on: AtomicBool::new(false),
         }
     }
@@ -93,8 +100,8 @@ impl Shadow {
         let mut begun = self.begun();
         match *begun {
             Begun::As(id) => id,
-            Begun::No => {
-                let id = self.start();
+            Begun::No(adopted) => {
+                let id = self.start(adopted);
                 self.on.store(id.is_some(), Ordering::Release);
                 *begun = Begun::As(id);
                 id
@@ -102,15 +109,19 @@ impl Shadow {
         }
     }
 
-    /// Writes its head.
-    fn start(&self) -> Option<ShadowId> {
+    /// Writes its head. One that was `adopted` is in force until the header tells of this one: its head stays until it is
+    /// overwritten, all at once, by one that says whose place it takes. Whoever is killed in between leaves a shadow without a
+    /// bit. Had he left none, something might be missing (D2).
+    fn start(&self, adopted: Option<ShadowId>) -> Option<ShadowId> {
         let id = ShadowId::new()?;
-        cut(self.state.storage(), HEAD).ok()?;
+        let adopted = adopted.filter(|_| !mutation::on(Fault::ShadowCutFirst));
+        cut(self.state.storage(), if adopted.is_some() { BITS } else { HEAD }).ok()?;
         let mut head = [0; PIECE];
         put(&mut head, 0, &MAGIC);
         put(&mut head, 12, &VERSION.to_le_bytes());
         put(&mut head, 16, &ShadowId::encode(Some(id)));
         put(&mut head, 24, &self.granularity.bytes().to_le_bytes());
+        put(&mut head, 32, &ShadowId::encode(adopted));
         Evidence::encode(Some(&self.evidence), &mut head[EVIDENCE..PIECE - 8]);
         let sum = checksum(&head);
         put(&mut head, 8, &sum);
@@ -120,7 +131,7 @@ impl Shadow {
 
     /// Whether it takes bits, or will from its beginning on.
     pub(crate) fn serves(&self) -> bool {
-        *self.begun() == Begun::No || self.on.load(Ordering::Acquire)
+        matches!(*self.begun(), Begun::No(_)) || self.on.load(Ordering::Acquire)
     }
 
     fn begun(&self) -> MutexGuard<'_, Begun> {
@@ -152,6 +163,9 @@ impl Shadow {
     /// Nobody is to believe it: the image may have lost what it stands for.
     pub(crate) fn spoil(&self) {
         self.on.store(false, Ordering::Release);
+        if let Begun::No(adopted) = &mut *self.begun() {
+            *adopted = None;
+        }
         if !spoil(self.state.storage()) {
             // Where this fails too, so has every other way to tell anybody.
             let _ = self.state.update(|header| {
@@ -164,7 +178,7 @@ impl Shadow {
     /// Gives its space back, when the header says that nobody needs it. It may begin again, as another one.
     pub(crate) fn end(&self) {
         let mut begun = self.begun();
-        *begun = Begun::No;
+        *begun = Begun::No(None);
         if self.on.swap(false, Ordering::AcqRel) {
             // What stays is looked at by nobody, and cut at the next beginning.
             let _ = cut(self.state.storage(), HEAD);
@@ -204,8 +218,9 @@ impl Found {
         let intact = get(&head, 0) == MAGIC
             && get(&head, 8) == checksum(&head)
             && u32::from_le_bytes(get(&head, 12)) == VERSION;
-        let ours = ShadowId::decode(get(&head, 16)) == Some(id)
-            && u64::from_le_bytes(get(&head, 24)) == granularity.bytes();
+        // The header may tell of the one before it still: it has no bit then.
+        let numbers = [16, 32].map(|at| ShadowId::decode(get(&head, at)));
+        let ours = numbers.contains(&Some(id)) && u64::from_le_bytes(get(&head, 24)) == granularity.bytes();
         if !intact || !ours {
             return Ok(None);
         }

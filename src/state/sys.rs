@@ -9,11 +9,17 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use libc::{c_int, c_short};
 
-fn check(result: c_int) -> io::Result<()> {
-    if result < 0 {
-        return Err(io::Error::last_os_error());
+/// What `call` returns, which is made again for as long as signals interrupt it.
+fn check(mut call: impl FnMut() -> c_int) -> io::Result<()> {
+    loop {
+        if call() >= 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
     }
-    Ok(())
 }
 
 /// A run of bytes of a file, for a lock; a length of 0 is "to the end, wherever that will be".
@@ -42,7 +48,7 @@ fn flock_of(kind: c_int, bytes: Bytes) -> libc::flock64 {
 pub(super) fn set_lock(fd: BorrowedFd<'_>, kind: c_int, bytes: Bytes) -> io::Result<()> {
     let lock = flock_of(kind, bytes);
     // SAFETY: the command reads one `flock64`.
-    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) })
+    check(|| unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) })
 }
 
 /// A lock that stands against taking one: the first that the kernel finds.
@@ -65,7 +71,7 @@ pub(super) fn test_shared(fd: BorrowedFd<'_>, bytes: Bytes) -> io::Result<Option
 fn test(fd: BorrowedFd<'_>, kind: c_int, bytes: Bytes) -> io::Result<Option<Obstacle>> {
     let mut lock = flock_of(kind, bytes);
     // SAFETY: the command reads one `flock64` and writes it.
-    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) })?;
+    check(|| unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) })?;
     Ok((c_int::from(lock.l_type) != libc::F_UNLCK).then_some(Obstacle {
         pid: (lock.l_pid > 0).then_some(lock.l_pid),
     }))
@@ -81,7 +87,7 @@ pub(super) struct FileSystem {
 pub(super) fn file_system(fd: BorrowedFd<'_>) -> io::Result<FileSystem> {
     let mut answer = MaybeUninit::<libc::statfs64>::uninit();
     // SAFETY: `answer` has room for the answer.
-    check(unsafe { libc::fstatfs64(fd.as_raw_fd(), answer.as_mut_ptr()) })?;
+    check(|| unsafe { libc::fstatfs64(fd.as_raw_fd(), answer.as_mut_ptr()) })?;
     // SAFETY: the call succeeded, so it filled `answer`.
     let answer = unsafe { answer.assume_init() };
     // SAFETY: the id is two 32-bit integers whose names C keeps to itself.
@@ -102,7 +108,7 @@ pub(super) fn file_system(fd: BorrowedFd<'_>) -> io::Result<FileSystem> {
 pub(super) fn birth_time(fd: BorrowedFd<'_>) -> io::Result<Option<(i64, u32)>> {
     let mut answer = MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: the name is a terminated string, and `answer` has room for the answer.
-    check(unsafe {
+    check(|| unsafe {
         libc::statx(
             fd.as_raw_fd(),
             c"".as_ptr(),
@@ -132,7 +138,7 @@ const BTRFS_IOC_FS_INFO: libc::Ioctl = libc::_IOR::<BtrfsFsInfo>(0x94, 31);
 pub(super) fn btrfs_uuid(fd: BorrowedFd<'_>) -> io::Result<[u8; 16]> {
     let mut info = MaybeUninit::<BtrfsFsInfo>::zeroed();
     // SAFETY: the request writes one struct of the size that is part of its number.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), BTRFS_IOC_FS_INFO, info.as_mut_ptr()) })?;
+    check(|| unsafe { libc::ioctl(fd.as_raw_fd(), BTRFS_IOC_FS_INFO, info.as_mut_ptr()) })?;
     // SAFETY: all zeros is a valid value of plain integers.
     Ok(unsafe { info.assume_init() }.fsid)
 }
@@ -141,7 +147,7 @@ pub(super) fn btrfs_uuid(fd: BorrowedFd<'_>) -> io::Result<[u8; 16]> {
 pub(super) fn coarse_clock() -> io::Result<(i64, i64)> {
     let mut now = MaybeUninit::<libc::timespec>::uninit();
     // SAFETY: `now` has room for the answer.
-    check(unsafe { libc::clock_gettime(libc::CLOCK_REALTIME_COARSE, now.as_mut_ptr()) })?;
+    check(|| unsafe { libc::clock_gettime(libc::CLOCK_REALTIME_COARSE, now.as_mut_ptr()) })?;
     // SAFETY: the call succeeded, so it filled `now`.
     let now = unsafe { now.assume_init() };
     Ok((now.tv_sec, now.tv_nsec))

@@ -27,8 +27,12 @@ use self::zero::Unsupported;
 use super::{Access, Extent, FileIdentity, Gather, Limits, Scatter, Storage, SyncMode, Zeroing, sys};
 use crate::units::ByteRange;
 
-/// ext2 to ext4, XFS, Btrfs, tmpfs. Of a failed write-back the kernel itself tells every open file description there.
-const LOCAL: [u32; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
+/// XFS, Btrfs, tmpfs. Of a failed write-back the kernel itself tells every open file description there, and a sync waits for
+/// what another has begun to write.
+const LOCAL: [u32; 3] = [0x5846_5342, 0x9123_683e, 0x0102_1994];
+/// ext2 to ext4. The same, but only with a journal: without one, of two syncs at a time one takes what leads to the file's blocks
+/// upon itself, and the other does not wait for that to be written.
+const EXT: u32 = 0xef53;
 
 /// One open regular file or block device. Any thread may use it at any time.
 #[derive(Debug)]
@@ -120,11 +124,23 @@ impl FileStorage {
         sys::with_file(self.as_fd(), File::metadata)
     }
 
-    /// An open file description of the same file, whatever its name is by now. `None` on file systems that do more at a sync
-    /// than Linux demands of them, which may look at who has written: those of the network, FUSE, layers of others.
+    /// Whether syncs of the file through two open file descriptions may run at a time. Not on file systems that do more at a
+    /// sync than Linux demands of them, which may look at who has written: those of the network, FUSE, layers of others.
+    #[cold]
+    fn syncs_apart(&self) -> io::Result<bool> {
+        if self.limits.block_device {
+            return Ok(true);
+        }
+        match sys::file_system_magic(self.as_fd())? {
+            EXT => Ok(has_journal(self.identity.device)),
+            magic => Ok(LOCAL.contains(&magic)),
+        }
+    }
+
+    /// An open file description of the same file, whatever its name is by now. `None` where syncs must not meet.
     #[cold]
     fn again(&self) -> io::Result<Option<Self>> {
-        if !self.limits.block_device && !LOCAL.contains(&sys::file_system_magic(self.as_fd())?) {
+        if !self.syncs_apart()? {
             return Ok(None);
         }
         let name = CString::new(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))?;
@@ -323,6 +339,17 @@ fn prepare(fd: BorrowedFd<'_>, access: Access) -> io::Result<bool> {
         })?;
     }
     Ok(direct)
+}
+
+/// Whether the ext4 on `device` has a journal; no, too, where the kernel does not tell.
+fn has_journal(device: u64) -> bool {
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    let link = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}"));
+    let task = link.ok().and_then(|device| {
+        let folder = Path::new("/sys/fs/ext4").join(device.file_name()?);
+        std::fs::read_to_string(folder.join("journal_task")).ok()
+    });
+    task.is_some_and(|task| task.trim_end() != "<none>")
 }
 
 fn no_direct() -> io::Error {

@@ -63,8 +63,9 @@ pub trait Storage: Send + Sync + Debug {
     /// Makes what was written, and the length, durable. With [`SyncMode::All`] the times, mode and owner too.
     fn sync(&self, mode: SyncMode) -> io::Result<()>;
 
-    /// The same file once more, for syncs that run while this one's do: of bytes that were lost, each of the two is told,
-    /// but for what the other was told before this call.
+    /// The same file once more, for syncs that run while this one's do: of bytes that could not be written, each of the two is
+    /// told, but for what the other was told before this call. Not of what a device has lost that could not flush its own cache:
+    /// that is told to one sync alone.
     ///
     /// `None` where that cannot be, or nothing vouches for it.
     fn sync_apart(&self) -> Option<Arc<dyn Storage>> {

@@ -11,7 +11,7 @@ use super::{CheckOptions, Repair, leftovers};
 use crate::bitmap::{BitmapFile, BitmapPolicy};
 use crate::descriptor::{BitmapEntry, Descriptor, Format, ImageEntry};
 use crate::disk::bitmaps::Loading;
-use crate::disk::open::{ATTEMPTS, Files, ImageFound, Place};
+use crate::disk::open::{ATTEMPTS, Files, Held, ImageFound, Place};
 use crate::disk::overlay::{Backing, Chain, OwnImage, measured};
 use crate::disk::{Child, Progress, checksum};
 use crate::error::{Error, ErrorCode, Result};
@@ -42,16 +42,6 @@ impl BitmapSeen<'_> {
 
     fn records(&self) -> bool {
         self.is_dirty() && self.entry.recording.unwrap_or(true)
-    }
-}
-
-/// Locks that are given up at the end.
-#[derive(Default)]
-struct Held(Vec<Lock>);
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.0.drain(..).for_each(Lock::release);
     }
 }
 
@@ -149,7 +139,7 @@ impl<'o> Looking<'o> {
     /// `None` where the descriptor has changed since it was read.
     fn locked(&self) -> Result<Option<Locked<'o>>> {
         let mut files = Files::new(self.place);
-        let descriptor = files.descriptor()?;
+        let (descriptor, _) = files.descriptor()?;
         let mut report = CheckReport::default();
         let repairs = self.repair != Repair::None;
         let access = Access {
@@ -195,16 +185,16 @@ impl<'o> Looking<'o> {
                 Err(error) => Self::note(&mut report, &entry.file, &error),
             }
         }
-        let mut held = Held::default();
+        let mut held = Held::new()?;
         if !self.options.no_lock {
             let sharing = if repairs { Sharing::Write } else { Sharing::Read };
             if let Some((storage, path)) = &state {
-                held.0.extend(Lock::state(storage, path, sharing)?);
+                held.extend(Lock::state(storage, path, sharing)?);
             }
             if let Some(ImageFound::File(storage, path)) = &image {
-                held.0.extend(Lock::image(storage, path, sharing)?);
+                held.extend(Lock::image(storage, path, sharing)?);
             }
-            if !self.place.handed_in && Files::new(self.place).descriptor()? != descriptor {
+            if !self.place.handed_in && Files::new(self.place).descriptor()?.0 != descriptor {
                 return Ok(None);
             }
         }

@@ -1,5 +1,5 @@
-//! A process that was handed a disk's files, and not their folder, opens the disk after a kill: it reads and writes all the same,
-//! as it could have changed no name.
+//! A process that was handed a disk's files, and not their folder, opens the disk after a kill: it reads and writes all the same.
+//! It can change no name; who was killed could.
 
 use std::io;
 use std::path::Path;
@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use super::life::NAME;
 use crate::disk::{AddBitmap, CreateOptions, OpenOptions, WriteFlags};
-use crate::storage::simulated::SimDisk;
+use crate::mutation::{Fault as Wrong, with};
+use crate::storage::simulated::{CallKind, Keep, SimDisk};
 use crate::storage::{Access, Folder, Role, Storage};
 
 /// The files of a folder in which no name can be changed.
@@ -64,4 +65,44 @@ fn a_disk_that_was_not_closed_opens_without_its_folder() {
         assert!(disk.bitmap_get("a", 900).unwrap());
         disk.close().unwrap();
     }
+}
+
+/// A process that has the folder is killed behind the rename of a descriptor, before the folder is synced. The next has not, and
+/// closes the disk. What a power cut leaves then.
+fn what_stays_of_a_rename() -> std::result::Result<(), String> {
+    let sim = SimDisk::new();
+    sim.keep_names_with_files();
+    let create = CreateOptions::new().size(1 << 20);
+    create.folder(sim.folder()).create(NAME).unwrap();
+    let disk = OpenOptions::new().folder(sim.folder()).open(NAME).unwrap();
+    disk.bitmap_add("a", AddBitmap::default()).unwrap();
+    disk.bitmap_clear("a").unwrap();
+    let events = sim.events();
+    let renamed = events
+        .iter()
+        .rfind(|it| it.call.kind() == CallKind::Rename)
+        .unwrap();
+    let killed = sim.after(renamed.number).kill();
+
+    let alone = Arc::new(FilesAlone(killed.folder()));
+    let disk = OpenOptions::new().folder(alone).open(NAME).unwrap();
+    disk.write(&[2; 4096], 512 << 10, WriteFlags::FUA).unwrap();
+    disk.close().unwrap();
+
+    let after = killed.power_cut_keeping(Keep::Nothing);
+    let disk = OpenOptions::new().folder(after.folder()).open(NAME).unwrap();
+    let mut found = [0; 1];
+    disk.read(&mut found, 512 << 10).unwrap();
+    assert_eq!(found, [2]);
+    let bitmap = disk.bitmap_info("a").unwrap();
+    if bitmap.inconsistent || disk.bitmap_get("a", 512 << 10).unwrap() {
+        return Ok(());
+    }
+    Err(format!("D1: {bitmap:?}"))
+}
+
+#[test]
+fn what_goes_on_without_the_folder_loses_no_change_with_the_name() {
+    what_stays_of_a_rename().unwrap();
+    with(Wrong::FoundFileUnsynced, what_stays_of_a_rename).unwrap_err();
 }

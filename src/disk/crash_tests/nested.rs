@@ -124,12 +124,64 @@ fn dropped() -> u64 {
     count(&left, start, 78)
 }
 
+/// The same, who is killed when he begins to write; another like him finds the inner disk before the outer one is opened.
+fn dropped_by_two() -> u64 {
+    let left = left(false).unwrap();
+    let start = left.sim.events().len() as u64;
+    let disk = open(&left.sim, INNER, "other").unwrap();
+    disk.write(&[77; 3000], 12_000, NONE).unwrap();
+    drop(disk);
+    let killed = left.sim.crash_points().filter(|point| point.events() >= start);
+    let bad = killed.map(|point| point.kill()).filter(|state| {
+        open(state, INNER, "other").unwrap().close().unwrap();
+        wrong(&left, state, "first", 77).unwrap_or(true)
+    });
+    bad.count() as u64
+}
+
 #[test]
 fn nobody_uses_the_inner_disk_unnoticed() {
     for closed in [true, false] {
         assert_eq!(written_to(closed), 0, "closed: {closed}");
     }
     assert_eq!(dropped(), 0);
+    assert_eq!(dropped_by_two(), 0);
+}
+
+/// Whoever goes on after a kill is killed too, when he begins to write. Then somebody opens the inner disk alone, and changes
+/// nothing. Behind which calls that costs the outer disk a bitmap that it would have had.
+fn spoilt_by_two_kills() -> Vec<String> {
+    let left = left(false).unwrap();
+    let start = left.sim.events().len() as u64;
+    let disk = open(&left.sim, NAME, "first").unwrap();
+    disk.write(&[3; 3000], 5000, NONE).unwrap();
+    drop(disk);
+    let inconsistent = |state: &SimDisk| {
+        let disk = open(&state.kill(), NAME, "first").unwrap();
+        disk.bitmap_info("a").unwrap().inconsistent
+    };
+    let mut spoilt = Vec::new();
+    for point in left.sim.crash_points().filter(|point| point.events() >= start) {
+        let killed = point.kill();
+        let before = inconsistent(&killed);
+        open(&killed, INNER, "first").unwrap().close().unwrap();
+        if !before && inconsistent(&killed) {
+            let last = left
+                .sim
+                .events()
+                .into_iter()
+                .find(|it| it.number == point.events());
+            spoilt.push(last.map_or_else(String::new, |it| it.to_string()));
+        }
+    }
+    spoilt
+}
+
+#[test]
+fn two_kills_cost_the_outer_disk_no_bitmap() {
+    let spoilt = spoilt_by_two_kills();
+    assert!(spoilt.is_empty(), "{spoilt:#?}");
+    assert_ne!(with(Fault::ShadowCutFirst, spoilt_by_two_kills).len(), 0);
 }
 
 /// What the two disks of `left` show after `act` and a kill, and what they are to show.
@@ -204,4 +256,5 @@ fn every_protection_from_others_is_missed() {
     for fault in [Fault::TenureKept, Fault::ShadowOfOthers] {
         assert!(with(fault, dropped) > 0, "{fault:?} is not seen");
     }
+    assert!(with(Fault::ShadowGoesOn, dropped_by_two) > 0);
 }

@@ -276,8 +276,8 @@ impl<'p> Files<'p> {
         }
     }
 
-    /// The disk's own descriptor. A caller that hands files in may have one of each only, so this is asked once.
-    pub(in crate::disk) fn descriptor(&mut self) -> Result<Descriptor> {
+    /// The disk's own descriptor, and its file. A caller that hands files in may have one of each only, so this is asked once.
+    pub(in crate::disk) fn descriptor(&mut self) -> Result<(Descriptor, Arc<dyn Storage>)> {
         let storage = self
             .place
             .folder
@@ -292,7 +292,8 @@ impl<'p> Files<'p> {
             let shown = self.shown(&self.place.name);
             self.add_naming(&*storage, "QBM.image.file", &shown)?;
         }
-        Descriptor::read_assuming(&*storage, self.place.backing_format)
+        let descriptor = Descriptor::read_assuming(&*storage, self.place.backing_format)?;
+        Ok((descriptor, storage))
     }
 
     /// Counts a file as one that is open already, as `what`.

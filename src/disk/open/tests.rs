@@ -1,6 +1,7 @@
 //! What an open refuses once the descriptor itself is in order, with the words.
 
 mod changing;
+mod failed;
 
 use std::fs;
 use std::path::Path;

@@ -337,8 +337,8 @@ impl Disk {
                 |e| self.fail(e),
             )
         };
-        // The pending bits are taken by one at a time.
-        durability.rounds.join(|| None, round)
+        // The pending bits are taken by one at a time, and so no round is beside another.
+        durability.rounds.join(|| None, round, || Ok(()))
     }
 
     /// Makes a change of `granules` durable that has just been done, and all before it to the same granules.

@@ -10,7 +10,7 @@ use crate::descriptor::save::{self, SaveError};
 use crate::descriptor::{Descriptor, StateEntry};
 use crate::disk::NoticeCode;
 use crate::disk::bitmaps::Bitmap;
-use crate::disk::open::Place;
+use crate::disk::open::{Held, Place};
 use crate::error::{Error, Result};
 use crate::state::{Header, Lock, RegionSet, RegionSize, Sharing, StateFile, Tenure};
 use crate::storage::{Role, Storage};
@@ -21,7 +21,12 @@ impl Recovering<'_> {
     }
 
     /// Gives a disk that is open for writing a state file, where that can be.
-    pub(super) fn add(&self, descriptor: &mut Descriptor, bitmaps: &[Bitmap]) -> Result<Recovered> {
+    pub(super) fn add(
+        &self,
+        descriptor: &mut Descriptor,
+        bitmaps: &[Bitmap],
+        locks: &mut Held,
+    ) -> Result<Recovered> {
         if self.options.read_only || self.options.no_state {
             return Ok(Recovered::default());
         }
@@ -36,12 +41,11 @@ impl Recovering<'_> {
                 return Ok(Recovered::default());
             }
         };
-        let lock = match &made.storage {
-            storage if !self.options.no_lock => Lock::state(storage, made.file.path(), Sharing::Write)?,
-            _ => None,
-        };
+        if !self.options.no_lock {
+            locks.extend(Lock::state(&made.storage, made.file.path(), Sharing::Write)?);
+        }
         let evidence = self.evidence(&*made.storage, bitmaps)?.ok();
-        let session = self.session(made.file, RegionSet::new(), evidence)?;
+        let session = self.session(made.file, RegionSet::new(), evidence, None)?;
         if !bitmaps.is_empty() {
             // Without a stamp, what others write behind the next close would go unnoticed, if nothing changes until then.
             session.renew_stamp();
@@ -50,7 +54,6 @@ impl Recovering<'_> {
             session: Some(session),
             recovery: None,
             found: None,
-            lock,
             content: Content::default(),
         })
     }

@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, IoSlice, IoSliceMut};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::Rng;
@@ -552,7 +553,7 @@ fn a_file_is_synced_apart_whatever_its_name_is_by_now() {
     std::fs::rename(&path, dir.path().join("other")).expect("another name");
     std::fs::write(&path, b"another's").expect("another file");
     let apart = file.sync_apart();
-    if !LOCAL.contains(&sys::file_system_magic(file.as_fd()).expect("the kind of file system")) {
+    if !file.syncs_apart().expect("the kind of file system") {
         assert!(apart.is_none());
         return;
     }
@@ -561,4 +562,37 @@ fn a_file_is_synced_apart_whatever_its_name_is_by_now() {
     apart.sync(SyncMode::Data).expect("a sync");
     apart.sync(SyncMode::All).expect("a sync");
     write_slice(&*apart, b"x", 0).expect_err("it is for syncs alone");
+}
+
+/// Of two syncs of a file without a journal, one does not wait for what the other has begun to write.
+#[test]
+fn a_file_is_synced_apart_where_there_is_a_journal() {
+    for (make, apart) in [
+        (&["mkfs.ext4", "-qF", "-O", "^has_journal"][..], false),
+        (&["mkfs.ext2", "-qF"], false),
+        (&["mkfs.ext4", "-qF"], true),
+    ] {
+        let dir = folder();
+        let (image, at) = (dir.path().join("fs.img"), dir.path().join("m"));
+        std::fs::create_dir(&at).expect("a mount point");
+        File::create(&image)
+            .and_then(|file| file.set_len(16 << 20))
+            .expect("a sparse file");
+        let done = |command: &mut Command| command.output().is_ok_and(|it| it.status.success());
+        if !done(Command::new(make[0]).args(&make[1..]).arg(&image)) {
+            skipped(format_args!("{make:?} fails here"));
+            continue;
+        }
+        if !done(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at)) {
+            skipped("cannot mount here");
+            continue;
+        }
+        let found = FileStorage::from_fd(
+            File::create_new(at.join("f")).expect("a file").into(),
+            Access::default(),
+        );
+        let found = found.map(|it| it.sync_apart().is_some());
+        assert!(done(Command::new("umount").arg(&at)), "umount");
+        assert_eq!(found.ok(), Some(apart), "{make:?}");
+    }
 }

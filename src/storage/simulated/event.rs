@@ -238,6 +238,8 @@ pub enum Failure {
     /// A sync that wrote all there was to write, where another's had lost bytes since this file was opened: each open file is
     /// told once.
     LostBefore,
+    /// A sync of a device that could not flush its own cache. What was in it is lost, and nobody else is told.
+    CacheLost,
 }
 
 impl From<Failure> for io::Error {
@@ -245,7 +247,7 @@ impl From<Failure> for io::Error {
         match failure {
             Failure::Errno(errno) => Self::from_raw_os_error(errno),
             Failure::PastEnd => io::ErrorKind::UnexpectedEof.into(),
-            Failure::LostBefore => Self::from_raw_os_error(libc::EIO),
+            Failure::LostBefore | Failure::CacheLost => Self::from_raw_os_error(libc::EIO),
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::event::{Call, CallKind};
+use super::event::{Call, CallKind, Failure};
 use super::random::mixed;
 
 /// How much of a failing call took effect all the same. Calls that cannot be halved (a rename, a new length) take
@@ -37,7 +37,7 @@ impl Kept {
 
 /// Which calls fail, and how.
 pub struct Fault {
-    errno: i32,
+    failure: Failure,
     matches: Box<dyn Fn(&Call) -> bool + Send>,
     /// Matching calls that still succeed.
     spared: u64,
@@ -49,11 +49,19 @@ impl Fault {
     /// The next call of any kind fails with `errno`, once, and does nothing.
     pub fn new(errno: i32) -> Self {
         Self {
-            errno,
+            failure: Failure::Errno(errno),
             matches: Box::new(|_| true),
             spared: 0,
             for_good: false,
             kept: Kept::Nothing,
+        }
+    }
+
+    /// The next sync of a file fails because the device cannot flush its own cache. The caller is told, and nobody else ever.
+    pub fn of_cache() -> Self {
+        Self {
+            failure: Failure::CacheLost,
+            ..Self::new(libc::EIO).on(CallKind::Sync)
         }
     }
 
@@ -103,7 +111,7 @@ impl Fault {
 impl fmt::Debug for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Fault")
-            .field("errno", &self.errno)
+            .field("failure", &self.failure)
             .field("spared", &self.spared)
             .field("for_good", &self.for_good)
             .field("kept", &self.kept)
@@ -124,10 +132,10 @@ impl Faults {
         self.0.clear();
     }
 
-    /// Whether `call`, event number `event`, fails: with which errno, and what it does all the same.
+    /// Whether `call`, event number `event`, fails: how, and what it does all the same.
     ///
     /// Every fault counts the call; where several would strike, the oldest does and the others go unused.
-    pub fn strike(&mut self, call: &Call, event: u64) -> Option<(i32, Kept)> {
+    pub fn strike(&mut self, call: &Call, event: u64) -> Option<(Failure, Kept)> {
         let mut struck = None;
         self.0.retain_mut(|fault| {
             if !(fault.matches)(call) {
@@ -141,7 +149,7 @@ impl Faults {
                 Kept::Random(seed) => Kept::Random(mixed(seed, event)),
                 kept => kept,
             };
-            struck = struck.or(Some((fault.errno, kept)));
+            struck = struck.or(Some((fault.failure, kept)));
             fault.for_good
         });
         struck

@@ -104,6 +104,11 @@ impl File {
     /// A sync that began when event `begun` was the last has failed.
     pub fn sync_failed(&mut self, begun: u64) {
         self.failed_syncs += 1;
+        self.lose(begun);
+    }
+
+    /// What a sync was to make durable that began when event `begun` was the last is lost.
+    pub fn lose(&mut self, begun: u64) {
         self.length.sync_failed(begun);
         for piece in self.unsynced.values_mut() {
             piece.sync_failed(begun);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::event::{Call, Failure, OpenFile};
 use super::file::File;
 use super::state::State;
-use super::{SimDisk, key};
+use super::{SimDisk, key, run};
 use crate::storage::{
     Access, Extent, FileIdentity, Folder, Gather, Limits, Role, Scatter, Storage, SyncMode, Zeroing,
 };
@@ -161,15 +161,20 @@ impl Storage for SimFile {
     }
 
     fn sync(&self, mode: SyncMode) -> io::Result<()> {
-        let file = self.file();
+        let call = Call::Sync {
+            file: self.file(),
+            mode,
+        };
         let failures = |state: &State| state.file(self.file.inode).map_or(0, |it| it.failed_syncs);
-        let (inner, failure) = self.disk.carry_out(Call::Sync { file, mode }, |state| {
+        let (inner, failure) = self.disk.carry_out(call.clone(), |state| {
             if self.told.load(Ordering::Relaxed) < failures(state) {
                 return Err(Failure::LostBefore);
             }
             Ok(())
         });
         self.told.store(failures(&inner.state), Ordering::Relaxed);
+        drop(inner);
+        run(&self.disk.shared.hook_behind, &call);
         failure.map_or(Ok(()), |failure| Err(failure.into()))
     }
 

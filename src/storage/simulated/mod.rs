@@ -69,6 +69,7 @@ type Hook = Arc<dyn Fn(&Call) + Send + Sync>;
 struct Shared {
     inner: Mutex<Inner>,
     hook: Mutex<Option<Hook>>,
+    hook_behind: Mutex<Option<Hook>>,
 }
 
 struct Inner {
@@ -152,6 +153,13 @@ impl SimDisk {
         inner.state.limits = limits;
     }
 
+    /// From now on, and after crashes, a sync of all of a file makes its name durable, as on ext4, XFS and Btrfs.
+    pub fn keep_names_with_files(&self) {
+        let mut inner = self.lock();
+        inner.base.names_with_files = true;
+        inner.state.names_with_files = true;
+    }
+
     /// Lets calls fail.
     pub fn fail(&self, fault: Fault) {
         self.lock().faults.add(fault);
@@ -166,6 +174,16 @@ impl SimDisk {
     /// the call, and it may use the disk (whose calls run the hook too). In place of an earlier hook.
     pub fn on_call(&self, hook: impl Fn(&Call) + Send + Sync + 'static) {
         *self.shared.hook.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(hook));
+    }
+
+    /// The same for syncs of files that have taken effect, and not returned yet.
+    pub fn on_synced(&self, hook: impl Fn(&Call) + Send + Sync + 'static) {
+        let mut place = self
+            .shared
+            .hook_behind
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *place = Some(Arc::new(hook));
     }
 
     /// The calls so far, in the order in which they took effect.
@@ -255,6 +273,7 @@ impl SimDisk {
             shared: Arc::new(Shared {
                 inner: Mutex::new(inner),
                 hook: Mutex::new(None),
+                hook_behind: Mutex::new(None),
             }),
         }
     }
@@ -279,15 +298,7 @@ impl SimDisk {
         check: impl FnOnce(&State) -> Result<(), Failure>,
     ) -> (MutexGuard<'_, Inner>, Option<Failure>) {
         let begun = self.lock().state.clock;
-        let hook = self
-            .shared
-            .hook
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        if let Some(hook) = hook {
-            hook(&call);
-        }
+        run(&self.shared.hook, &call);
 
         let mut inner = self.lock();
         let clock = inner.state.clock;
@@ -295,12 +306,19 @@ impl SimDisk {
         let checked = inner.state.check(&call).and_then(|()| check(&inner.state));
         let (failure, kept) = match (struck, checked) {
             (None, Ok(())) => (None, Kept::All),
-            (None, Err(failure)) => (Some(failure), Kept::Nothing),
-            (Some((errno, kept)), Ok(())) => (Some(Failure::Errno(errno)), kept),
-            (Some((errno, _)), Err(_)) => (Some(Failure::Errno(errno)), Kept::Nothing),
+            (Some((failure, kept)), Ok(())) => (Some(failure), kept),
+            (Some((failure, _)), Err(_)) | (None, Err(failure)) => (Some(failure), Kept::Nothing),
         };
         inner.end(call, failure, kept, begun);
         (inner, failure)
+    }
+}
+
+/// Runs the hook that is there, if one is, without holding its lock.
+fn run(hook: &Mutex<Option<Hook>>, call: &Call) {
+    let hook = hook.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(hook) = hook {
+        hook(call);
     }
 }
 

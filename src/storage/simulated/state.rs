@@ -11,7 +11,7 @@ use super::crash::{Choice, Chooser};
 use super::event::{Call, Event, Failure};
 use super::file::File;
 use super::history::History;
-use crate::storage::Limits;
+use crate::storage::{Limits, SyncMode};
 use crate::units::MAX_LENGTH;
 
 #[derive(Clone)]
@@ -20,6 +20,8 @@ pub(super) struct State {
     pub clock: u64,
     pub device: u64,
     pub limits: Limits,
+    /// A sync of all of a file makes the names that it has durable.
+    pub names_with_files: bool,
     last_inode: u64,
     /// Whether the folder itself is there.
     folder: History<bool>,
@@ -33,6 +35,7 @@ impl State {
             clock: 0,
             device,
             limits,
+            names_with_files: false,
             last_inode: 0,
             folder: History::new(true),
             files: BTreeMap::new(),
@@ -158,12 +161,22 @@ impl State {
             Call::Allocate { file, range } if whole && !range.is_empty() => {
                 self.change(file.inode, |it| it.grow(range.end(), now));
             }
-            Call::Sync { file, .. } => self.change(file.inode, |it| match event.failure {
-                None => it.synced(event.begun),
-                // What it has written may be durable by now, or not.
-                Some(Failure::LostBefore) => {}
-                Some(_) => it.sync_failed(event.begun),
-            }),
+            Call::Sync { file, mode } => {
+                self.change(file.inode, |it| match event.failure {
+                    None => it.synced(event.begun),
+                    // What it has written may be durable by now, or not.
+                    Some(Failure::LostBefore) => {}
+                    Some(Failure::CacheLost) => it.lose(event.begun),
+                    Some(_) => it.sync_failed(event.begun),
+                });
+                if self.names_with_files && *mode == SyncMode::All && !failed {
+                    let its = |name: &&mut History<_>| *name.live() == Some(file.inode);
+                    self.names
+                        .values_mut()
+                        .filter(its)
+                        .for_each(|name| name.synced(event.begun));
+                }
+            }
             _ => {}
         }
     }
@@ -213,6 +226,7 @@ impl State {
             clock: self.clock,
             device: self.device,
             limits: self.limits,
+            names_with_files: self.names_with_files,
             last_inode: self.last_inode,
             folder: History::new(true),
             files,
