@@ -158,6 +158,8 @@ pub enum Fault {
     ImageBegunFirst,
     /// A new descriptor is not synced, nor are the names of what it names.
     NewUnsynced,
+    /// A new file for a bitmap is named before its bits are durable.
+    NewBitsUnsynced,
     /// That a bitmap's sync failed is noted in the state file's header, or nowhere.
     FailureUntold,
     /// A recovery that cannot make a bitmap durable notes nothing.

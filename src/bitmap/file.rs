@@ -254,6 +254,9 @@ impl BitmapFile {
     pub fn write_new(&self, bits: &Bits) -> Result<()> {
         self.resize(bits.serialized_len())?;
         self.write_from(bits, None, 0)?;
+        if mutation::on(Fault::NewBitsUnsynced) {
+            return Ok(());
+        }
         self.sync()
     }
 

@@ -50,6 +50,14 @@ impl Found {
         Verdict::Widen { ranges, why }
     }
 
+    /// How long the image was when the disk was closed, where it is longer now: `length` bytes.
+    pub(crate) fn outgrown_from(&self, length: u64) -> Option<u64> {
+        let header = self.header();
+        let counts = header.clean || header.untouched;
+        let then = header.stamp.as_ref().filter(|_| counts)?.size();
+        (then < length).then_some(then)
+    }
+
     fn why_not_exact(&self, now: &Result<Evidence, NoEvidence>) -> Option<String> {
         let header = self.header();
         if header.failure_noted {

@@ -29,7 +29,8 @@ What -r repairs:
           anew, and then every bit of every bitmap set, as nothing is known of
           the last user
   dirty   every bit is set in bitmaps that are inconsistent, or are so since
-          others wrote to the image: the next backup copies everything
+          others wrote to the image: the next backup copies everything. A bitmap
+          whose file is missing or too short gets a new one
   trust   the image is taken as it is: that others wrote to it does not count.
           Only before an open for writing has made the bitmaps inconsistent;
           from then on writes went by unrecorded, and only -r dirty helps

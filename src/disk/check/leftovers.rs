@@ -34,6 +34,33 @@ pub(super) fn look(
         }
     };
     let candidates = candidates(place, own, files, &names, report);
+    tell(place, &names, candidates, remove, report);
+}
+
+/// Removes of `old` what libqbm made for this disk, and what its descriptor, `own`, does not name any more.
+pub(super) fn remove_old(place: &Place, own: &Descriptor, old: &[&str], report: &mut CheckReport) {
+    let Ok(names) = place.folder.names() else {
+        // A later look tells of what stays.
+        return;
+    };
+    let ours = |name: &&str| could_be_made_for(&place.name, name) && !names_of(own).contains(&Path::new(name));
+    let candidates = old
+        .iter()
+        .copied()
+        .filter(ours)
+        .filter_map(|name| Some((name, identity(place, Path::new(name)).ok()??)))
+        .collect();
+    tell(place, &names, candidates, true, report);
+}
+
+/// Tells of `candidates`, of all `names` in the folder, and removes them where `remove` says so and nobody else may need them.
+fn tell(
+    place: &Place,
+    names: &[OsString],
+    candidates: Vec<(&str, FileIdentity)>,
+    remove: bool,
+    report: &mut CheckReport,
+) {
     if candidates.is_empty() {
         return;
     }

@@ -6,8 +6,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::report::{CheckReport, FindingKind, Severity};
-use super::{CheckOptions, Repair, leftovers};
+use super::report::{CheckReport, Finding, FindingKind, Severity};
+use super::{CheckOptions, Repair, leftovers, mend};
 use crate::bitmap::{BitmapFile, BitmapPolicy};
 use crate::descriptor::{BitmapEntry, Descriptor, Format, ImageEntry};
 use crate::disk::bitmaps::Loading;
@@ -16,9 +16,12 @@ use crate::disk::overlay::{Backing, Chain, OwnImage, measured};
 use crate::disk::{Child, Progress, checksum};
 use crate::error::{Error, ErrorCode, Result};
 use crate::mutation::{self, Fault};
-use crate::state::{Evidence, Found, Lock, MarkId, Sharing, Stamp, StateFile, Verdict};
+use crate::state::{Evidence, Found, Lock, MarkId, Sharing, Stamp, StateFile, Unusable, Verdict};
 use crate::storage::{Access, Role, Storage, SyncMode};
 use crate::units::ByteRange;
+
+/// What to do where a dirty bitmap's file is missing, or too short.
+const REMADE: &str = "-r dirty makes it anew with every bit set";
 
 /// One look at a disk.
 pub(super) struct Looking<'o> {
@@ -28,14 +31,32 @@ pub(super) struct Looking<'o> {
     report: CheckReport,
 }
 
-/// A bitmap whose file is there.
-struct BitmapSeen<'d> {
-    name: &'d str,
-    entry: &'d BitmapEntry,
-    file: BitmapFile,
+/// A bitmap whose file is there; or a dirty one whose file can be made anew.
+pub(super) struct BitmapSeen<'d> {
+    pub(super) name: &'d str,
+    pub(super) entry: &'d BitmapEntry,
+    pub(super) file: Has,
+}
+
+/// What a bitmap has for a file.
+pub(super) enum Has {
+    /// One that holds the bits of the disk.
+    All(BitmapFile),
+    /// One that held the bits of the disk, until others made its image longer.
+    Outgrown,
+    /// None, or one that is too short.
+    TooLittle,
 }
 
 impl BitmapSeen<'_> {
+    /// The file, where it holds all the bits.
+    fn whole(&self) -> Option<&BitmapFile> {
+        match &self.file {
+            Has::All(file) => Some(file),
+            Has::Outgrown | Has::TooLittle => None,
+        }
+    }
+
     fn is_dirty(&self) -> bool {
         !self.entry.kind.is_allocation()
     }
@@ -108,11 +129,17 @@ impl<'o> Looking<'o> {
         } = locked;
         self.report = report;
         let length = self.length(image.as_ref());
-        let bitmaps = self.bitmaps(&mut files, &descriptor, length);
+        let state = state.map(|(storage, path)| {
+            let found = StateFile::inspect(&*storage, &path);
+            (storage, path, found)
+        });
+        let found = state.as_ref().and_then(|(.., it)| it.as_ref().ok()?.as_ref().ok());
+        let shorter = length.and_then(|length| found?.outgrown_from(length));
+        let bitmaps = self.bitmaps(&mut files, &descriptor, length, shorter);
         self.chain(&mut files, &descriptor);
         let foreign = match (&state, length) {
-            (Some((storage, path)), Some(length)) => {
-                self.state(&**storage, path, image.as_ref(), length, &bitmaps)?
+            (Some((storage, path, found)), Some(length)) => {
+                self.state((&**storage, path), found, image.as_ref(), length, &bitmaps)?
             }
             _ => false,
         };
@@ -131,6 +158,15 @@ impl<'o> Looking<'o> {
             for bitmap in &bitmaps {
                 self.tail(bitmap, length, image.as_ref().filter(|_| clear));
             }
+        }
+        if self.repair == Repair::Dirty {
+            mend::with_every_bit(
+                self.place,
+                &descriptor,
+                image.as_ref().zip(length),
+                &bitmaps,
+                &mut self.report,
+            );
         }
         let remove = matches!(self.repair, Repair::Leaks | Repair::All);
         leftovers::look(self.place, &descriptor, &files, remove, &mut self.report);
@@ -192,7 +228,9 @@ impl<'o> Looking<'o> {
                 }
                 // Without its lock nothing may be repaired.
                 Err(error) if repairs => return Err(error),
-                Err(error) => Self::note(&mut report, &entry.file, &error),
+                Err(error) => {
+                    Self::note(&mut report, &entry.file, &error);
+                }
             }
         }
         let mut held = Held::default();
@@ -232,7 +270,9 @@ impl<'o> Looking<'o> {
             ImageFound::Disk(disk) => {
                 return disk
                     .open(files, &loading)
-                    .inspect_err(|error| Self::note(report, &entry.file, error))
+                    .inspect_err(|error| {
+                        Self::note(report, &entry.file, error);
+                    })
                     .ok();
             }
         };
@@ -240,7 +280,9 @@ impl<'o> Looking<'o> {
             return Some(Child::new(file.0, file.1));
         }
         OwnImage::of_disk(files, entry, file, &loading)
-            .inspect_err(|error| Self::note(report, &entry.file, error))
+            .inspect_err(|error| {
+                Self::note(report, &entry.file, error);
+            })
             .ok()
             .map(|(image, _)| image)
     }
@@ -255,18 +297,20 @@ impl<'o> Looking<'o> {
     ) -> Option<(Arc<dyn Storage>, PathBuf)> {
         files
             .open(role, key, Path::new(""), name, access)
-            .inspect_err(|error| Self::note(report, name, error))
+            .inspect_err(|error| {
+                Self::note(report, name, error);
+            })
             .ok()
     }
 
     /// A file of the disk that cannot be used.
-    fn note(report: &mut CheckReport, name: &str, error: &Error) {
+    fn note<'r>(report: &'r mut CheckReport, name: &str, error: &Error) -> &'r mut Finding {
         let kind = match error.code() {
             ErrorCode::FileNotFound => FindingKind::FileMissing,
             ErrorCode::FileInvalid => FindingKind::FileInvalid,
             _ => FindingKind::NotChecked,
         };
-        report.add(kind, name, error.message().to_owned());
+        report.add(kind, name, error.message().to_owned())
     }
 
     fn length(&mut self, image: Option<&Child>) -> Option<u64> {
@@ -274,34 +318,70 @@ impl<'o> Looking<'o> {
         length.inspect_err(|error| self.report.add_error(error)).ok()
     }
 
-    /// The bitmaps whose files are there, long enough, and can be read.
+    /// The bitmaps whose files can be read, or be made anew. The image has become longer than `shorter`, if that is given.
     fn bitmaps<'d>(
         &mut self,
         files: &mut Files<'_>,
         descriptor: &'d Descriptor,
         length: Option<u64>,
+        shorter: Option<u64>,
     ) -> Vec<BitmapSeen<'d>> {
+        let mut seen = Vec::new();
+        for (name, entry) in descriptor.bitmaps() {
+            let key = format!("QBM.bitmaps[{name:?}].file");
+            match self.bitmap(files, (&key, entry), length, shorter) {
+                Ok(file) => seen.push(BitmapSeen { name, entry, file }),
+                Err(error) => {
+                    let lacks = matches!(error.code(), ErrorCode::FileNotFound | ErrorCode::FileInvalid);
+                    let finding = Self::note(&mut self.report, &entry.file, &error);
+                    if lacks && entry.kind.is_allocation() {
+                        finding.advise("nothing can tell what it said: bring the file back, or restore a backup");
+                    }
+                }
+            }
+        }
+        seen
+    }
+
+    /// What a bitmap has for a file; an error where that can be used for nothing.
+    fn bitmap(
+        &mut self,
+        files: &mut Files<'_>,
+        (key, entry): (&str, &BitmapEntry),
+        length: Option<u64>,
+        shorter: Option<u64>,
+    ) -> Result<Has> {
         let access = Access {
             write: self.repair == Repair::All,
             direct: false,
         };
-        let mut seen = Vec::new();
-        for (name, entry) in descriptor.bitmaps() {
-            let key = format!("QBM.bitmaps[{name:?}].file");
-            let opened = Self::open(&mut self.report, files, Role::Bitmap, &key, &entry.file, access);
-            let Some((storage, path)) = opened else {
-                continue;
-            };
-            let file = BitmapFile::new(storage, path, BitmapPolicy::WriteThrough);
-            let readable = length.map_or(Ok(()), |length| {
-                file.load(entry.granularity.granules_in(length)).map(drop)
-            });
-            match readable {
-                Ok(()) => seen.push(BitmapSeen { name, entry, file }),
-                Err(error) => Self::note(&mut self.report, &entry.file, &error.context(key)),
+        let remade = |error: &Error, code| error.code() == code && !entry.kind.is_allocation();
+        let (storage, path) = match files.open(Role::Bitmap, key, Path::new(""), &entry.file, access) {
+            Err(error) if remade(&error, ErrorCode::FileNotFound) => {
+                Self::note(&mut self.report, &entry.file, &error).advise(REMADE);
+                return Ok(Has::TooLittle);
             }
+            found => found?,
+        };
+        let file = BitmapFile::new(storage, path, BitmapPolicy::WriteThrough);
+        let Some(length) = length else {
+            return Ok(Has::All(file));
+        };
+        let granules = |length| entry.granularity.granules_in(length);
+        match file.load(granules(length)) {
+            Ok(_) => Ok(Has::All(file)),
+            Err(error) if remade(&error, ErrorCode::FileInvalid) => {
+                let held = |length| file.check_size(granules(length)).is_ok();
+                let outgrown = shorter.is_some_and(held);
+                let finding = Self::note(&mut self.report, &entry.file, &error.context(key));
+                if outgrown {
+                    return Ok(Has::Outgrown);
+                }
+                finding.advise(REMADE);
+                Ok(Has::TooLittle)
+            }
+            Err(error) => Err(error.context(key)),
         }
-        seen
     }
 
     fn chain(&mut self, files: &mut Files<'_>, descriptor: &Descriptor) {
@@ -319,13 +399,13 @@ impl<'o> Looking<'o> {
     /// What the state file says; tells whether others wrote to the image.
     fn state(
         &mut self,
-        storage: &dyn Storage,
-        path: &Path,
+        (storage, path): (&dyn Storage, &Path),
+        found: &Result<Result<Found, Unusable>>,
         image: Option<&Child>,
         length: u64,
         bitmaps: &[BitmapSeen<'_>],
     ) -> Result<bool> {
-        let found = match StateFile::inspect(storage, path) {
+        let found = match found {
             Ok(Ok(found)) => found,
             Ok(Err(unusable)) => {
                 let words = format!(
@@ -336,7 +416,7 @@ impl<'o> Looking<'o> {
                 return Ok(false);
             }
             Err(error) => {
-                self.report.add_error(&error);
+                self.report.add_error(error);
                 return Ok(false);
             }
         };
@@ -347,14 +427,14 @@ impl<'o> Looking<'o> {
             );
             self.report.add(FindingKind::StateDamaged, "", words);
         }
-        self.inconsistent(&found, bitmaps);
-        if let Some(why) = image.and_then(|image| other_user(&found, image)) {
+        self.inconsistent(found, bitmaps);
+        if let Some(why) = image.and_then(|image| other_user(found, image)) {
             self.written_by_others(image, &why, bitmaps);
             return Ok(true);
         }
         match found.verdict(&self.evidence(storage, bitmaps)?, length) {
             Verdict::Clean => {
-                let foreign = image.is_some_and(|image| self.foreign(&found, image, bitmaps));
+                let foreign = image.is_some_and(|image| self.foreign(found, image, bitmaps));
                 return Ok(foreign);
             }
             Verdict::Exact => self.not_closed("nothing was lost, so that its bitmaps are exact"),
@@ -377,7 +457,8 @@ impl<'o> Looking<'o> {
             return Evidence::of_epoch(epoch).map(Ok);
         }
         let dirty = bitmaps.iter().filter(|it| it.is_dirty());
-        Ok(Evidence::gather(storage, dirty.map(|it| it.file.storage())))
+        let files = dirty.filter_map(BitmapSeen::whole);
+        Ok(Evidence::gather(storage, files.map(BitmapFile::storage)))
     }
 
     fn not_closed(&mut self, what: &str) {
@@ -441,15 +522,16 @@ impl<'o> Looking<'o> {
 
     /// Looks for bits behind the end, and clears them where that of `image` is to be relied on.
     fn tail(&mut self, bitmap: &BitmapSeen<'_>, length: u64, image: Option<&Child>) {
+        let Some(file) = bitmap.whole() else { return };
         let granules = bitmap.entry.granularity.granules_in(length);
-        match bitmap.file.has_tail_bits(granules) {
+        match file.has_tail_bits(granules) {
             Ok(false) => return,
             Ok(true) => {}
             Err(error) => return self.report.add_error(&error),
         }
         let words = format!(
             "{} has bits behind the disk's end; libqbm does not read them, -r all clears them",
-            bitmap.file.path().display()
+            file.path().display()
         );
         let finding = self.report.add(FindingKind::TailBits, bitmap.name, words);
         if let Some(image) = image {
@@ -460,7 +542,7 @@ impl<'o> Looking<'o> {
                 let synced = image.storage.sync(SyncMode::Data);
                 synced.map_err(|e| image.failed("flush", &e))
             };
-            match durable.and_then(|()| bitmap.file.clear_tail_bits(granules)) {
+            match durable.and_then(|()| file.clear_tail_bits(granules)) {
                 Ok(()) => finding.fixed = true,
                 Err(error) => {
                     let words = error.message().to_owned();

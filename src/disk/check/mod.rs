@@ -6,6 +6,7 @@
 
 mod leftovers;
 mod look;
+mod mend;
 mod report;
 
 #[cfg(test)]
@@ -34,7 +35,8 @@ pub enum Repair {
     /// That, and bits behind the disk's end are cleared, a disk that was not closed is recovered, and a state file that is
     /// damaged or missing is made anew: then every bit of every bitmap is set, as nothing is known of the last user.
     All = 2,
-    /// Every bit is set in bitmaps that are inconsistent, or are so since others wrote to the image.
+    /// Every bit is set in bitmaps that are inconsistent, or are so since others wrote to the image; and in those whose file is
+    /// missing or too short, which get a new one.
     Dirty = 3,
     /// The image is taken as it is: that others wrote to it does not count. What was inconsistent before stays so.
     Trust = 4,
@@ -181,7 +183,7 @@ impl CheckOptions {
             .no_backing(true)
             .trust_image(self.repair == Repair::Trust);
         // The bits are all set then, or those of a longer disk as they must be.
-        options.lengthen_bitmaps = matches!(self.repair, Repair::Dirty | Repair::Trust);
+        options.lengthen_outgrown = matches!(self.repair, Repair::Dirty | Repair::Trust);
         if let Some(folder) = &self.folder {
             options = options.folder(Arc::clone(folder));
         }

@@ -113,6 +113,14 @@ pub struct Finding {
     pub fixed: bool,
 }
 
+impl Finding {
+    /// Says what to do.
+    pub(super) fn advise(&mut self, what: &str) {
+        self.message.push_str("; ");
+        self.message.push_str(what);
+    }
+}
+
 /// What a check found, and what it repaired; from [`CheckOptions::check`](super::CheckOptions::check).
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct CheckReport {
@@ -138,6 +146,13 @@ impl CheckReport {
 
     pub(super) fn has(&self, kind: FindingKind) -> bool {
         self.findings.iter().any(|it| it.kind == kind && !it.fixed)
+    }
+
+    /// What is found of `subject` is repaired, if it is of one of these kinds.
+    pub(super) fn fix(&mut self, kinds: &[FindingKind], subject: &str) {
+        for finding in &mut self.findings {
+            finding.fixed |= kinds.contains(&finding.kind) && finding.subject == subject;
+        }
     }
 
     pub(super) fn add(&mut self, kind: FindingKind, subject: &str, message: String) -> &mut Finding {

@@ -191,6 +191,128 @@ fn files_that_are_gone_or_too_short_are_found_all_at_once() {
     words(&report, "QBM.image.file: cannot open");
 }
 
+/// A bitmap's file that is missing or cut short locks the whole disk out; whatever was in it, with every bit set it is right.
+#[test]
+fn a_dirty_bitmap_whose_file_is_gone_or_cut_gets_a_new_one() {
+    type Spoil = fn(&Path);
+    let cases: [(Spoil, FindingKind); 2] = [
+        (|path| fs::remove_file(path).unwrap(), FindingKind::FileMissing),
+        (|path| fs::write(path, [0; 7]).unwrap(), FindingKind::FileInvalid),
+    ];
+    for (spoil, kind) in cases {
+        let room = Room::new();
+        let disk = room.open();
+        disk.bitmap_add("c", AddBitmap::default()).unwrap();
+        let epoch = disk.bitmap_info("b").unwrap().epoch;
+        disk.close().unwrap();
+        spoil(&room.path("disk-b.bitmap"));
+        let said = Disk::open(room.disk()).unwrap_err();
+        let hint = "; \"qbm check -r dirty\" makes it anew with every bit set";
+        assert!(said.message().ends_with(hint), "{said}");
+        let before = room.content();
+        for repair in [Repair::None, Repair::Leaks, Repair::All, Repair::Trust] {
+            let report = room.check(repair);
+            assert_eq!(kinds(&report)[0], (kind, false), "{repair:?}");
+            words(&report, "; -r dirty makes it anew with every bit set");
+            assert_eq!(room.content(), before);
+        }
+        let image = room.image();
+        let report = room.check(Repair::Dirty);
+        assert_eq!(report.remaining(Severity::Corruption), 0, "{report:#?}");
+        assert_eq!(kinds(&report)[0], (kind, true));
+        assert_eq!(kinds(&room.check(Repair::None)), []);
+        assert_eq!((room.count("b"), room.count("c")), (64, 0));
+        assert_ne!(room.open().bitmap_info("b").unwrap().epoch, epoch);
+        assert_eq!(room.image(), image);
+    }
+}
+
+/// Its old file goes only where nobody else may need it.
+#[test]
+fn a_cut_file_that_another_descriptor_names_stays() {
+    let room = Room::new();
+    fs::copy(room.disk(), room.path("copy.qbm")).unwrap();
+    fs::write(room.path("disk-b.bitmap"), [0; 7]).unwrap();
+    assert_eq!(kinds(&room.check(Repair::Dirty)), [(FindingKind::FileInvalid, true)]);
+    assert_eq!(fs::read(room.path("disk-b.bitmap")).unwrap(), [0; 7]);
+    assert_eq!(room.count("b"), 64);
+}
+
+#[test]
+fn a_lost_bitmap_of_a_disk_that_was_not_closed_gets_a_new_file_too() {
+    let room = Room::new();
+    room.killed();
+    fs::remove_file(room.path("disk-b.bitmap")).unwrap();
+    let report = room.check(Repair::All);
+    words(&report, "it was not repaired: cannot open");
+    assert!(room.check(Repair::Dirty).findings[0].fixed);
+    assert_eq!(kinds(&room.check(Repair::All)), [(FindingKind::NotClosed, true)]);
+    assert_eq!(room.count("b"), 64);
+}
+
+/// How long its bits would have to be nobody knows without the image.
+#[test]
+fn a_lost_bitmap_of_a_disk_without_its_image_stays_lost() {
+    let room = Room::new();
+    fs::remove_file(room.path("disk-b.bitmap")).unwrap();
+    fs::remove_file(room.path("disk-data.img")).unwrap();
+    let before = room.content();
+    let report = room.check(Repair::Dirty);
+    words(&report, "it is not made anew, as the length of the disk is not known");
+    assert_eq!(report.remaining(Severity::Error), 1);
+    assert_eq!(room.content(), before);
+}
+
+/// What an allocation bitmap said nobody knows: with any bits but its own the disk would show something else.
+#[test]
+fn an_allocation_bitmap_is_never_made_anew() {
+    let room = Room::new();
+    CreateOptions::new()
+        .backing("disk.qbm", crate::descriptor::Format::Qbm)
+        .create(room.path("top.qbm"))
+        .unwrap();
+    let allocation = room.path("top-allocation.bitmap");
+    for cut in [true, false] {
+        if cut {
+            fs::write(&allocation, [0; 7]).unwrap();
+        } else {
+            fs::remove_file(&allocation).unwrap();
+        }
+        let before = room.content();
+        for repair in [Repair::All, Repair::Dirty, Repair::Trust] {
+            let report = Room::options(repair)
+                .check(room.path("top.qbm"), &mut |_, _| ControlFlow::Continue(()))
+                .unwrap();
+            assert_eq!(report.remaining(Severity::Corruption), 1);
+            words(&report, "bring the file back, or restore a backup");
+        }
+        assert_eq!(room.content(), before);
+    }
+}
+
+/// That others have made the image longer excuses no file that was too short before: what it had is not known.
+#[test]
+fn trust_does_not_take_a_cut_file_for_one_that_was_outgrown() {
+    for (longer, repair) in [(false, Repair::Trust), (true, Repair::Trust), (true, Repair::Dirty)] {
+        let room = Room::new();
+        fs::write(room.path("disk-b.bitmap"), [0; 7]).unwrap();
+        room.written_by_others();
+        if longer {
+            let image = fs::OpenOptions::new()
+                .write(true)
+                .open(room.path("disk-data.img"))
+                .unwrap();
+            image.set_len(64 * MIB).unwrap();
+        }
+        room.check(repair);
+        let found = Disk::open(room.disk()).map(|disk| disk.bitmap_count("b").unwrap());
+        match repair {
+            Repair::Dirty => assert_eq!(found.unwrap(), 1024),
+            _ => assert_eq!(found.unwrap_err().code(), ErrorCode::FileInvalid),
+        }
+    }
+}
+
 #[test]
 fn bits_behind_the_end_are_cleared_and_no_others() {
     let room = Room::new();

@@ -83,6 +83,8 @@ pub struct OpenOptions {
     /// Files of dirty bitmaps that are too short for a disk that others have made longer are lengthened, for an opener who
     /// sees to the bits.
     pub(in crate::disk) lengthen_bitmaps: bool,
+    /// The same of those that held all bits before others made the disk longer, and of no others.
+    pub(in crate::disk) lengthen_outgrown: bool,
     /// Set where an image that is a disk itself could not be made durable at its recovery.
     pub(in crate::disk) lost: Option<Arc<AtomicBool>>,
 }

@@ -141,6 +141,44 @@ fn each_call_that_fails_is_told_of() {
     }
 }
 
+/// The same of a repair that makes a bitmap's file anew: the bitmap is as it was, or has every bit.
+#[test]
+fn each_call_that_fails_while_a_bitmap_is_made_anew_is_told_of() {
+    let lost = || {
+        let sim = killed();
+        sim.folder().remove(BITMAP.as_ref()).unwrap();
+        sim.folder().sync().unwrap();
+        sim
+    };
+    for for_good in [false, true] {
+        for nth in 1.. {
+            let sim = lost();
+            let before = sim.events().len();
+            let fault = Fault::new(libc::EIO).nth(nth);
+            sim.fail(if for_good { fault.from_then_on() } else { fault });
+            let found = look(&sim, Repair::Dirty);
+            sim.heal();
+            let events = sim.events();
+            let Some(failed) = events[before..].iter().find(|it| it.failure.is_some()) else {
+                assert!(nth > 20, "only {nth} calls");
+                break;
+            };
+            let told = match &found {
+                Ok(report) => report.findings.iter().any(|it| it.message.contains(WORDS)),
+                Err(error) => error.message().contains(WORDS),
+            };
+            // What a later check does as well need not be told of: that the old file was not there to be removed, or a new one left.
+            let done = found.is_ok_and(|report| report.findings[0].fixed);
+            assert!(told || done, "{failed}");
+            check(&sim, Repair::Dirty);
+            check(&sim, Repair::All);
+            assert_eq!(kinds(&check(&sim, Repair::None)), [], "{failed}");
+            let disk = OpenOptions::new().folder(sim.folder()).open(NAME).unwrap();
+            assert_eq!(disk.bitmap_count("b").unwrap(), 64, "{failed}");
+        }
+    }
+}
+
 /// What is wrong after a check in which a call failed. `whole` is what it and the next one find where none does.
 fn wrong(sim: &SimDisk, whole: &[CheckReport; 2], found: &Result<CheckReport>) -> Option<String> {
     if sim.read(OTHERS).is_err() {

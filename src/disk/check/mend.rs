@@ -1,0 +1,124 @@
+//! Dirty bitmaps whose files cannot be used get new ones.
+//!
+//! Invariant (D1, M1): a new file is durable, with its name, before the descriptor names it, and what its bits were made for
+//! is durable before that. Allocation bitmaps are left alone: nobody knows what theirs said.
+
+use super::leftovers;
+use super::look::{BitmapSeen, Has};
+use super::report::{CheckReport, FindingKind};
+use crate::bitmap::{BitmapFile, BitmapPolicy, Bits};
+use crate::descriptor::names::{FileName, create_unique_like};
+use crate::descriptor::save::{self, SaveError};
+use crate::descriptor::{BitmapEntry, Descriptor};
+use crate::disk::Child;
+use crate::disk::bitmaps::new_epoch;
+use crate::disk::open::Place;
+use crate::error::{Error, Result};
+use crate::mutation::{self, Fault};
+use crate::storage::{Role, SyncMode};
+
+/// A bitmap that is to have another file: its name, its bits, and its entry but for the file.
+struct Mended<'d> {
+    name: &'d str,
+    bits: Bits,
+    entry: BitmapEntry,
+}
+
+/// Gives those whose file is missing or too short a new one, with every bit set, and tells `report` of it.
+pub(super) fn with_every_bit(
+    place: &Place,
+    descriptor: &Descriptor,
+    disk: Option<(&Child, u64)>,
+    bitmaps: &[BitmapSeen<'_>],
+    report: &mut CheckReport,
+) {
+    let lacking = |bitmap: &&BitmapSeen<'_>| matches!(bitmap.file, Has::TooLittle);
+    let lacking: Vec<_> = bitmaps.iter().filter(lacking).collect();
+    let Some(first) = lacking.first() else { return };
+    let Some((image, length)) = disk else {
+        let words = "it is not made anew, as the length of the disk is not known";
+        report.add(FindingKind::RepairFailed, &first.entry.file, words.to_owned());
+        return;
+    };
+    let mended: Result<Vec<_>> = lacking.iter().map(|it| every_bit(it, length)).collect();
+    match mended.and_then(|mended| replace(place, descriptor, image, mended)) {
+        Ok(new) => {
+            for bitmap in &lacking {
+                let kinds = [FindingKind::FileMissing, FindingKind::FileInvalid];
+                report.fix(&kinds, &bitmap.entry.file);
+                // It has another starting point, of which the state file says nothing.
+                report.fix(&[FindingKind::BitmapInconsistent], bitmap.name);
+            }
+            let old: Vec<&str> = lacking.iter().map(|it| &*it.entry.file).collect();
+            leftovers::remove_old(place, &new, &old, report);
+        }
+        Err(error) => {
+            let words = format!("it was not made anew: {error}");
+            report.add(FindingKind::RepairFailed, &first.entry.file, words);
+        }
+    }
+}
+
+/// As of a new starting point: whoever knows the old one must not go on from it.
+fn every_bit<'d>(bitmap: &BitmapSeen<'d>, length: u64) -> Result<Mended<'d>> {
+    let bits = Bits::new(bitmap.entry.granularity.granules_in(length))?;
+    bits.set(bits.all());
+    let entry = BitmapEntry {
+        epoch: Some(new_epoch()?),
+        start_length: Some(length),
+        ..bitmap.entry.clone()
+    };
+    let name = bitmap.name;
+    Ok(Mended { name, bits, entry })
+}
+
+/// Makes the files, and the descriptor that names them.
+fn replace(
+    place: &Place,
+    descriptor: &Descriptor,
+    image: &Child,
+    mended: Vec<Mended<'_>>,
+) -> Result<Descriptor> {
+    place
+        .folder
+        .check_writable()
+        .map_err(|e| Error::io("create files in", place.folder_name(), &e))?;
+    // Whoever cut the image may not have made that durable: a power cut would bring back what there are no bits for (D1).
+    if !mutation::on(Fault::FoundLengthUnsynced) {
+        let synced = image.storage.sync(SyncMode::Data);
+        synced.map_err(|e| image.failed("flush", &e))?;
+    }
+    let mut made = Vec::new();
+    let saved = files(place, descriptor, mended, &mut made)
+        .map_err(SaveError::Unchanged)
+        .and_then(|new| save::replace(&*place.folder, &place.name, &new).map(|()| new));
+    if let Err(SaveError::Unchanged(_)) = &saved {
+        for name in made {
+            // The first failure is the one to tell; a file that stays is found by the next check.
+            let _ = place.folder.remove(name.as_ref());
+        }
+    }
+    Ok(saved?)
+}
+
+/// The files, durable, with their names. Appends these to `made`, also when it fails.
+fn files(
+    place: &Place,
+    descriptor: &Descriptor,
+    mended: Vec<Mended<'_>>,
+    made: &mut Vec<String>,
+) -> Result<Descriptor> {
+    let mut descriptor = descriptor.clone();
+    for Mended { name, bits, entry } in mended {
+        let file = FileName::bitmap(&place.name, name);
+        let (file, storage) = create_unique_like(&*place.folder, Role::Bitmap, &file, &place.name)?;
+        made.push(file.clone());
+        BitmapFile::new(storage, place.shown.join(&file), BitmapPolicy::WriteThrough).write_new(&bits)?;
+        descriptor.update_bitmap(name, BitmapEntry { file, ..entry })?;
+    }
+    if !mutation::on(Fault::NamesUnsynced) {
+        let synced = place.folder.sync();
+        synced.map_err(|e| Error::io("sync the folder", place.folder_name(), &e))?;
+    }
+    Ok(descriptor)
+}
