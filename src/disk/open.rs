@@ -37,6 +37,9 @@ pub use options::{Notice, NoticeCode, OpenOptions};
 /// What to do where a dirty bitmap's file is missing, or too short.
 const REMADE: &str = "\"qbm check -r dirty\" makes it anew with every bit set";
 
+/// What to do where others have made the image longer.
+const CHOICE: &str = "\"qbm check -r trust\" takes it as it is, \"qbm check -r dirty\" sets every bit";
+
 /// How often an open starts anew where the disk changes under it.
 pub(super) const ATTEMPTS: usize = 8;
 
@@ -267,29 +270,45 @@ impl OpenOptions {
                 _ => e,
             })?;
             let file = BitmapFile::new(storage, path, self.bitmap_policy);
-            self.fit(&file, entry, length, state)
+            let file = self
+                .fit(file, entry, length, state)
                 .map_err(|e| e.context(&key))?;
             bitmaps.push(Bitmap::from_entry(name, entry, file));
         }
         Ok((bitmaps, allocation))
     }
 
-    /// Sees to it that the file of a dirty bitmap holds the bits of a disk of `length` bytes.
-    fn fit(&self, file: &BitmapFile, entry: &BitmapEntry, length: u64, state: &StateAtOpen) -> Result<()> {
+    /// The file of a dirty bitmap, which must hold the bits of a disk of `length` bytes. Those that it lacks as others have made
+    /// the image longer are clear where the opener takes the image as it is.
+    fn fit(
+        &self,
+        file: BitmapFile,
+        entry: &BitmapEntry,
+        length: u64,
+        state: &StateAtOpen,
+    ) -> Result<BitmapFile> {
         let granules = entry.granularity.granules_in(length);
-        if self.lengthen_bitmaps {
-            file.grow_unread(granules)?;
-        }
         let Err(error) = file.check_size(granules) else {
-            return Ok(());
+            return Ok(file);
         };
         let held = |length: &u64| file.check_size(entry.granularity.granules_in(*length)).is_ok();
         // D1: of a file that was too short before, nobody knows what it had.
         let outgrown = outgrown_from(state, length).filter(held);
-        match outgrown {
-            Some(_) if self.lengthen_outgrown => file.grow_unread(granules),
-            _ => Err(error.hint(REMADE)),
+        if !self.lengthen_bitmaps {
+            let Some(then) = outgrown else {
+                return Err(error.hint(REMADE));
+            };
+            if !self.trust_image && !self.lengthen_outgrown {
+                return Err(error.hint(format_args!("{}: {CHOICE}", grown(then, length))));
+            }
         }
+        if self.read_only {
+            return Ok(file.outgrown());
+        }
+        file.grow_unread(granules)?;
+        // No change of its bits need ever come and make that durable.
+        file.sync()?;
+        Ok(file)
     }
 
     /// The descriptor, or what it would be of an image that has none.
@@ -412,6 +431,11 @@ fn outgrown_from(state: &StateAtOpen, length: u64) -> Option<u64> {
     };
     let found = StateFile::inspect(&**storage, path).ok()?.ok()?;
     found.outgrown_from(length)
+}
+
+/// The same in words.
+pub(super) fn grown(then: u64, now: u64) -> String {
+    format!("the image had {then} bytes when the disk was closed, and has {now} now")
 }
 
 /// Offsets beyond this do not fit the system's calls.

@@ -546,6 +546,40 @@ fn a_disk_that_others_made_much_longer_is_mended() {
     }
 }
 
+/// What `lvextend` does, or whoever makes a loop device larger.
+#[test]
+fn an_open_that_trusts_the_image_takes_a_longer_one() {
+    let room = Room::new();
+    let image = fs::OpenOptions::new()
+        .write(true)
+        .open(room.path("disk-data.img"))
+        .unwrap();
+    image.set_len(64 * MIB).unwrap();
+    for read_only in [true, false] {
+        let error = OpenOptions::new()
+            .read_only(read_only)
+            .open(room.disk())
+            .unwrap_err();
+        assert_eq!(error.code(), ErrorCode::FileInvalid);
+        let why = "is too small: 8 bytes, where the bits of the disk need 128; the image had 4194304 bytes when the disk was \
+                   closed, and has 67108864 now: \"qbm check -r trust\" takes it as it is, \"qbm check -r dirty\" sets every bit";
+        assert!(error.message().ends_with(why), "{error}");
+    }
+    let before = room.content();
+    let options = OpenOptions::new().trust_image(true);
+    let disk = options.clone().read_only(true).open(room.disk()).unwrap();
+    assert_eq!(disk.bitmap_count("b").unwrap(), 1);
+    disk.close().unwrap();
+    assert_eq!(room.content(), before);
+
+    let disk = options.open(room.disk()).unwrap();
+    assert_eq!((disk.length(), disk.bitmap_count("b").unwrap()), (64 * MIB, 1));
+    disk.write(&[1], 60 * MIB, WriteFlags::empty()).unwrap();
+    disk.close().unwrap();
+    assert_eq!(kinds(&room.check(Repair::None)), []);
+    assert_eq!(room.count("b"), 2);
+}
+
 /// Once an open for writing has made a bitmap inconsistent, writes went by unrecorded: nothing proves that none did.
 #[test]
 fn trust_takes_back_no_mark() {

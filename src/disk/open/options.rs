@@ -216,7 +216,7 @@ impl OpenOptions {
         self
     }
 
-    /// Bitmaps stay valid where the image was written to behind their back: the caller knows what was written.
+    /// Bitmaps stay valid where the image was written to behind their back, or was made longer: the caller knows what was written.
     #[must_use]
     pub fn trust_image(mut self, yes: bool) -> Self {
         self.trust_image = yes;

@@ -125,3 +125,59 @@ fn a_bitmap_made_anew_lacks_nothing_whenever_the_power_goes() {
     assert!(without(Fault::NamesUnsynced, write).is_some());
     assert!(without(Fault::NewBitsUnsynced, write).is_some());
 }
+
+/// What is wrong when the power goes while a disk is repaired that was closed, and that others have made longer then.
+fn wrong_after_growth(repair: Repair) -> Option<String> {
+    let sim = SimDisk::new();
+    let create = CreateOptions::new().size(24 << 10).region_bytes(4096);
+    create.folder(sim.folder()).create(NAME).unwrap();
+    let options = |sim: &SimDisk| OpenOptions::new().folder(sim.folder()).cache_epoch("first");
+    let disk = options(&sim).open(NAME).unwrap();
+    let granularity = Granularity::MIN;
+    let fine = AddBitmap {
+        granularity,
+        ..AddBitmap::default()
+    };
+    disk.bitmap_add("a", fine).unwrap();
+    disk.write(&[7; 512], 4096, WriteFlags::empty()).unwrap();
+    disk.close().unwrap();
+    let mut image = sim.read("disk-data.img").unwrap();
+    image.resize(64 << 10, 0);
+    sim.put("disk-data.img", &image);
+    let sim = sim.kill();
+    let check = |sim: &SimDisk| {
+        let options = CheckOptions::new().folder(sim.folder()).cache_epoch("first");
+        let options = options.repair(repair);
+        options.check(NAME, &mut |_, _| ControlFlow::Continue(())).unwrap()
+    };
+    check(&sim);
+    let last = sim.events().len() as u64;
+    for point in sim.crash_points() {
+        for keep in [Keep::Nothing, Keep::All, Keep::Random(1), Keep::Random(2)] {
+            let cut = point.power_cut_keeping(keep);
+            let when = format!("cut off after {} calls of {last}", point.events());
+            if point.events() < last {
+                check(&cut);
+            }
+            let disk = match options(&cut).open(NAME) {
+                Ok(disk) => disk,
+                Err(error) => return Some(format!("{when}: {error}")),
+            };
+            let info = disk.bitmap_list().unwrap().remove(0);
+            if info.inconsistent {
+                return Some(format!("{when}: it is inconsistent"));
+            }
+            if !disk.bitmap_get("a", 4096).unwrap() {
+                return Some(format!("{when}: a bit is missing"));
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn a_disk_that_others_made_longer_is_repaired_for_good() {
+    for repair in [Repair::Dirty, Repair::Trust] {
+        assert_eq!(wrong_after_growth(repair), None);
+    }
+}
