@@ -110,6 +110,11 @@ impl BitmapFile {
         ))
     }
 
+    /// The first granule of the file's last word. The bits that the file was made for end in that word, if nobody cut it.
+    pub(crate) fn last_word(&self) -> Result<u64> {
+        Ok(self.length()?.saturating_sub(1) / 8 * 64)
+    }
+
     /// Reads `len` bits, from the file's data extents alone. What lies behind them is ignored.
     pub fn load(&self, len: u64) -> Result<Bits> {
         if !self.outgrown {

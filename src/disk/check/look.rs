@@ -11,7 +11,7 @@ use super::{CheckOptions, Repair, leftovers, mend};
 use crate::bitmap::{BitmapFile, BitmapPolicy};
 use crate::descriptor::{BitmapEntry, Descriptor, Format, ImageEntry};
 use crate::disk::bitmaps::Loading;
-use crate::disk::open::{ATTEMPTS, Files, ImageFound, Place};
+use crate::disk::open::{ATTEMPTS, Files, ImageFound, Place, grown};
 use crate::disk::overlay::{Backing, Chain, OwnImage, measured};
 use crate::disk::{Child, Progress, checksum};
 use crate::error::{Error, ErrorCode, Result};
@@ -44,8 +44,33 @@ pub(super) enum Has {
     All(BitmapFile),
     /// One that held the bits of the disk, until others made its image longer.
     Outgrown,
-    /// None, or one that is too short.
-    TooLittle,
+    /// One that is too short.
+    Part(BitmapFile),
+    /// None.
+    Nothing,
+}
+
+/// Whether others have made the image longer than it was when a bitmap's file was made for it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Longer {
+    No,
+    /// It had so many bytes when the disk was closed.
+    Than(u64),
+    /// The disk was not closed, and nobody knows.
+    Perhaps,
+}
+
+impl Longer {
+    fn of(found: Option<&Found>, length: Option<u64>) -> Self {
+        let (Some(found), Some(length)) = (found, length) else {
+            return Self::No;
+        };
+        match found.outgrown_from(length) {
+            Some(then) => Self::Than(then),
+            None if found.may_be_outgrown(length) => Self::Perhaps,
+            None => Self::No,
+        }
+    }
 }
 
 impl BitmapSeen<'_> {
@@ -53,15 +78,23 @@ impl BitmapSeen<'_> {
     fn whole(&self) -> Option<&BitmapFile> {
         match &self.file {
             Has::All(file) => Some(file),
-            Has::Outgrown | Has::TooLittle => None,
+            Has::Outgrown | Has::Part(_) | Has::Nothing => None,
         }
     }
 
-    fn is_dirty(&self) -> bool {
+    /// The file, as far as it holds any.
+    pub(super) fn any_file(&self) -> Option<&BitmapFile> {
+        match &self.file {
+            Has::All(file) | Has::Part(file) => Some(file),
+            Has::Outgrown | Has::Nothing => None,
+        }
+    }
+
+    pub(super) fn is_dirty(&self) -> bool {
         !self.entry.kind.is_allocation()
     }
 
-    fn records(&self) -> bool {
+    pub(super) fn records(&self) -> bool {
         self.is_dirty() && self.entry.recording.unwrap_or(true)
     }
 }
@@ -134,12 +167,15 @@ impl<'o> Looking<'o> {
             (storage, path, found)
         });
         let found = state.as_ref().and_then(|(.., it)| it.as_ref().ok()?.as_ref().ok());
-        let shorter = length.and_then(|length| found?.outgrown_from(length));
-        let bitmaps = self.bitmaps(&mut files, &descriptor, length, shorter);
+        let longer = Longer::of(found, length);
+        let bitmaps = self.bitmaps(&mut files, &descriptor, length, longer);
+        let short = bitmaps.iter().any(|it| matches!(it.file, Has::Part(_)));
+        let outgrown = longer == Longer::Perhaps && short;
         self.chain(&mut files, &descriptor);
         let foreign = match (&state, length) {
             (Some((storage, path, found)), Some(length)) => {
-                self.state((&**storage, path), found, image.as_ref(), length, &bitmaps)?
+                let image = image.as_ref();
+                self.state((&**storage, path), found, image, length, &bitmaps, outgrown)?
             }
             _ => false,
         };
@@ -159,15 +195,14 @@ impl<'o> Looking<'o> {
                 self.tail(bitmap, length, image.as_ref().filter(|_| clear));
             }
         }
-        if self.repair == Repair::Dirty {
-            mend::with_every_bit(
-                self.place,
-                &descriptor,
-                image.as_ref().zip(length),
-                &bitmaps,
-                &mut self.report,
-            );
-        }
+        let disk = image.as_ref().zip(length);
+        mend::bitmaps(
+            (self.place, &descriptor, disk),
+            self.repair,
+            &bitmaps,
+            outgrown,
+            &mut self.report,
+        );
         let remove = matches!(self.repair, Repair::Leaks | Repair::All);
         leftovers::look(self.place, &descriptor, &files, remove, &mut self.report);
         if let (true, Some(image)) = (self.options.checksum, &image) {
@@ -318,18 +353,18 @@ impl<'o> Looking<'o> {
         length.inspect_err(|error| self.report.add_error(error)).ok()
     }
 
-    /// The bitmaps whose files can be read, or be made anew. The image has become longer than `shorter`, if that is given.
+    /// The bitmaps whose files can be read, or be made anew.
     fn bitmaps<'d>(
         &mut self,
         files: &mut Files<'_>,
         descriptor: &'d Descriptor,
         length: Option<u64>,
-        shorter: Option<u64>,
+        longer: Longer,
     ) -> Vec<BitmapSeen<'d>> {
         let mut seen = Vec::new();
         for (name, entry) in descriptor.bitmaps() {
             let key = format!("QBM.bitmaps[{name:?}].file");
-            match self.bitmap(files, (&key, entry), length, shorter) {
+            match self.bitmap(files, (&key, entry), length, longer) {
                 Ok(file) => seen.push(BitmapSeen { name, entry, file }),
                 Err(error) => {
                     let lacks = matches!(error.code(), ErrorCode::FileNotFound | ErrorCode::FileInvalid);
@@ -349,7 +384,7 @@ impl<'o> Looking<'o> {
         files: &mut Files<'_>,
         (key, entry): (&str, &BitmapEntry),
         length: Option<u64>,
-        shorter: Option<u64>,
+        longer: Longer,
     ) -> Result<Has> {
         let access = Access {
             write: self.repair == Repair::All,
@@ -359,7 +394,7 @@ impl<'o> Looking<'o> {
         let (storage, path) = match files.open(Role::Bitmap, key, Path::new(""), &entry.file, access) {
             Err(error) if remade(&error, ErrorCode::FileNotFound) => {
                 Self::note(&mut self.report, &entry.file, &error).advise(REMADE);
-                return Ok(Has::TooLittle);
+                return Ok(Has::Nothing);
             }
             found => found?,
         };
@@ -371,14 +406,19 @@ impl<'o> Looking<'o> {
         match file.load(granules(length)) {
             Ok(_) => Ok(Has::All(file)),
             Err(error) if remade(&error, ErrorCode::FileInvalid) => {
-                let held = |length| file.check_size(granules(length)).is_ok();
-                let outgrown = shorter.is_some_and(held);
                 let finding = Self::note(&mut self.report, &entry.file, &error.context(key));
-                if outgrown {
-                    return Ok(Has::Outgrown);
+                let held = |length| file.check_size(granules(length)).is_ok();
+                match longer {
+                    Longer::Than(then) if held(then) => {
+                        finding.advise(&grown(then, length));
+                        finding.advise("-r trust and -r dirty make it longer");
+                        return Ok(Has::Outgrown);
+                    }
+                    // What to do is said where others' writes are told of.
+                    Longer::Perhaps => {}
+                    Longer::Than(_) | Longer::No => finding.advise(REMADE),
                 }
-                finding.advise(REMADE);
-                Ok(Has::TooLittle)
+                Ok(Has::Part(file))
             }
             Err(error) => Err(error.context(key)),
         }
@@ -404,6 +444,7 @@ impl<'o> Looking<'o> {
         image: Option<&Child>,
         length: u64,
         bitmaps: &[BitmapSeen<'_>],
+        outgrown: bool,
     ) -> Result<bool> {
         let found = match found {
             Ok(Ok(found)) => found,
@@ -445,7 +486,11 @@ impl<'o> Looking<'o> {
                 ));
             }
         }
-        Ok(false)
+        if outgrown {
+            let why = "the disk was not closed, and the image is longer than its bitmaps' files reach";
+            self.written_by_others(image, why, bitmaps);
+        }
+        Ok(outgrown)
     }
 
     fn evidence(

@@ -3,7 +3,7 @@
 //! Invariant (D1, M1): a new file is durable, with its name, before the descriptor names it, and what its bits were made for
 //! is durable before that. Allocation bitmaps are left alone: nobody knows what theirs said.
 
-use super::leftovers;
+use super::{Repair, leftovers};
 use super::look::{BitmapSeen, Has};
 use super::report::{CheckReport, FindingKind};
 use crate::bitmap::{BitmapFile, BitmapPolicy, Bits};
@@ -16,6 +16,7 @@ use crate::disk::open::Place;
 use crate::error::{Error, Result};
 use crate::mutation::{self, Fault};
 use crate::storage::{Role, SyncMode};
+use crate::units::GranuleRange;
 
 /// A bitmap that is to have another file: its name, its bits, and its entry but for the file.
 struct Mended<'d> {
@@ -24,32 +25,50 @@ struct Mended<'d> {
     entry: BitmapEntry,
 }
 
-/// Gives those whose file is missing or too short a new one, with every bit set, and tells `report` of it.
-pub(super) fn with_every_bit(
-    place: &Place,
-    descriptor: &Descriptor,
-    disk: Option<(&Child, u64)>,
+/// What is checked, with its image and its length where they are known.
+type Checked<'a> = (&'a Place, &'a Descriptor, Option<(&'a Child, u64)>);
+
+/// Gives those of `bitmaps` new files that cannot be opened as they are, as far as `repair` does; of a disk that others may have
+/// `outgrown` while it was not closed, also those that do not know of that. Tells `report` of it.
+pub(super) fn bitmaps(
+    (place, descriptor, disk): Checked<'_>,
+    repair: Repair,
     bitmaps: &[BitmapSeen<'_>],
+    outgrown: bool,
     report: &mut CheckReport,
 ) {
-    let lacking = |bitmap: &&BitmapSeen<'_>| matches!(bitmap.file, Has::TooLittle);
-    let lacking: Vec<_> = bitmaps.iter().filter(lacking).collect();
-    let Some(first) = lacking.first() else { return };
+    let lacking = |it: &&BitmapSeen<'_>| matches!(it.file, Has::Nothing | Has::Part(_));
+    let unknowing = |it: &&BitmapSeen<'_>| outgrown && it.records();
+    let chosen: Vec<_> = match repair {
+        Repair::Dirty => bitmaps.iter().filter(|it| lacking(it) || unknowing(it)).collect(),
+        Repair::Trust if outgrown => {
+            let kept = |it: &&BitmapSeen<'_>| it.any_file().is_some() && (lacking(it) || unknowing(it));
+            bitmaps.iter().filter(kept).collect()
+        }
+        _ => return,
+    };
+    let Some(first) = chosen.first() else { return };
     let Some((image, length)) = disk else {
         let words = "it is not made anew, as the length of the disk is not known";
         report.add(FindingKind::RepairFailed, &first.entry.file, words.to_owned());
         return;
     };
-    let mended: Result<Vec<_>> = lacking.iter().map(|it| every_bit(it, length)).collect();
+    let mended: Result<Vec<_>> = if repair == Repair::Dirty {
+        chosen.iter().map(|it| every_bit(it, length)).collect()
+    } else {
+        with_what_they_lack(&chosen, length)
+    };
     match mended.and_then(|mended| replace(place, descriptor, image, mended)) {
         Ok(new) => {
-            for bitmap in &lacking {
+            for bitmap in &chosen {
                 let kinds = [FindingKind::FileMissing, FindingKind::FileInvalid];
                 report.fix(&kinds, &bitmap.entry.file);
-                // It has another starting point, of which the state file says nothing.
-                report.fix(&[FindingKind::BitmapInconsistent], bitmap.name);
+                if repair == Repair::Dirty {
+                    // It has another starting point, of which the state file says nothing.
+                    report.fix(&[FindingKind::BitmapInconsistent], bitmap.name);
+                }
             }
-            let old: Vec<&str> = lacking.iter().map(|it| &*it.entry.file).collect();
+            let old: Vec<&str> = chosen.iter().map(|it| &*it.entry.file).collect();
             leftovers::remove_old(place, &new, &old, report);
         }
         Err(error) => {
@@ -57,6 +76,24 @@ pub(super) fn with_every_bit(
             report.add(FindingKind::RepairFailed, &first.entry.file, words);
         }
     }
+}
+
+/// With the bits that they have, and all from where the file's last word begins: the image ended in that, unless the file was
+/// cut, and then nobody knows of any bit that it lacks.
+fn with_what_they_lack<'d>(chosen: &[&BitmapSeen<'d>], length: u64) -> Result<Vec<Mended<'d>>> {
+    let mut mended = Vec::new();
+    for bitmap in chosen {
+        let Some(file) = bitmap.any_file() else { continue };
+        let granules = bitmap.entry.granularity.granules_in(length);
+        let bits = file.load_what_is_there(granules)?;
+        bits.set(GranuleRange::new(file.last_word()?.min(granules), granules));
+        mended.push(Mended {
+            name: bitmap.name,
+            bits,
+            entry: bitmap.entry.clone(),
+        });
+    }
+    Ok(mended)
 }
 
 /// As of a new starting point: whoever knows the old one must not go on from it.

@@ -535,6 +535,7 @@ fn a_disk_that_others_made_much_longer_is_mended() {
         for repair in [Repair::None, Repair::All] {
             let report = room.check(repair);
             words(&report, "is too small");
+            words(&report, "; the image had 4194304 bytes when the disk was closed, and has 67108864 now");
             // Its file is too short, but it records all the same.
             words(&report, "changes may be missing in \"b\"; -r dirty sets every bit");
             assert_eq!(report.remaining(Severity::Corruption), 2);
@@ -543,6 +544,55 @@ fn a_disk_that_others_made_much_longer_is_mended() {
         assert_eq!(kinds(&room.check(Repair::None)), []);
         let dirty = if repair == Repair::Dirty { 1024 } else { 1 };
         assert_eq!(room.count("b"), dirty, "{repair:?}");
+    }
+}
+
+/// Nobody knows how long it was, nor what else they did: it is for the user to choose.
+#[test]
+fn a_disk_that_others_made_longer_while_it_was_not_closed_is_mended() {
+    for repair in [Repair::Dirty, Repair::Trust] {
+        let room = Room::new();
+        let disk = room.open();
+        let fine = AddBitmap {
+            granularity: Granularity::MIN,
+            ..AddBitmap::default()
+        };
+        disk.bitmap_add("fine", fine).unwrap();
+        // Its file reaches far enough.
+        let coarse = AddBitmap {
+            granularity: Granularity::new(MIB).unwrap(),
+            ..AddBitmap::default()
+        };
+        disk.bitmap_add("coarse", coarse).unwrap();
+        disk.close().unwrap();
+        room.killed();
+        let path = room.path("disk-data.img");
+        let image = fs::OpenOptions::new().write(true).open(path).unwrap();
+        image.set_len(64 * MIB).unwrap();
+        let before = room.content();
+        for repair in [Repair::None, Repair::Leaks, Repair::All] {
+            let report = room.check(repair);
+            words(&report, "the disk was not closed, and the image is longer than its bitmaps' files reach");
+            words(&report, "changes may be missing in \"b\", \"fine\", \"coarse\"; -r dirty sets every bit, -r trust ");
+            assert!(report.has(FindingKind::NotClosed));
+            assert_eq!(room.content(), before);
+        }
+        let data = room.image();
+        let report = room.check(repair);
+        assert!(report.findings.iter().all(|it| it.fixed), "{report:#?}");
+        assert_eq!(kinds(&room.check(Repair::None)), []);
+        assert_eq!(room.image(), data);
+        let disk = room.open();
+        assert_eq!(disk.length(), 64 * MIB);
+        for (name, granularity) in [("b", 65536), ("fine", 512), ("coarse", MIB)] {
+            let dirty = |at: u64| disk.bitmap_get(name, at).unwrap();
+            assert!(dirty(2 * MIB), "what was written last, in {name:?}");
+            let new: Vec<u64> = (4 * MIB..64 * MIB).step_by(granularity as usize).collect();
+            assert!(new.iter().all(|at| dirty(*at)), "what came behind the end, in {name:?}");
+            if repair == Repair::Dirty {
+                assert_eq!(disk.bitmap_count(name).unwrap(), 64 * MIB / granularity);
+            }
+        }
     }
 }
 

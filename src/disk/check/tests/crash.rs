@@ -126,6 +126,23 @@ fn a_bitmap_made_anew_lacks_nothing_whenever_the_power_goes() {
     assert!(without(Fault::NewBitsUnsynced, write).is_some());
 }
 
+/// Nor does one lack anything that others made longer while it was not closed.
+#[test]
+fn a_disk_made_longer_while_in_use_lacks_nothing_whenever_the_power_goes() {
+    let longer: Spoil = |sim| {
+        let mut image = sim.read("disk-data.img").unwrap();
+        image.resize(64 << 10, 0);
+        sim.put("disk-data.img", &image);
+    };
+    let write = |disk: &Disk| disk.write(&[7; 512], 4096, WriteFlags::empty()).unwrap();
+    for repair in [Repair::Dirty, Repair::Trust] {
+        assert_eq!(wrong_after(None, write, longer, repair), None);
+        let without = |fault| wrong_after(Some(fault), write, longer, repair);
+        assert!(without(Fault::NamesUnsynced).is_some());
+        assert!(without(Fault::NewBitsUnsynced).is_some());
+    }
+}
+
 /// What is wrong when the power goes while a disk is repaired that was closed, and that others have made longer then.
 fn wrong_after_growth(repair: Repair) -> Option<String> {
     let sim = SimDisk::new();
