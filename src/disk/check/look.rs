@@ -82,6 +82,12 @@ impl BitmapSeen<'_> {
         }
     }
 
+    /// Whether the state file calls it inconsistent.
+    fn is_marked(&self, found: &Found) -> bool {
+        let mark = MarkId::of(self.name, self.entry.epoch.as_deref());
+        self.is_dirty() && found.header().marks.contains(mark)
+    }
+
     /// The file, as far as it holds any.
     pub(super) fn any_file(&self) -> Option<&BitmapFile> {
         match &self.file {
@@ -470,7 +476,7 @@ impl<'o> Looking<'o> {
         }
         self.inconsistent(found, bitmaps);
         if let Some(why) = image.and_then(|image| other_user(found, image)) {
-            self.written_by_others(image, &why, bitmaps);
+            self.written_by_others(found, image, &why, bitmaps);
             return Ok(true);
         }
         match found.verdict(&self.evidence(storage, bitmaps)?, length) {
@@ -488,7 +494,7 @@ impl<'o> Looking<'o> {
         }
         if outgrown {
             let why = "the disk was not closed, and the image is longer than its bitmaps' files reach";
-            self.written_by_others(image, why, bitmaps);
+            self.written_by_others(found, image, why, bitmaps);
         }
         Ok(outgrown)
     }
@@ -513,17 +519,14 @@ impl<'o> Looking<'o> {
     }
 
     fn inconsistent(&mut self, found: &Found, bitmaps: &[BitmapSeen<'_>]) {
-        let marks = &found.header().marks;
-        for bitmap in bitmaps.iter().filter(|it| it.is_dirty()) {
-            if marks.contains(MarkId::of(bitmap.name, bitmap.entry.epoch.as_deref())) {
-                let words = format!(
-                    "bitmap {:?} is inconsistent: changes may be missing in it, and none has been recorded since it is; \
-                     -r dirty sets every bit, or remove it",
-                    bitmap.name
-                );
-                self.report
-                    .add(FindingKind::BitmapInconsistent, bitmap.name, words);
-            }
+        for bitmap in bitmaps.iter().filter(|it| it.is_marked(found)) {
+            let words = format!(
+                "bitmap {:?} is inconsistent: changes may be missing in it, and none has been recorded since it is; \
+                 -r dirty sets every bit, or remove it",
+                bitmap.name
+            );
+            self.report
+                .add(FindingKind::BitmapInconsistent, bitmap.name, words);
         }
     }
 
@@ -539,30 +542,40 @@ impl<'o> Looking<'o> {
             }
         };
         let Some(why) = why else { return false };
-        self.written_by_others(Some(image), &why, bitmaps);
+        self.written_by_others(found, Some(image), &why, bitmaps);
         true
     }
 
-    fn written_by_others(&mut self, image: Option<&Child>, why: &str, bitmaps: &[BitmapSeen<'_>]) {
+    fn written_by_others(
+        &mut self,
+        found: &Found,
+        image: Option<&Child>,
+        why: &str,
+        bitmaps: &[BitmapSeen<'_>],
+    ) {
         let path = image.map_or(Path::new(""), |it| &it.path);
-        let names: Vec<String> = bitmaps
-            .iter()
-            .filter(|it| it.records())
+        let written = format!("{} was written to by others ({why})", path.display());
+        let recording = || bitmaps.iter().filter(|it| it.records());
+        if recording().next().is_none() {
+            let words = format!("{written}, and no bitmap records");
+            self.report
+                .add_as(FindingKind::ForeignWrites, Severity::Note, "", words);
+            return;
+        }
+        // Those that are inconsistent already have nothing to lose any more, and nobody can choose for them.
+        let names: Vec<String> = recording()
+            .filter(|it| !it.is_marked(found))
             .map(|it| format!("{:?}", it.name))
             .collect();
-        let written = format!("{} was written to by others ({why})", path.display());
-        let (severity, words) = if names.is_empty() {
-            (Severity::Note, format!("{written}, and no bitmap records"))
-        } else {
-            let words = format!(
-                "{written}: changes may be missing in {}; -r dirty sets every bit, -r trust takes the image as it is, \
-                 and the next open for writing makes them inconsistent for good",
-                names.join(", ")
-            );
-            (Severity::Corruption, words)
-        };
-        self.report
-            .add_as(FindingKind::ForeignWrites, severity, "", words);
+        if names.is_empty() {
+            return;
+        }
+        let words = format!(
+            "{written}: changes may be missing in {}; -r dirty sets every bit, -r trust takes the image as it is, \
+             and the next open for writing makes them inconsistent for good",
+            names.join(", ")
+        );
+        self.report.add(FindingKind::ForeignWrites, "", words);
     }
 
     /// Looks for bits behind the end, and clears them where that of `image` is to be relied on.

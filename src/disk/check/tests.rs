@@ -650,6 +650,26 @@ fn trust_takes_back_no_mark() {
     assert_eq!(room.count("b"), 64);
 }
 
+/// An open for writing that comes to nothing leaves the stamp as it was, and the marks.
+#[test]
+fn foreign_writes_that_have_made_every_bitmap_inconsistent_are_no_choice_any_more() {
+    let room = Room::new();
+    room.written_by_others();
+    drop(room.open());
+    for repair in [Repair::None, Repair::All, Repair::Trust] {
+        assert_eq!(
+            kinds(&room.check(repair)),
+            [(FindingKind::BitmapInconsistent, false)]
+        );
+    }
+    assert_eq!(
+        kinds(&room.check(Repair::Dirty)),
+        [(FindingKind::BitmapInconsistent, true)]
+    );
+    assert_eq!(kinds(&room.check(Repair::None)), []);
+    assert_eq!(room.count("b"), 64);
+}
+
 #[test]
 fn foreign_writes_that_no_bitmap_missed_are_a_note() {
     let room = Room::new();
