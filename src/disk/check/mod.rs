@@ -13,12 +13,12 @@ mod report;
 mod tests;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub use report::{CheckReport, Finding, FindingKind, Severity};
 
 use super::open::{OpenOptions, Place};
-use super::{Disk, Progress};
+use super::{Disk, NoticeCode, Progress};
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::Folder;
 use look::Looking;
@@ -118,22 +118,36 @@ impl CheckOptions {
         if !self.opens_for(&before) {
             return Ok(before);
         }
-        if let Err(error) = self.repair_by_open(path) {
-            let mut report = before;
-            report.add(
-                FindingKind::RepairFailed,
-                "",
-                format!("it was not repaired: {error}"),
-            );
-            return Ok(report);
-        }
+        let told = match self.repair_by_open(path) {
+            Ok(told) => told,
+            Err(error) => {
+                let mut report = before;
+                report.add(
+                    FindingKind::RepairFailed,
+                    "",
+                    format!("it was not repaired: {error}"),
+                );
+                return Ok(report);
+            }
+        };
         // What the repair did is seen by looking again; the checksum has been compared.
         let unread = Self {
             checksum: false,
             ..self.clone()
         };
         let after = unread.look(&place, Repair::None, progress)?;
-        Ok(before.repaired(after))
+        // An open does what it can, and tells of the rest.
+        let failed = self.opens_for(&after);
+        let mut report = before.repaired(after);
+        if failed {
+            let why = told.unwrap_or_else(|| "an open for writing did not mend it".to_owned());
+            report.add(
+                FindingKind::RepairFailed,
+                "",
+                format!("it was not repaired: {why}"),
+            );
+        }
+        Ok(report)
     }
 
     /// Looks at the disk in `place`, and then at its image where that is a disk itself.
@@ -177,7 +191,8 @@ impl CheckOptions {
         }
     }
 
-    fn repair_by_open(&self, path: &Path) -> Result<()> {
+    /// Says what the open has told of that it could not do.
+    fn repair_by_open(&self, path: &Path) -> Result<Option<String>> {
         // What is below the disk is not needed for any of it, and may be what is broken.
         let mut options = OpenOptions::new()
             .no_backing(true)
@@ -190,6 +205,14 @@ impl CheckOptions {
         if let Some(epoch) = &self.cache_epoch {
             options = options.cache_epoch(epoch);
         }
+        let told = Arc::new(OnceLock::new());
+        let heard = Arc::clone(&told);
+        options = options.notify(move |notice| {
+            if notice.code == NoticeCode::Unprotected {
+                // The first is the one to tell.
+                let _ = heard.set(notice.message.to_owned());
+            }
+        });
         let disk: Disk = options.open(path)?;
         let mut next = Some(&disk).filter(|_| self.repair == Repair::Dirty);
         while let Some(it) = next {
@@ -200,6 +223,7 @@ impl CheckOptions {
             }
             next = it.image().disk();
         }
-        disk.close()
+        disk.close()?;
+        Ok(told.get().cloned())
     }
 }

@@ -94,6 +94,27 @@ fn a_recovery_that_fails_is_no_repair() {
     assert_eq!(kinds(&check(&sim, Repair::All)), [(FindingKind::NotClosed, true)]);
 }
 
+/// The open that is to make a new state file goes on without one, and tells of that.
+#[test]
+fn a_state_file_that_cannot_be_made_is_told_of() {
+    let sim = killed();
+    sim.folder().remove("disk.state".as_ref()).unwrap();
+    let fault = Fault::new(libc::EACCES).on(CallKind::Create);
+    sim.fail(fault.from_then_on());
+    let report = check(&sim, Repair::All);
+    assert_eq!(
+        kinds(&report),
+        [
+            (FindingKind::StateMissing, false),
+            (FindingKind::RepairFailed, false)
+        ]
+    );
+    words(&report, "it was not repaired: the disk has no state file and can be given none");
+    words(&report, "Permission denied");
+    sim.heal();
+    assert_eq!(kinds(&check(&sim, Repair::All)), [(FindingKind::StateMissing, true)]);
+}
+
 #[test]
 fn bits_that_cannot_be_cleared_stay_and_are_told() {
     for (kind, file) in [(CallKind::WriteZeroes, BITMAP), (CallKind::Sync, "disk-data.img")] {
