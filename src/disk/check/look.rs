@@ -167,6 +167,9 @@ impl<'o> Looking<'o> {
             _held,
         } = locked;
         self.report = report;
+        if self.report.locked_out.is_some() {
+            self.repair = Repair::None;
+        }
         let length = self.length(image.as_ref());
         let state = state.map(|(storage, path)| {
             let found = StateFile::inspect(&*storage, &path);
@@ -258,7 +261,8 @@ impl<'o> Looking<'o> {
         };
         let mut state = None;
         if let Some(entry) = descriptor.state() {
-            match files.open(Role::State, "QBM.state.file", Path::new(""), &entry.file, access) {
+            let key = "QBM.state.file";
+            match files.open(Role::State, key, Path::new(""), &entry.file, access) {
                 Ok(found) => state = Some(found),
                 Err(error) if error.code() == ErrorCode::FileNotFound => {
                     let words = format!(
@@ -267,13 +271,24 @@ impl<'o> Looking<'o> {
                     );
                     report.add(FindingKind::StateMissing, "", words);
                 }
-                // Without its lock nothing may be repaired.
-                Err(error) if repairs => return Err(error),
+                // Without its lock nothing may be repaired; but whoever may read it may look.
                 Err(error) => {
-                    Self::note(&mut report, &entry.file, &error);
+                    report.locked_out = repairs.then(|| error.message().to_owned());
+                    let opened = if repairs {
+                        files.open(Role::State, key, Path::new(""), &entry.file, Access::default())
+                    } else {
+                        Err(error)
+                    };
+                    match opened {
+                        Ok(found) => state = Some(found),
+                        Err(error) => {
+                            Self::note(&mut report, &entry.file, &error);
+                        }
+                    }
                 }
             }
         }
+        let repairs = repairs && report.locked_out.is_none();
         let mut held = Held::default();
         if !self.options.no_lock {
             let sharing = if repairs { Sharing::Write } else { Sharing::Read };

@@ -114,7 +114,11 @@ impl CheckOptions {
             ));
         }
         let place = Place::find(path, self.folder.as_ref(), false)?;
-        let before = self.look(&place, self.repair, progress)?;
+        let mut before = self.look(&place, self.repair, progress)?;
+        if before.locked_out.is_some() {
+            before.tell_of_lockout();
+            return Ok(before);
+        }
         if !self.opens_for(&before) {
             return Ok(before);
         }

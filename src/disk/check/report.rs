@@ -75,6 +75,11 @@ impl FindingKind {
         }
     }
 
+    /// Whether a repair sees to it though it is only a note.
+    const fn is_seen_to(self) -> bool {
+        matches!(self, Self::NotClosed | Self::TailBits)
+    }
+
     /// One word for programs.
     pub const fn word(self) -> &'static str {
         match self {
@@ -126,6 +131,8 @@ impl Finding {
 pub struct CheckReport {
     /// In the order in which it was found.
     pub findings: Vec<Finding>,
+    /// Why nothing could be repaired, if nothing could.
+    pub(super) locked_out: Option<String>,
 }
 
 impl CheckReport {
@@ -180,6 +187,7 @@ impl CheckReport {
 
     /// Adds what was found of the image `path`, which is a disk itself.
     pub(super) fn add_all_of(&mut self, path: &Path, found: Self) {
+        self.locked_out = self.locked_out.take().or(found.locked_out);
         let path = path.display();
         self.findings.extend(found.findings.into_iter().map(|it| Finding {
             subject: match it.subject.as_str() {
@@ -189,6 +197,16 @@ impl CheckReport {
             message: format!("{path}: {}", it.message),
             ..it
         }));
+    }
+
+    /// Tells why nothing was repaired, where that is so and anything is not as it must be.
+    pub(super) fn tell_of_lockout(&mut self) {
+        let Some(why) = self.locked_out.clone() else { return };
+        let is_fault = |it: &Finding| it.severity != Severity::Note || it.kind.is_seen_to();
+        if self.findings.iter().any(is_fault) {
+            let words = format!("nothing was repaired: {why}");
+            self.add(FindingKind::RepairFailed, "", words);
+        }
     }
 
     /// What failed when a part was looked at.

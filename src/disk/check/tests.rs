@@ -682,6 +682,23 @@ fn foreign_writes_that_no_bitmap_missed_are_a_note() {
     assert_eq!(report.remaining(Severity::Corruption), 0);
 }
 
+/// A disk that can be looked at can be looked at for a repair, too: nothing is repaired then, and that is told.
+#[test]
+fn a_state_file_that_cannot_be_written_to_is_checked_all_the_same() {
+    let room = Room::new();
+    fs::remove_file(room.path("disk.state")).unwrap();
+    fs::create_dir(room.path("disk.state")).unwrap();
+    let plain = room.check(Repair::None);
+    assert_eq!(kinds(&plain), [(FindingKind::FileInvalid, false)]);
+    for repair in [Repair::Leaks, Repair::All, Repair::Dirty, Repair::Trust] {
+        let report = room.check(repair);
+        assert_eq!(report.findings[0], plain.findings[0]);
+        assert_eq!(report.findings.len(), 2);
+        assert_eq!(report.findings[1].kind, FindingKind::RepairFailed);
+        words(&report, "nothing was repaired: QBM.state.file: cannot open");
+    }
+}
+
 #[test]
 fn a_disk_in_use_is_locked() {
     let room = Room::new();

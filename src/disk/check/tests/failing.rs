@@ -94,6 +94,33 @@ fn a_recovery_that_fails_is_no_repair() {
     assert_eq!(kinds(&check(&sim, Repair::All)), [(FindingKind::NotClosed, true)]);
 }
 
+/// As on a file system that is read-only, or of another owner.
+#[test]
+fn what_cannot_be_written_to_is_looked_at_and_not_repaired() {
+    let read_only = |sim: &SimDisk| {
+        let fault = Fault::new(libc::EROFS).on_file("disk.state");
+        // Opened for writing, that is: the second time it is opened, it is not.
+        sim.fail(fault.on(CallKind::Open).nth(1));
+    };
+    let sim = killed();
+    read_only(&sim);
+    let report = check(&sim, Repair::All);
+    assert_eq!(
+        kinds(&report),
+        [
+            (FindingKind::NotClosed, false),
+            (FindingKind::RepairFailed, false)
+        ]
+    );
+    words(
+        &report,
+        "nothing was repaired: QBM.state.file: cannot open disk.state: Read-only file system",
+    );
+    check(&sim, Repair::All);
+    read_only(&sim);
+    assert_eq!(kinds(&check(&sim, Repair::All)), [], "there is nothing to be repaired");
+}
+
 /// The open that is to make a new state file goes on without one, and tells of that.
 #[test]
 fn a_state_file_that_cannot_be_made_is_told_of() {
