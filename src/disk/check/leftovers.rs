@@ -2,7 +2,7 @@
 //!
 //! Invariant: only such a file is called removable that has a name as libqbm makes them for this disk and for no other
 //! one here, and that no descriptor in the folder names, whoever's it is. What cannot be read as a descriptor, and might
-//! be one, counts as naming everything. (libqbm makes files beside the descriptor that is to name them; a descriptor
+//! be one, as every `*.qbm` might, counts as naming everything. (libqbm makes files beside the descriptor that is to name them; a descriptor
 //! that somebody wrote elsewhere by hand is not seen.)
 
 use std::ffi::{OsStr, OsString};
@@ -218,14 +218,17 @@ impl<'n> Other<'n> {
         let Some(storage) = opened(place, name)? else {
             return Ok(None);
         };
+        // Whatever is left of it, or has become of it.
+        let called_one = name.extension().is_some_and(|it| it.eq_ignore_ascii_case("qbm"));
         let first = beginning(&*storage).map_err(|e| Error::io("read", place.shown.join(name), &e))?;
-        if first.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        if !called_one && first.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
             return Ok(None);
         }
         let descriptor = match Descriptor::read(&*storage) {
             // JSON, and none of ours.
             Err(error)
                 if error.code() == ErrorCode::DescriptorInvalid
+                    && !called_one
                     && !first.windows(5).any(|it| it == b"\"QBM\"") =>
             {
                 return Ok(None);

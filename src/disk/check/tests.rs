@@ -455,6 +455,21 @@ fn files_of_other_disks_are_no_leftovers() {
     assert!(room.path("disk-b-x.bitmap").exists());
 }
 
+/// A descriptor that was cut, or spoilt by hand, may be another disk's all the same.
+#[test]
+fn no_leftover_goes_beside_a_descriptor_that_cannot_be_read() {
+    let room = Room::new();
+    fs::write(room.path("disk-z.bitmap"), b"").unwrap();
+    for text in ["", "{", "\0\0\0\0", "{\"QMB\": {\"version\": 1}}", "{}"] {
+        fs::write(room.path("e.qbm"), text).unwrap();
+        let report = room.check(Repair::Leaks);
+        assert_eq!(kinds(&report), [(FindingKind::Leftover, false)], "{text:?}");
+        words(&report, "e.qbm may name it, and cannot be read as a descriptor");
+    }
+    fs::remove_file(room.path("e.qbm")).unwrap();
+    assert_eq!(kinds(&room.check(Repair::Leaks)), [(FindingKind::Leftover, true)]);
+}
+
 #[test]
 fn a_disk_that_was_not_closed_is_recovered() {
     let room = Room::new();
