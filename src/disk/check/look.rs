@@ -23,6 +23,9 @@ use crate::units::ByteRange;
 /// What to do where a dirty bitmap's file is missing, or too short.
 const REMADE: &str = "-r dirty makes it anew with every bit set";
 
+/// And where the state file is missing, or cannot be relied on.
+const NEW_STATE: &str = "-r all makes a new one and sets every bit, as the next open for writing does";
+
 /// One look at a disk.
 pub(super) struct Looking<'o> {
     options: &'o CheckOptions,
@@ -243,7 +246,7 @@ impl<'o> Looking<'o> {
                 Ok(found) => found,
                 Err(error) if error.code() == ErrorCode::Locked => return Err(error),
                 Err(error) => {
-                    Self::note(&mut report, &entry.file, &error);
+                    Self::note_lost(&mut report, &entry.file, &error);
                     None
                 }
             }
@@ -265,11 +268,8 @@ impl<'o> Looking<'o> {
             match files.open(Role::State, key, Path::new(""), &entry.file, access) {
                 Ok(found) => state = Some(found),
                 Err(error) if error.code() == ErrorCode::FileNotFound => {
-                    let words = format!(
-                        "{error}: nothing is known of the last user, so that the next open counts every byte as changed \
-                         in every bitmap"
-                    );
-                    report.add(FindingKind::StateMissing, "", words);
+                    let words = format!("{error}: nothing is known of the last user");
+                    report.add(FindingKind::StateMissing, "", words).advise(NEW_STATE);
                 }
                 // Without its lock nothing may be repaired; but whoever may read it may look.
                 Err(error) => {
@@ -282,7 +282,10 @@ impl<'o> Looking<'o> {
                     match opened {
                         Ok(found) => state = Some(found),
                         Err(error) => {
-                            Self::note(&mut report, &entry.file, &error);
+                            let finding = Self::note(&mut report, &entry.file, &error);
+                            if finding.kind == FindingKind::FileInvalid {
+                                finding.advise("where nothing is in its place, -r all makes a new one");
+                            }
                         }
                     }
                 }
@@ -326,9 +329,7 @@ impl<'o> Looking<'o> {
             ImageFound::Disk(disk) => {
                 return disk
                     .open(files, &loading)
-                    .inspect_err(|error| {
-                        Self::note(report, &entry.file, error);
-                    })
+                    .inspect_err(|error| Self::note_lost(report, &entry.file, error))
                     .ok();
             }
         };
@@ -336,9 +337,7 @@ impl<'o> Looking<'o> {
             return Some(Child::new(file.0, file.1));
         }
         OwnImage::of_disk(files, entry, file, &loading)
-            .inspect_err(|error| {
-                Self::note(report, &entry.file, error);
-            })
+            .inspect_err(|error| Self::note_lost(report, &entry.file, error))
             .ok()
             .map(|(image, _)| image)
     }
@@ -353,9 +352,7 @@ impl<'o> Looking<'o> {
     ) -> Option<(Arc<dyn Storage>, PathBuf)> {
         files
             .open(role, key, Path::new(""), name, access)
-            .inspect_err(|error| {
-                Self::note(report, name, error);
-            })
+            .inspect_err(|error| Self::note_lost(report, name, error))
             .ok()
     }
 
@@ -367,6 +364,14 @@ impl<'o> Looking<'o> {
             _ => FindingKind::NotChecked,
         };
         report.add(kind, name, error.message().to_owned())
+    }
+
+    /// The same of one that nothing can stand in for.
+    fn note_lost(report: &mut CheckReport, name: &str, error: &Error) {
+        let finding = Self::note(report, name, error);
+        if finding.kind != FindingKind::NotChecked {
+            finding.advise("no repair makes up for it: bring the file back, or restore a backup");
+        }
     }
 
     fn length(&mut self, image: Option<&Child>) -> Option<u64> {
@@ -387,13 +392,7 @@ impl<'o> Looking<'o> {
             let key = format!("QBM.bitmaps[{name:?}].file");
             match self.bitmap(files, (&key, entry), length, longer) {
                 Ok(file) => seen.push(BitmapSeen { name, entry, file }),
-                Err(error) => {
-                    let lacks = matches!(error.code(), ErrorCode::FileNotFound | ErrorCode::FileInvalid);
-                    let finding = Self::note(&mut self.report, &entry.file, &error);
-                    if lacks && entry.kind.is_allocation() {
-                        finding.advise("nothing can tell what it said: bring the file back, or restore a backup");
-                    }
-                }
+                Err(error) => Self::note_lost(&mut self.report, &entry.file, &error),
             }
         }
         seen
@@ -453,7 +452,10 @@ impl<'o> Looking<'o> {
                 }
                 _ => FindingKind::NotChecked,
             };
-            self.report.add(kind, "chain", error.message().to_owned());
+            let finding = self.report.add(kind, "chain", error.message().to_owned());
+            if kind == FindingKind::ChainBroken {
+                finding.advise("no repair makes up for it: bring the image back, or name another one (qbm rebase -u)");
+            }
         }
     }
 
@@ -470,11 +472,10 @@ impl<'o> Looking<'o> {
         let found = match found {
             Ok(Ok(found)) => found,
             Ok(Err(unusable)) => {
-                let words = format!(
-                    "{unusable}; nothing is known of the last user, so that the next open counts every byte as changed \
-                     in every bitmap"
-                );
-                self.report.add(FindingKind::StateDamaged, "", words);
+                let words = format!("{unusable}; nothing is known of the last user");
+                self.report
+                    .add(FindingKind::StateDamaged, "", words)
+                    .advise(NEW_STATE);
                 return Ok(false);
             }
             Err(error) => {
@@ -487,7 +488,9 @@ impl<'o> Looking<'o> {
                 "a part of the map in {} is damaged, so that all regions of that part count as active",
                 path.display()
             );
-            self.report.add(FindingKind::StateDamaged, "", words);
+            self.report
+                .add(FindingKind::StateDamaged, "", words)
+                .advise("-r all writes it anew, as the next open for writing does");
         }
         self.inconsistent(found, bitmaps);
         if let Some(why) = image.and_then(|image| other_user(found, image)) {

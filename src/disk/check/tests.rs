@@ -189,6 +189,7 @@ fn files_that_are_gone_or_too_short_are_found_all_at_once() {
     let report = room.check(Repair::None);
     assert!(report.has(FindingKind::FileMissing));
     words(&report, "QBM.image.file: cannot open");
+    words(&report, "; no repair makes up for it: bring the file back, or restore a backup");
 }
 
 /// A bitmap's file that is missing or cut short locks the whole disk out; whatever was in it, with every bit set it is right.
@@ -508,6 +509,7 @@ fn a_state_file_that_is_damaged_or_gone_is_made_anew() {
         let report = room.check(Repair::Leaks);
         assert_eq!(kinds(&report), [(kind, false)]);
         assert_eq!(report.remaining(Severity::Corruption), 1);
+        words(&report, "; -r all makes a new one and sets every bit");
         let report = room.check(Repair::All);
         assert_eq!(kinds(&report), [(kind, true)]);
         assert_eq!(kinds(&room.check(Repair::None)), []);
@@ -757,6 +759,7 @@ fn a_broken_chain_is_found() {
     let report = check();
     assert_eq!(kinds(&report), [(FindingKind::ChainBroken, false)]);
     words(&report, "disk-data.img");
+    words(&report, "bring the image back, or name another one (qbm rebase -u)");
 }
 
 #[test]
