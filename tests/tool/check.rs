@@ -81,6 +81,33 @@ fn leaks_are_code_3_and_go() {
     assert!(!room.names().contains(&"disk-old.bitmap".to_owned()));
 }
 
+/// What is repaired needs no advice any more.
+#[test]
+fn what_was_repaired_is_counted() {
+    let room = room();
+    std::fs::remove_file(room.path("disk-b.bitmap")).expect("removed");
+    room.write("disk-old.bitmap", b"");
+    let (code, said) = check(&room, &["-r", "dirty", "disk.qbm"]);
+    assert_eq!(code, 3);
+    let words = "QBM.bitmaps[\"b\"].file: cannot open disk-b.bitmap: No such file or directory";
+    assert!(
+        said.starts_with(&format!("repaired corruption: {words}\nleak: ")),
+        "{said}"
+    );
+    let last = "disk.qbm: 0 corruptions, 1 leak, 0 things that could not be checked or repaired; 1 corruption repaired\n";
+    assert!(said.contains(last), "{said}");
+    std::fs::remove_file(room.path("disk.state")).expect("removed");
+    let (code, said) = check(&room, &["-r", "all", "disk.qbm"]);
+    assert_eq!(code, 0);
+    assert!(!said.contains("-r all"), "{said}");
+    assert!(
+        said.ends_with("disk.qbm: 1 corruption and 1 leak repaired; no errors are left\n"),
+        "{said}"
+    );
+    let (_, said) = check(&room, &["-r", "all", "disk.qbm"]);
+    assert_eq!(said, "disk.qbm: no errors were found\n");
+}
+
 #[test]
 fn foreign_writes_are_code_2_until_the_user_chooses() {
     for (choice, dirty) in [("dirty", 1 << 20), ("trust", 65536)] {

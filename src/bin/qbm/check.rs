@@ -193,17 +193,34 @@ fn print_human(args: &Args, report: &CheckReport, out: &mut impl io::Write) -> i
         left(Severity::Leak),
         left(Severity::Error),
     );
+    let disk = args.disk.display();
+    let repaired = repaired(report);
     if corruptions + leaks + errors == 0 {
-        return writeln!(out, "{}: no errors were found", args.disk.display());
+        return match repaired {
+            Some(repaired) => writeln!(out, "{disk}: {repaired}; no errors are left"),
+            None => writeln!(out, "{disk}: no errors were found"),
+        };
     }
     writeln!(
         out,
-        "{}: {}, {}, {} that could not be checked or repaired",
-        args.disk.display(),
+        "{disk}: {}, {}, {} that could not be checked or repaired{}",
         counted(corruptions, "corruption"),
         counted(leaks, "leak"),
-        counted(errors, "thing")
+        counted(errors, "thing"),
+        repaired.map_or_else(String::new, |it| format!("; {it}"))
     )
+}
+
+/// How much was repaired, if anything was.
+fn repaired(report: &CheckReport) -> Option<String> {
+    let fixed = [(Severity::Corruption, "corruption"), (Severity::Leak, "leak")];
+    let fixed: Vec<String> = fixed
+        .into_iter()
+        .map(|(severity, what)| (report.fixed(severity), what))
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| counted(count, what))
+        .collect();
+    (!fixed.is_empty()).then(|| format!("{} repaired", fixed.join(" and ")))
 }
 
 fn counted(count: u64, what: &str) -> String {

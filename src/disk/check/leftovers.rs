@@ -89,7 +89,7 @@ fn tell(
         if remove && certain {
             match place.folder.remove(Path::new(name)) {
                 Ok(()) => {
-                    finding.fixed = true;
+                    finding.set_fixed();
                     removed = true;
                 }
                 Err(error) => {

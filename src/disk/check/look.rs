@@ -531,20 +531,21 @@ impl<'o> Looking<'o> {
     }
 
     fn not_closed(&mut self, what: &str) {
-        let words =
-            format!("the disk was not closed, and {what}; the next open for writing, or -r all, recovers it");
-        self.report.add(FindingKind::NotClosed, "", words);
+        let words = format!("the disk was not closed, and {what}");
+        self.report
+            .add(FindingKind::NotClosed, "", words)
+            .advise("the next open for writing, or -r all, recovers it");
     }
 
     fn inconsistent(&mut self, found: &Found, bitmaps: &[BitmapSeen<'_>]) {
         for bitmap in bitmaps.iter().filter(|it| it.is_marked(found)) {
             let words = format!(
-                "bitmap {:?} is inconsistent: changes may be missing in it, and none has been recorded since it is; \
-                 -r dirty sets every bit, or remove it",
+                "bitmap {:?} is inconsistent: changes may be missing in it, and none has been recorded since it is",
                 bitmap.name
             );
             self.report
-                .add(FindingKind::BitmapInconsistent, bitmap.name, words);
+                .add(FindingKind::BitmapInconsistent, bitmap.name, words)
+                .advise("-r dirty sets every bit, or remove it");
         }
     }
 
@@ -588,12 +589,11 @@ impl<'o> Looking<'o> {
         if names.is_empty() {
             return;
         }
-        let words = format!(
-            "{written}: changes may be missing in {}; -r dirty sets every bit, -r trust takes the image as it is, \
-             and the next open for writing makes them inconsistent for good",
-            names.join(", ")
+        let words = format!("{written}: changes may be missing in {}", names.join(", "));
+        self.report.add(FindingKind::ForeignWrites, "", words).advise(
+            "-r dirty sets every bit, -r trust takes the image as it is, and the next open for writing makes them \
+             inconsistent for good",
         );
-        self.report.add(FindingKind::ForeignWrites, "", words);
     }
 
     /// Looks for bits behind the end, and clears them where that of `image` is to be relied on.
@@ -606,10 +606,11 @@ impl<'o> Looking<'o> {
             Err(error) => return self.report.add_error(&error),
         }
         let words = format!(
-            "{} has bits behind the disk's end; libqbm does not read them, -r all clears them",
+            "{} has bits behind the disk's end, which libqbm does not read",
             file.path().display()
         );
         let finding = self.report.add(FindingKind::TailBits, bitmap.name, words);
+        finding.advise("-r all clears them");
         if let Some(image) = image {
             // Whoever cut it may not have made that durable: a power cut would bring back what the bits stand for (D1).
             let durable = if mutation::on(Fault::FoundLengthUnsynced) {
@@ -619,7 +620,7 @@ impl<'o> Looking<'o> {
                 synced.map_err(|e| image.failed("flush", &e))
             };
             match durable.and_then(|()| file.clear_tail_bits(granules)) {
-                Ok(()) => finding.fixed = true,
+                Ok(()) => finding.set_fixed(),
                 Err(error) => {
                     let words = error.message().to_owned();
                     self.report.add(FindingKind::RepairFailed, bitmap.name, words);

@@ -112,10 +112,12 @@ pub struct Finding {
     pub severity: Severity,
     /// The bitmap or file that it is about; empty where there is but one thing that it can be.
     pub subject: String,
-    /// The same in words, with what to do.
+    /// The same in words, with what to do; without that, where it is repaired.
     pub message: String,
     /// The check has repaired it.
     pub fixed: bool,
+    /// What it is, without what to do.
+    fact: String,
 }
 
 impl Finding {
@@ -123,6 +125,12 @@ impl Finding {
     pub(super) fn advise(&mut self, what: &str) {
         self.message.push_str("; ");
         self.message.push_str(what);
+    }
+
+    /// It is repaired: there is nothing to do about it any more.
+    pub(super) fn set_fixed(&mut self) {
+        self.fixed = true;
+        self.message.clone_from(&self.fact);
     }
 }
 
@@ -157,9 +165,8 @@ impl CheckReport {
 
     /// What is found of `subject` is repaired, if it is of one of these kinds.
     pub(super) fn fix(&mut self, kinds: &[FindingKind], subject: &str) {
-        for finding in &mut self.findings {
-            finding.fixed |= kinds.contains(&finding.kind) && finding.subject == subject;
-        }
+        let found = |it: &&mut Finding| kinds.contains(&it.kind) && it.subject == subject;
+        self.findings.iter_mut().filter(found).for_each(Finding::set_fixed);
     }
 
     pub(super) fn add(&mut self, kind: FindingKind, subject: &str, message: String) -> &mut Finding {
@@ -177,6 +184,7 @@ impl CheckReport {
             kind,
             severity,
             subject: subject.to_owned(),
+            fact: message.clone(),
             message,
             fixed: false,
         };
@@ -195,6 +203,7 @@ impl CheckReport {
                 subject => format!("{path}: {subject}"),
             },
             message: format!("{path}: {}", it.message),
+            fact: format!("{path}: {}", it.fact),
             ..it
         }));
     }
@@ -223,7 +232,9 @@ impl CheckReport {
                 finding.kind,
                 FindingKind::ChecksumWrong | FindingKind::ChecksumMissing | FindingKind::RepairFailed
             );
-            finding.fixed |= compared && !after.findings.iter().any(|it| same(it, finding));
+            if compared && !after.findings.iter().any(|it| same(it, finding)) {
+                finding.set_fixed();
+            }
         }
         for finding in after.findings {
             if !self.findings.iter().any(|it| same(it, &finding)) {
