@@ -56,7 +56,7 @@ fn a_sound_disk() {
 fn leaks_are_code_3_and_go() {
     let room = room();
     room.write("disk-old.bitmap", b"");
-    let words = "disk-old.bitmap is named by no descriptor: a crash has left it behind";
+    let words = "disk-old.bitmap is named by no descriptor: perhaps a crash has left it behind";
     assert_eq!(
         check(&room, &["disk.qbm"]),
         (

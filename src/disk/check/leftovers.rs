@@ -77,7 +77,7 @@ fn tell(
         }
         let shown = place.shown.join(name);
         let words = format!(
-            "{} is named by no descriptor: a crash has left it behind",
+            "{} is named by no descriptor: perhaps a crash has left it behind",
             shown.display()
         );
         let doubt = others
