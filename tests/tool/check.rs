@@ -63,7 +63,8 @@ fn leaks_are_code_3_and_go() {
             3,
             format!(
                 "leak: {words}\n\
-                 disk.qbm: 0 corruptions, 1 leak, 0 things that could not be checked or repaired\n"
+                 disk.qbm: 0 corruptions, 1 leak, 0 things that could not be checked or repaired\n\
+                 to repair: qbm check -r all disk.qbm\n"
             )
         )
     );
@@ -121,6 +122,10 @@ fn foreign_writes_are_code_2_until_the_user_chooses() {
         );
         assert!(
             said.contains("-r dirty sets every bit, -r trust takes the image as it is"),
+            "{said}"
+        );
+        assert!(
+            said.ends_with("\nto repair: qbm check -r dirty disk.qbm (or -r trust)\n"),
             "{said}"
         );
         let said = room.done(&["info", "disk.qbm"]);
@@ -188,10 +193,9 @@ fn what_was_not_checked_or_repaired_is_code_1_whatever_else_there_is() {
     assert_eq!(code, 1);
     let key = "QBM.bitmaps[\"b\"].file: cannot open disk-b.bitmap: ";
     assert!(said.starts_with(&format!("error: {key}")), "{said}");
-    assert!(
-        said.ends_with("disk.qbm: 1 corruption, 1 leak, 1 thing that could not be checked or repaired\n"),
-        "{said}"
-    );
+    let last = "disk.qbm: 1 corruption, 1 leak, 1 thing that could not be checked or repaired\n\
+                to repair: qbm check -r dirty disk.qbm, then qbm check -r all disk.qbm\n";
+    assert!(said.ends_with(last), "{said}");
 
     // It cannot be recovered either.
     let (code, report) = findings(&room, &["-r", "all", "disk.qbm"]);

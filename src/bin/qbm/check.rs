@@ -208,7 +208,37 @@ fn print_human(args: &Args, report: &CheckReport, out: &mut impl io::Write) -> i
         counted(leaks, "leak"),
         counted(errors, "thing"),
         repaired.map_or_else(String::new, |it| format!("; {it}"))
-    )
+    )?;
+    match how_to_repair(args, report) {
+        Some(commands) => writeln!(out, "to repair: {commands}"),
+        None => Ok(()),
+    }
+}
+
+/// The commands that repair what is left, if any does. What was tried, and has failed, is none.
+fn how_to_repair(args: &Args, report: &CheckReport) -> Option<String> {
+    let tried = args.repair.map(Repair::from);
+    let left = |it: &&Finding| {
+        !it.fixed && matches!(it.severity, Severity::Corruption | Severity::Leak) && it.repair != tried
+    };
+    let left: Vec<&Finding> = report.findings.iter().filter(left).collect();
+    let any = |repairs: &[Repair]| {
+        left.iter()
+            .any(|it| it.repair.is_some_and(|it| repairs.contains(&it)))
+    };
+    let command = |what: &str| format!("qbm check -r {what} {}", args.disk.display());
+    let mut commands = Vec::new();
+    if any(&[Repair::Dirty]) {
+        // What stands in the way of an open stands in the way of the others.
+        commands.push(command("dirty"));
+        if left.iter().any(|it| it.kind == FindingKind::ForeignWrites) {
+            commands[0].push_str(" (or -r trust)");
+        }
+    }
+    if any(&[Repair::Leaks, Repair::All]) {
+        commands.push(command("all"));
+    }
+    (!commands.is_empty()).then(|| commands.join(", then "))
 }
 
 /// How much was repaired, if anything was.

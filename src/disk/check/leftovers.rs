@@ -86,6 +86,9 @@ fn tell(
             .map(|why| format!("{words}; it is not removed, as {why}"));
         let certain = doubt.is_none();
         let finding = report.add(FindingKind::Leftover, name, doubt.unwrap_or(words));
+        if !certain {
+            finding.mended_by(None);
+        }
         if remove && certain {
             match place.folder.remove(Path::new(name)) {
                 Ok(()) => {

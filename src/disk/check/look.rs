@@ -413,7 +413,9 @@ impl<'o> Looking<'o> {
         let remade = |error: &Error, code| error.code() == code && !entry.kind.is_allocation();
         let (storage, path) = match files.open(Role::Bitmap, key, Path::new(""), &entry.file, access) {
             Err(error) if remade(&error, ErrorCode::FileNotFound) => {
-                Self::note(&mut self.report, &entry.file, &error).advise(REMADE);
+                let finding = Self::note(&mut self.report, &entry.file, &error);
+                finding.advise(REMADE);
+                finding.mended_by(Some(Repair::Dirty));
                 return Ok(Has::Nothing);
             }
             found => found?,
@@ -427,6 +429,7 @@ impl<'o> Looking<'o> {
             Ok(_) => Ok(Has::All(file)),
             Err(error) if remade(&error, ErrorCode::FileInvalid) => {
                 let finding = Self::note(&mut self.report, &entry.file, &error.context(key));
+                finding.mended_by(Some(Repair::Dirty));
                 let held = |length| file.check_size(granules(length)).is_ok();
                 match longer {
                     Longer::Than(then) if held(then) => {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::Repair;
 use crate::error::Error;
 
 /// How bad a finding is. The numbers are part of the C ABI.
@@ -75,9 +76,14 @@ impl FindingKind {
         }
     }
 
-    /// Whether a repair sees to it though it is only a note.
-    const fn is_seen_to(self) -> bool {
-        matches!(self, Self::NotClosed | Self::TailBits)
+    /// What repairs it where nothing else is known.
+    const fn repair(self) -> Option<Repair> {
+        match self {
+            Self::Leftover => Some(Repair::Leaks),
+            Self::StateMissing | Self::StateDamaged | Self::NotClosed | Self::TailBits => Some(Repair::All),
+            Self::ForeignWrites | Self::BitmapInconsistent => Some(Repair::Dirty),
+            _ => None,
+        }
     }
 
     /// One word for programs.
@@ -116,6 +122,8 @@ pub struct Finding {
     pub message: String,
     /// The check has repaired it.
     pub fixed: bool,
+    /// What repairs it, if anything does: of two repairs the one that asks for no knowledge.
+    pub repair: Option<Repair>,
     /// What it is, without what to do.
     fact: String,
 }
@@ -125,6 +133,11 @@ impl Finding {
     pub(super) fn advise(&mut self, what: &str) {
         self.message.push_str("; ");
         self.message.push_str(what);
+    }
+
+    /// The same of what another repair sees to, or none, than what does for the kind.
+    pub(super) fn mended_by(&mut self, repair: Option<Repair>) {
+        self.repair = repair;
     }
 
     /// It is repaired: there is nothing to do about it any more.
@@ -187,6 +200,8 @@ impl CheckReport {
             fact: message.clone(),
             message,
             fixed: false,
+            // Of a note there is nothing to be repaired.
+            repair: kind.repair().filter(|_| severity == kind.severity()),
         };
         self.findings.push(finding);
         let last = self.findings.len() - 1;
@@ -211,7 +226,7 @@ impl CheckReport {
     /// Tells why nothing was repaired, where that is so and anything is not as it must be.
     pub(super) fn tell_of_lockout(&mut self) {
         let Some(why) = self.locked_out.clone() else { return };
-        let is_fault = |it: &Finding| it.severity != Severity::Note || it.kind.is_seen_to();
+        let is_fault = |it: &Finding| it.severity != Severity::Note || it.repair.is_some();
         if self.findings.iter().any(is_fault) {
             let words = format!("nothing was repaired: {why}");
             self.add(FindingKind::RepairFailed, "", words);
