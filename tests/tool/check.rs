@@ -273,7 +273,25 @@ fn a_disk_in_use_is_shared_by_force_only() {
         said.ends_with(" (-U checks it all the same, as it is in passing)\n"),
         "{said}"
     );
-    assert_eq!(check(&room, &["-U", "disk.qbm"]).0, 0);
+    let (code, said) = check(&room, &["-U", "disk.qbm"]);
+    assert_eq!(code, 0);
+    let (first, rest) = said.split_once(", ").expect("two halves");
+    assert!(
+        first.starts_with(&format!("note: the disk is in use by process {} (", std::process::id())),
+        "{said}"
+    );
+    assert!(
+        rest.starts_with("and whoever opens it for writing would recover it, were that killed now\n"),
+        "{said}"
+    );
+    let (_, report) = findings(&room, &["-U", "disk.qbm"]);
+    let kinds: Vec<&Value> = report["findings"]
+        .as_array()
+        .expect("findings")
+        .iter()
+        .map(|it| &it["kind"])
+        .collect();
+    assert_eq!(kinds, [&json!("in-use")]);
     let (_, said) = room.fails(&["check", "-r", "all", "disk.qbm"]);
     assert!(
         said.ends_with(" (a repair needs the disk for itself)\n"),

@@ -496,9 +496,22 @@ impl<'o> Looking<'o> {
                 .advise("-r all writes it anew, as the next open for writing does");
         }
         self.inconsistent(found, bitmaps);
+        let user = self.options.no_lock.then(|| Lock::writer(storage)).flatten();
+        if let Some(user) = &user {
+            let what = if found.header().clean {
+                "and is as it was when it was closed"
+            } else {
+                "and whoever opens it for writing would recover it, were that killed now"
+            };
+            let words = format!("the disk is in use by {user}, {what}");
+            self.report.add(FindingKind::InUse, "", words);
+        }
         if let Some(why) = image.and_then(|image| other_user(found, image)) {
             self.written_by_others(found, image, &why, bitmaps);
             return Ok(true);
+        }
+        if user.is_some() && !found.header().clean {
+            return Ok(false);
         }
         match found.verdict(&self.evidence(storage, bitmaps)?, length) {
             Verdict::Clean => {

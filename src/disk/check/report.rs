@@ -39,6 +39,8 @@ pub enum FindingKind {
     Unprotected,
     /// The disk was not closed.
     NotClosed,
+    /// Somebody has the disk open for writing.
+    InUse,
     /// Others wrote to the image since the disk was closed.
     ForeignWrites,
     /// A bitmap may lack changes.
@@ -71,7 +73,9 @@ impl FindingKind {
             | Self::BitmapInconsistent
             | Self::ChecksumWrong => Severity::Corruption,
             Self::Leftover => Severity::Leak,
-            Self::Unprotected | Self::NotClosed | Self::TailBits | Self::ChecksumMissing => Severity::Note,
+            Self::Unprotected | Self::NotClosed | Self::InUse | Self::TailBits | Self::ChecksumMissing => {
+                Severity::Note
+            }
             Self::NotChecked | Self::RepairFailed => Severity::Error,
         }
     }
@@ -97,6 +101,7 @@ impl FindingKind {
             Self::StateDamaged => "state-damaged",
             Self::Unprotected => "unprotected",
             Self::NotClosed => "not-closed",
+            Self::InUse => "in-use",
             Self::ForeignWrites => "foreign-writes",
             Self::BitmapInconsistent => "bitmap-inconsistent",
             Self::TailBits => "tail-bits",

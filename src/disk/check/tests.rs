@@ -726,7 +726,15 @@ fn a_disk_in_use_is_locked() {
     };
     let writer = room.open();
     assert_eq!(looks(&CheckOptions::new()), Err(ErrorCode::Locked));
-    looks(&CheckOptions::new().no_lock(true)).unwrap();
+    let unlocked = CheckOptions::new().no_lock(true);
+    let in_use = |words_: &str| {
+        let report = room.run(&unlocked);
+        assert_eq!(kinds(&report), [(FindingKind::InUse, false)]);
+        words(&report, words_);
+    };
+    in_use("the disk is in use by another handle of this process, and is as it was when it was closed");
+    writer.write(&[1], MIB, WriteFlags::empty()).unwrap();
+    in_use("the disk is in use by another handle of this process, and whoever opens it for writing would recover it");
     let repair = Room::options(Repair::Leaks);
     assert_eq!(looks(&repair), Err(ErrorCode::Locked));
     assert_eq!(
