@@ -32,6 +32,9 @@ pub(super) struct Looking<'o> {
     place: &'o Place,
     repair: Repair,
     report: CheckReport,
+    /// As the descriptor names them.
+    state_file: String,
+    image_file: String,
 }
 
 /// A bitmap whose file is there; or a dirty one whose file can be made anew.
@@ -135,6 +138,8 @@ impl<'o> Looking<'o> {
             place,
             repair,
             report: CheckReport::default(),
+            state_file: String::new(),
+            image_file: String::new(),
         }
     }
 
@@ -170,6 +175,10 @@ impl<'o> Looking<'o> {
             _held,
         } = locked;
         self.report = report;
+        self.image_file.clone_from(&descriptor.image().file);
+        if let Some(entry) = descriptor.state() {
+            self.state_file.clone_from(&entry.file);
+        }
         if self.report.locked_out.is_some() {
             self.repair = Repair::None;
         }
@@ -269,7 +278,9 @@ impl<'o> Looking<'o> {
                 Ok(found) => state = Some(found),
                 Err(error) if error.code() == ErrorCode::FileNotFound => {
                     let words = format!("{error}: nothing is known of the last user");
-                    report.add(FindingKind::StateMissing, "", words).advise(NEW_STATE);
+                    report
+                        .add(FindingKind::StateMissing, &entry.file, words)
+                        .advise(NEW_STATE);
                 }
                 // Without its lock nothing may be repaired; but whoever may read it may look.
                 Err(error) => {
@@ -477,7 +488,7 @@ impl<'o> Looking<'o> {
             Ok(Err(unusable)) => {
                 let words = format!("{unusable}; nothing is known of the last user");
                 self.report
-                    .add(FindingKind::StateDamaged, "", words)
+                    .add(FindingKind::StateDamaged, &self.state_file, words)
                     .advise(NEW_STATE);
                 return Ok(false);
             }
@@ -492,7 +503,7 @@ impl<'o> Looking<'o> {
                 path.display()
             );
             self.report
-                .add(FindingKind::StateDamaged, "", words)
+                .add(FindingKind::StateDamaged, &self.state_file, words)
                 .advise("-r all writes it anew, as the next open for writing does");
         }
         self.inconsistent(found, bitmaps);
@@ -504,7 +515,7 @@ impl<'o> Looking<'o> {
                 "and whoever opens it for writing would recover it, were that killed now"
             };
             let words = format!("the disk is in use by {user}, {what}");
-            self.report.add(FindingKind::InUse, "", words);
+            self.report.add(FindingKind::InUse, &self.state_file, words);
         }
         if let Some(why) = image.and_then(|image| other_user(found, image)) {
             self.written_by_others(found, image, &why, bitmaps);
@@ -549,7 +560,7 @@ impl<'o> Looking<'o> {
     fn not_closed(&mut self, what: &str) {
         let words = format!("the disk was not closed, and {what}");
         self.report
-            .add(FindingKind::NotClosed, "", words)
+            .add(FindingKind::NotClosed, &self.state_file, words)
             .advise("the next open for writing, or -r all, recovers it");
     }
 
@@ -594,7 +605,7 @@ impl<'o> Looking<'o> {
         if recording().next().is_none() {
             let words = format!("{written}, and no bitmap records");
             self.report
-                .add_as(FindingKind::ForeignWrites, Severity::Note, "", words);
+                .add_as(FindingKind::ForeignWrites, Severity::Note, &self.image_file, words);
             return;
         }
         // Those that are inconsistent already have nothing to lose any more, and nobody can choose for them.
@@ -606,10 +617,12 @@ impl<'o> Looking<'o> {
             return;
         }
         let words = format!("{written}: changes may be missing in {}", names.join(", "));
-        self.report.add(FindingKind::ForeignWrites, "", words).advise(
-            "-r dirty sets every bit, -r trust takes the image as it is, and the next open for writing makes them \
-             inconsistent for good",
-        );
+        self.report
+            .add(FindingKind::ForeignWrites, &self.image_file, words)
+            .advise(
+                "-r dirty sets every bit, -r trust takes the image as it is, and the next open for writing makes them \
+                 inconsistent for good",
+            );
     }
 
     /// Looks for bits behind the end, and clears them where that of `image` is to be relied on.
@@ -654,14 +667,15 @@ impl<'o> Looking<'o> {
         let Some(wanted) = descriptor.image().checksum else {
             let words = "the descriptor has no checksum (QBM.image.checksum) to compare the image with";
             self.report
-                .add(FindingKind::ChecksumMissing, "", words.to_owned());
+                .add(FindingKind::ChecksumMissing, &self.image_file, words.to_owned());
             return Ok(());
         };
         match checksum::of(image, progress) {
             Ok(found) if found == wanted => {}
             Ok(found) => {
                 let words = checksum::mismatch(image, wanted, found);
-                self.report.add(FindingKind::ChecksumWrong, "", words);
+                self.report
+                    .add(FindingKind::ChecksumWrong, &self.image_file, words);
             }
             Err(error) if error.code() == ErrorCode::Canceled => return Err(error),
             Err(error) => self.report.add_error(&error),

@@ -121,7 +121,7 @@ pub struct Finding {
     pub kind: FindingKind,
     /// How bad it is.
     pub severity: Severity,
-    /// The bitmap or file that it is about; empty where there is but one thing that it can be.
+    /// The bitmap, or the file as the descriptor names it, that it is about; empty where it is about all of the disk.
     pub subject: String,
     /// The same in words, with what to do; without that, where it is repaired.
     pub message: String,

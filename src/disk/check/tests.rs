@@ -112,6 +112,12 @@ impl Room {
     }
 }
 
+/// What the only finding is about.
+fn subject(report: &CheckReport) -> &str {
+    assert_eq!(report.findings.len(), 1, "{report:#?}");
+    &report.findings[0].subject
+}
+
 fn kinds(report: &CheckReport) -> Vec<(FindingKind, bool)> {
     report.findings.iter().map(|it| (it.kind, it.fixed)).collect()
 }
@@ -480,6 +486,7 @@ fn a_disk_that_was_not_closed_is_recovered() {
     assert_eq!(kinds(&report), [(FindingKind::NotClosed, false)]);
     assert_eq!(report.remaining(Severity::Note), 1);
     words(&report, "the disk was not closed");
+    assert_eq!(subject(&report), "disk.state");
     assert_eq!(room.content(), before);
     assert_eq!(kinds(&room.check(Repair::All)), [(FindingKind::NotClosed, true)]);
     assert_eq!(kinds(&room.check(Repair::None)), []);
@@ -510,6 +517,7 @@ fn a_state_file_that_is_damaged_or_gone_is_made_anew() {
         assert_eq!(kinds(&report), [(kind, false)]);
         assert_eq!(report.remaining(Severity::Corruption), 1);
         words(&report, "; -r all makes a new one and sets every bit");
+        assert_eq!(subject(&report), "disk.state");
         let report = room.check(Repair::All);
         assert_eq!(kinds(&report), [(kind, true)]);
         assert_eq!(kinds(&room.check(Repair::None)), []);
@@ -529,6 +537,7 @@ fn foreign_writes_make_dirty_or_are_trusted_as_the_user_says() {
             assert_eq!(kinds(&report), [(FindingKind::ForeignWrites, false)]);
             assert_eq!(report.remaining(Severity::Corruption), 1);
             words(&report, "was written to by others");
+            assert_eq!(subject(&report), "disk-data.img");
         }
         assert_eq!(room.content(), before, "the user has not chosen");
         assert_eq!(kinds(&room.check(repair)), [(FindingKind::ForeignWrites, true)]);
@@ -787,6 +796,7 @@ fn checksums_are_compared_where_that_is_asked_for() {
     with("6ea8b02cd0e1d1d4c1a8c8a4b4b3d2b3e6ea8b02cd0e1d1d4c1a8c8a4b4b3d2b");
     let report = room.run(&asked);
     assert_eq!(kinds(&report), [(FindingKind::ChecksumWrong, false)]);
+    assert_eq!(subject(&report), "disk-data.img");
     let right = report.findings[0]
         .message
         .split_once("sha256:")
