@@ -194,7 +194,7 @@ fn what_was_not_checked_or_repaired_is_code_1_whatever_else_there_is() {
     let key = "QBM.bitmaps[\"b\"].file: cannot open disk-b.bitmap: ";
     assert!(said.starts_with(&format!("error: {key}")), "{said}");
     let last = "disk.qbm: 1 corruption, 1 leak, 1 thing that could not be checked or repaired\n\
-                to repair: qbm check -r dirty disk.qbm, then qbm check -r all disk.qbm\n";
+                to repair: qbm check -r dirty disk.qbm\n";
     assert!(said.ends_with(last), "{said}");
 
     // It cannot be recovered either.
