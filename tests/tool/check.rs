@@ -277,7 +277,10 @@ fn a_disk_in_use_is_shared_by_force_only() {
     assert_eq!(code, 0);
     let (first, rest) = said.split_once(", ").expect("two halves");
     assert!(
-        first.starts_with(&format!("note: the disk is in use by process {} (", std::process::id())),
+        first.starts_with(&format!(
+            "note: the disk is in use by process {} (",
+            std::process::id()
+        )),
         "{said}"
     );
     assert!(

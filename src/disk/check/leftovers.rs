@@ -43,7 +43,8 @@ pub(super) fn remove_old(place: &Place, own: &Descriptor, old: &[&str], report: 
         // A later look tells of what stays.
         return;
     };
-    let ours = |name: &&str| could_be_made_for(&place.name, name) && !names_of(own).contains(&Path::new(name));
+    let ours =
+        |name: &&str| could_be_made_for(&place.name, name) && !names_of(own).contains(&Path::new(name));
     let candidates = old
         .iter()
         .copied()
@@ -185,7 +186,7 @@ fn opened(place: &Place, path: &Path) -> Result<Option<Arc<dyn Storage>>> {
 }
 
 /// The files that a descriptor in this folder names.
-fn names_of(descriptor: &Descriptor) -> Vec<&Path> {
+pub(super) fn names_of(descriptor: &Descriptor) -> Vec<&Path> {
     let mut names = vec![descriptor.image().file.as_str()];
     names.extend(descriptor.state().map(|state| state.file.as_str()));
     for (_, entry) in descriptor.bitmaps() {

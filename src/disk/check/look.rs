@@ -187,7 +187,9 @@ impl<'o> Looking<'o> {
             let found = StateFile::inspect(&*storage, &path);
             (storage, path, found)
         });
-        let found = state.as_ref().and_then(|(.., it)| it.as_ref().ok()?.as_ref().ok());
+        let found = state
+            .as_ref()
+            .and_then(|(.., it)| it.as_ref().ok()?.as_ref().ok());
         let longer = Longer::of(found, length);
         let bitmaps = self.bitmaps(&mut files, &descriptor, length, longer);
         let short = bitmaps.iter().any(|it| matches!(it.file, Has::Part(_)));
@@ -216,6 +218,9 @@ impl<'o> Looking<'o> {
                 self.tail(bitmap, length, image.as_ref().filter(|_| clear));
             }
         }
+        let remove = matches!(self.repair, Repair::Leaks | Repair::All);
+        leftovers::look(self.place, &descriptor, &files, remove, &mut self.report);
+        // Behind that: what is made here the old descriptor does not name.
         let disk = image.as_ref().zip(length);
         mend::bitmaps(
             (self.place, &descriptor, disk),
@@ -224,8 +229,6 @@ impl<'o> Looking<'o> {
             outgrown,
             &mut self.report,
         );
-        let remove = matches!(self.repair, Repair::Leaks | Repair::All);
-        leftovers::look(self.place, &descriptor, &files, remove, &mut self.report);
         if let (true, Some(image)) = (self.options.checksum, &image) {
             self.checksum(&descriptor, image, progress)?;
         }
@@ -468,7 +471,9 @@ impl<'o> Looking<'o> {
             };
             let finding = self.report.add(kind, "chain", error.message().to_owned());
             if kind == FindingKind::ChainBroken {
-                finding.advise("no repair makes up for it: bring the image back, or name another one (qbm rebase -u)");
+                finding.advise(
+                    "no repair makes up for it: bring the image back, or name another one (qbm rebase -u)",
+                );
             }
         }
     }
@@ -604,8 +609,12 @@ impl<'o> Looking<'o> {
         let recording = || bitmaps.iter().filter(|it| it.records());
         if recording().next().is_none() {
             let words = format!("{written}, and no bitmap records");
-            self.report
-                .add_as(FindingKind::ForeignWrites, Severity::Note, &self.image_file, words);
+            self.report.add_as(
+                FindingKind::ForeignWrites,
+                Severity::Note,
+                &self.image_file,
+                words,
+            );
             return;
         }
         // Those that are inconsistent already have nothing to lose any more, and nobody can choose for them.

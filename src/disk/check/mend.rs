@@ -3,11 +3,13 @@
 //! Invariant (D1, M1): a new file is durable, with its name, before the descriptor names it, and what its bits were made for
 //! is durable before that. Allocation bitmaps are left alone: nobody knows what theirs said.
 
-use super::{Repair, leftovers};
+use std::path::Path;
+
 use super::look::{BitmapSeen, Has};
 use super::report::{CheckReport, FindingKind};
+use super::{Repair, leftovers};
 use crate::bitmap::{BitmapFile, BitmapPolicy, Bits};
-use crate::descriptor::names::{FileName, create_unique_like};
+use crate::descriptor::names::{FileName, create_untaken_like};
 use crate::descriptor::save::{self, SaveError};
 use crate::descriptor::{BitmapEntry, Descriptor};
 use crate::disk::Child;
@@ -145,10 +147,16 @@ fn files(
     mended: Vec<Mended<'_>>,
     made: &mut Vec<String>,
 ) -> Result<Descriptor> {
-    let mut descriptor = descriptor.clone();
+    let old = descriptor;
+    // D1: the file of a bitmap that has none would have its name, and the descriptor would name it before its bits are there.
+    let taken = |name: &Path| {
+        let mut names = leftovers::names_of(old).into_iter();
+        !mutation::on(Fault::RemadeInPlace) && names.any(|it| it.file_name() == name.file_name())
+    };
+    let mut descriptor = old.clone();
     for Mended { name, bits, entry } in mended {
         let file = FileName::bitmap(&place.name, name);
-        let (file, storage) = create_unique_like(&*place.folder, Role::Bitmap, &file, &place.name)?;
+        let (file, storage) = create_untaken_like(&*place.folder, Role::Bitmap, &file, &place.name, taken)?;
         made.push(file.clone());
         BitmapFile::new(storage, place.shown.join(&file), BitmapPolicy::WriteThrough).write_new(&bits)?;
         descriptor.update_bitmap(name, BitmapEntry { file, ..entry })?;

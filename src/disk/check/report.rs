@@ -184,7 +184,10 @@ impl CheckReport {
     /// What is found of `subject` is repaired, if it is of one of these kinds.
     pub(super) fn fix(&mut self, kinds: &[FindingKind], subject: &str) {
         let found = |it: &&mut Finding| kinds.contains(&it.kind) && it.subject == subject;
-        self.findings.iter_mut().filter(found).for_each(Finding::set_fixed);
+        self.findings
+            .iter_mut()
+            .filter(found)
+            .for_each(Finding::set_fixed);
     }
 
     pub(super) fn add(&mut self, kind: FindingKind, subject: &str, message: String) -> &mut Finding {
@@ -230,7 +233,9 @@ impl CheckReport {
 
     /// Tells why nothing was repaired, where that is so and anything is not as it must be.
     pub(super) fn tell_of_lockout(&mut self) {
-        let Some(why) = self.locked_out.clone() else { return };
+        let Some(why) = self.locked_out.clone() else {
+            return;
+        };
         let is_fault = |it: &Finding| it.severity != Severity::Note || it.repair.is_some();
         if self.findings.iter().any(is_fault) {
             let words = format!("nothing was repaired: {why}");

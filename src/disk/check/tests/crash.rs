@@ -58,9 +58,11 @@ fn wrong_after(fault: Option<Fault>, act: fn(&Disk), spoil: Spoil, repair: Repai
         let run = || options(&killed, "first").check(NAME, &mut |_, _| ControlFlow::Continue(()));
         fault.map_or_else(run, |fault| with(fault, run)).unwrap();
         let keeps = [Keep::Nothing, Keep::All, Keep::Random(1), Keep::Random(2)];
-        let cuts = killed
-            .crash_points()
-            .flat_map(|cut| keeps.map(|keep| (cut.events(), cut.power_cut_keeping(keep))));
+        let cuts = killed.crash_points().flat_map(|cut| {
+            keeps
+                .iter()
+                .map(move |keep| (cut.events(), cut.power_cut_keeping(*keep)))
+        });
         for (calls, cut) in cuts {
             let when = format!("killed after {} calls, cut off after {calls}", point.events());
             let opened = open(&cut, "second").or_else(|error| {
@@ -103,85 +105,93 @@ fn a_repair_relies_on_nothing_that_a_power_cut_takes_back() {
     assert!(wrong_after_a_repair(Some(Fault::FoundNamesUnsynced), clear).is_some());
 }
 
+/// Its file is gone.
+const GONE: Spoil = |sim| {
+    sim.folder().remove(BITMAP.as_ref()).unwrap();
+    sim.folder().sync().unwrap();
+};
+/// Somebody has cut it.
+const CUT: Spoil = |sim| {
+    let bits = sim.read(BITMAP).unwrap();
+    sim.put(BITMAP, &bits[..bits.len().min(1)]);
+};
+/// The image is longer than it reaches.
+const LONGER: Spoil = |sim| {
+    let mut image = sim.read("disk-data.img").unwrap();
+    image.resize(64 << 10, 0);
+    sim.put("disk-data.img", &image);
+};
+
 /// A new file for a bitmap vouches for all of the disk, also for what comes back of it with the power.
 #[test]
 fn a_bitmap_made_anew_lacks_nothing_whenever_the_power_goes() {
-    let gone: Spoil = |sim| {
-        sim.folder().remove(BITMAP.as_ref()).unwrap();
-        sim.folder().sync().unwrap();
-    };
-    let cut: Spoil = |sim| {
-        let bits = sim.read(BITMAP).unwrap();
-        sim.put(BITMAP, &bits[..bits.len().min(1)]);
-    };
     let shrink = |disk: &Disk| disk.truncate(8192, TruncateFlags::SHRINK).unwrap();
     let write = |disk: &Disk| disk.write(&[7; 512], 4096, WriteFlags::empty()).unwrap();
-    for spoil in [gone, cut] {
-        assert_eq!(wrong_after(None, write, spoil, Repair::Dirty), None);
-    }
-    assert_eq!(wrong_after(None, shrink, gone, Repair::Dirty), None);
-    let without = |fault, act| wrong_after(Some(fault), act, gone, Repair::Dirty);
+    assert_eq!(wrong_after(None, write, CUT, Repair::Dirty), None);
+    assert_eq!(wrong_after(None, shrink, GONE, Repair::Dirty), None);
+    let without = |fault, act| wrong_after(Some(fault), act, GONE, Repair::Dirty);
     assert!(without(Fault::FoundLengthUnsynced, shrink).is_some());
-    assert!(without(Fault::NamesUnsynced, write).is_some());
-    assert!(without(Fault::NewBitsUnsynced, write).is_some());
 }
 
 /// Nor does one lack anything that others made longer while it was not closed.
 #[test]
 fn a_disk_made_longer_while_in_use_lacks_nothing_whenever_the_power_goes() {
-    let longer: Spoil = |sim| {
-        let mut image = sim.read("disk-data.img").unwrap();
-        image.resize(64 << 10, 0);
-        sim.put("disk-data.img", &image);
-    };
     let write = |disk: &Disk| disk.write(&[7; 512], 4096, WriteFlags::empty()).unwrap();
     for repair in [Repair::Dirty, Repair::Trust] {
-        assert_eq!(wrong_after(None, write, longer, repair), None);
-        let without = |fault| wrong_after(Some(fault), write, longer, repair);
-        assert!(without(Fault::NamesUnsynced).is_some());
-        assert!(without(Fault::NewBitsUnsynced).is_some());
+        assert_eq!(wrong_after(None, write, LONGER, repair), None);
+        assert!(wrong_after(Some(Fault::NewBitsUnsynced), write, LONGER, repair).is_some());
     }
 }
 
-/// What is wrong when the power goes while a disk is repaired that was closed, and that others have made longer then.
-fn wrong_after_growth(repair: Repair) -> Option<String> {
+/// What is wrong when the power goes while a disk is repaired that was closed, and spoilt then.
+fn wrong_after_close(fault: Option<Fault>, (spoil, longer): (Spoil, bool), repair: Repair) -> Option<String> {
     let sim = SimDisk::new();
     let create = CreateOptions::new().size(24 << 10).region_bytes(4096);
     create.folder(sim.folder()).create(NAME).unwrap();
-    let options = |sim: &SimDisk| OpenOptions::new().folder(sim.folder()).cache_epoch("first");
-    let disk = options(&sim).open(NAME).unwrap();
-    let granularity = Granularity::MIN;
+    let open = |sim: &SimDisk| {
+        let options = OpenOptions::new().folder(sim.folder());
+        options.cache_epoch("first").open(NAME)
+    };
+    let disk = open(&sim).unwrap();
     let fine = AddBitmap {
-        granularity,
+        granularity: Granularity::MIN,
         ..AddBitmap::default()
     };
     disk.bitmap_add("a", fine).unwrap();
     disk.write(&[7; 512], 4096, WriteFlags::empty()).unwrap();
     disk.close().unwrap();
-    let mut image = sim.read("disk-data.img").unwrap();
-    image.resize(64 << 10, 0);
-    sim.put("disk-data.img", &image);
-    let sim = sim.kill();
+    spoil(&sim);
+    let sim = sim.power_cut_keeping(Keep::All);
+    let descriptor = |sim: &SimDisk| sim.read(NAME).unwrap();
+    let before = descriptor(&sim);
     let check = |sim: &SimDisk| {
         let options = CheckOptions::new().folder(sim.folder()).cache_epoch("first");
         let options = options.repair(repair);
-        options.check(NAME, &mut |_, _| ControlFlow::Continue(())).unwrap()
+        options
+            .check(NAME, &mut |_, _| ControlFlow::Continue(()))
+            .unwrap()
     };
-    check(&sim);
+    fault.map_or_else(|| check(&sim), |fault| with(fault, || check(&sim)));
     let last = sim.events().len() as u64;
+    let some = (0..6).flat_map(|it| [Keep::Only(it), Keep::AllBut(it)]);
+    let keeps: Vec<Keep> = [Keep::Nothing, Keep::All].into_iter().chain(some).collect();
     for point in sim.crash_points() {
-        for keep in [Keep::Nothing, Keep::All, Keep::Random(1), Keep::Random(2)] {
-            let cut = point.power_cut_keeping(keep);
-            let when = format!("cut off after {} calls of {last}", point.events());
-            if point.events() < last {
+        for keep in &keeps {
+            let cut = point.power_cut_keeping(*keep);
+            let when = format!("cut off after {} calls of {last}, {keep:?}", point.events());
+            let begun = if longer {
+                point.events() < last
+            } else {
+                descriptor(&cut) == before
+            };
+            if begun {
                 check(&cut);
             }
-            let disk = match options(&cut).open(NAME) {
+            let disk = match open(&cut) {
                 Ok(disk) => disk,
                 Err(error) => return Some(format!("{when}: {error}")),
             };
-            let info = disk.bitmap_list().unwrap().remove(0);
-            if info.inconsistent {
+            if disk.bitmap_list().unwrap().remove(0).inconsistent {
                 return Some(format!("{when}: it is inconsistent"));
             }
             if !disk.bitmap_get("a", 4096).unwrap() {
@@ -195,6 +205,18 @@ fn wrong_after_growth(repair: Repair) -> Option<String> {
 #[test]
 fn a_disk_that_others_made_longer_is_repaired_for_good() {
     for repair in [Repair::Dirty, Repair::Trust] {
-        assert_eq!(wrong_after_growth(repair), None);
+        assert_eq!(wrong_after_close(None, (LONGER, true), repair), None);
+    }
+}
+
+/// The descriptor that names the new file, and never the old one with what is not whole yet.
+#[test]
+fn a_bitmap_made_anew_is_there_before_it_is_named() {
+    for spoil in [GONE, CUT] {
+        assert_eq!(wrong_after_close(None, (spoil, false), Repair::Dirty), None);
+    }
+    for fault in [Fault::NamesUnsynced, Fault::NewBitsUnsynced, Fault::RemadeInPlace] {
+        let found = wrong_after_close(Some(fault), (GONE, false), Repair::Dirty);
+        assert!(found.is_some(), "{fault:?}");
     }
 }

@@ -118,7 +118,11 @@ fn what_cannot_be_written_to_is_looked_at_and_not_repaired() {
     );
     check(&sim, Repair::All);
     read_only(&sim);
-    assert_eq!(kinds(&check(&sim, Repair::All)), [], "there is nothing to be repaired");
+    assert_eq!(
+        kinds(&check(&sim, Repair::All)),
+        [],
+        "there is nothing to be repaired"
+    );
 }
 
 /// The open that is to make a new state file goes on without one, and tells of that.
@@ -136,10 +140,16 @@ fn a_state_file_that_cannot_be_made_is_told_of() {
             (FindingKind::RepairFailed, false)
         ]
     );
-    words(&report, "it was not repaired: the disk has no state file and can be given none");
+    words(
+        &report,
+        "it was not repaired: the disk has no state file and can be given none",
+    );
     words(&report, "Permission denied");
     sim.heal();
-    assert_eq!(kinds(&check(&sim, Repair::All)), [(FindingKind::StateMissing, true)]);
+    assert_eq!(
+        kinds(&check(&sim, Repair::All)),
+        [(FindingKind::StateMissing, true)]
+    );
 }
 
 #[test]
