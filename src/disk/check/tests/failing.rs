@@ -6,7 +6,7 @@ use super::super::{CheckOptions, CheckReport, FindingKind, Repair, Severity};
 use super::{MIB, kinds, words};
 use crate::disk::{AddBitmap, CreateOptions, OpenOptions, WriteFlags};
 use crate::error::Result;
-use crate::storage::simulated::{CallKind, Fault, SimDisk};
+use crate::storage::simulated::{CallKind, Failure, Fault, SimDisk};
 
 const NAME: &str = "disk.qbm";
 const BITMAP: &str = "disk-b.bitmap";
@@ -217,7 +217,9 @@ fn each_call_that_fails_while_a_bitmap_is_made_anew_is_told_of() {
             let found = look(&sim, Repair::Dirty);
             sim.heal();
             let events = sim.events();
-            let Some(failed) = events[before..].iter().find(|it| it.failure.is_some()) else {
+            // That the file is not there is a failure, too.
+            let put_in = Some(Failure::Errno(libc::EIO));
+            let Some(failed) = events[before..].iter().find(|it| it.failure == put_in) else {
                 assert!(nth > 20, "only {nth} calls");
                 break;
             };
