@@ -115,7 +115,8 @@ int main(void)
     unlocked.flags = QBM_CHECK_NO_LOCK;
     CHECK_FAILS(EBUSY, QBM_ERROR_LOCKED, "disk.state", qbm_check("disk.qbm", NULL, NULL));
     CHECK_OK(qbm_check("disk.qbm", &unlocked, NULL));
-    CHECK_STRING("not-closed", found.kind);
+    CHECK(found.times == 1 && found.severity == QBM_SEVERITY_NOTE);
+    CHECK_STRING("in-use", found.kind);
     CHECK_OK(qbm_close(disk));
 
     result = check("disk.qbm", QBM_REPAIR_ALL, &found);

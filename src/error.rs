@@ -148,6 +148,13 @@ impl Error {
         self
     }
 
+    /// The same error with what to do about it behind: `message; hint`.
+    #[must_use]
+    pub(crate) fn hint(mut self, hint: impl Display) -> Self {
+        self.0.message = format!("{}; {hint}", self.0.message);
+        self
+    }
+
     /// The stable code.
     pub fn code(&self) -> ErrorCode {
         self.0.code

@@ -172,6 +172,10 @@ pub enum Fault {
     ImageBegunFirst,
     /// A new descriptor is not synced, nor are the names of what it names.
     NewUnsynced,
+    /// A new file for a bitmap is named before its bits are durable.
+    NewBitsUnsynced,
+    /// A bitmap that has lost its file gets a new one under the name that the descriptor has.
+    RemadeInPlace,
     /// That a bitmap's sync failed is noted in the state file's header, or nowhere.
     FailureUntold,
     /// A recovery that cannot make a bitmap durable notes nothing.

@@ -51,6 +51,8 @@ pub struct BitmapFile {
     unsaved: Mutex<BTreeSet<u64>>,
     /// Held while pieces go out, so that no second caller returns before they have.
     saving: Mutex<()>,
+    /// The bits that it lacks are clear, as its disk has become longer and nobody may write to it.
+    outgrown: bool,
     /// Held while the file is synced; whether that has failed once. The kernel tells but one of two callers that it has lost
     /// pieces, and none that comes later.
     sync_failed: Mutex<bool>,
@@ -67,7 +69,16 @@ impl BitmapFile {
             policy,
             unsaved: Mutex::new(BTreeSet::new()),
             saving: Mutex::new(()),
+            outgrown: false,
             sync_failed: Mutex::new(false),
+        }
+    }
+
+    /// The same of a disk that has become longer, and is only read: the bits that the file lacks are clear.
+    pub(crate) fn outgrown(self) -> Self {
+        Self {
+            outgrown: true,
+            ..self
         }
     }
 
@@ -99,9 +110,16 @@ impl BitmapFile {
         ))
     }
 
+    /// The first granule of the file's last word. The bits that the file was made for end in that word, if nobody cut it.
+    pub(crate) fn last_word(&self) -> Result<u64> {
+        Ok(self.length()?.saturating_sub(1) / 8 * 64)
+    }
+
     /// Reads `len` bits, from the file's data extents alone. What lies behind them is ignored.
     pub fn load(&self, len: u64) -> Result<Bits> {
-        self.check_size(len)?;
+        if !self.outgrown {
+            self.check_size(len)?;
+        }
         self.load_what_is_there(len)
     }
 
@@ -254,6 +272,9 @@ impl BitmapFile {
     pub fn write_new(&self, bits: &Bits) -> Result<()> {
         self.resize(bits.serialized_len())?;
         self.write_from(bits, None, 0)?;
+        if mutation::on(Fault::NewBitsUnsynced) {
+            return Ok(());
+        }
         self.sync()
     }
 

@@ -179,6 +179,24 @@ pub fn create_unique_like(
     Ok((name, storage))
 }
 
+/// The same, under a name that `taken` says nothing of, whether or not there is such a file.
+pub fn create_untaken_like(
+    folder: &dyn Folder,
+    role: Role,
+    name: &FileName,
+    like: &Path,
+    taken: impl Fn(&Path) -> bool,
+) -> Result<(String, Arc<dyn Storage>)> {
+    let (name, storage) = create_with(name, |candidate| {
+        if taken(candidate) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        folder.create_private(role, candidate)
+    })?;
+    take_after(folder, Path::new(&name), like)?;
+    Ok((name, storage))
+}
+
 /// Gives the new, [private](Folder::create_private) file `name` the attributes of `like`. A failure removes it again.
 pub(crate) fn take_after(folder: &dyn Folder, name: &Path, like: &Path) -> Result<()> {
     folder.copy_attributes(like, name).map_err(|error| {

@@ -26,7 +26,7 @@ use super::{Child, Disk, StateInfo, Structure};
 use crate::bitmap::BitmapFile;
 use crate::descriptor::{BitmapEntry, Descriptor, Format, ImageEntry};
 use crate::error::{Error, ErrorCode, Result};
-use crate::state::{Lock, Sharing, spoil_shadow};
+use crate::state::{Lock, Sharing, StateFile, spoil_shadow};
 use crate::storage::{Access, Role, Storage};
 use crate::sync::Mutex;
 use crate::units::MAX_LENGTH;
@@ -35,6 +35,12 @@ pub(super) use held::Held;
 pub(super) use image::ImageFound;
 pub(super) use options::Notify;
 pub use options::{Notice, NoticeCode, OpenOptions};
+
+/// What to do where a dirty bitmap's file is missing, or too short.
+const REMADE: &str = "\"qbm check -r dirty\" makes it anew with every bit set";
+
+/// What to do where others have made the image longer.
+const CHOICE: &str = "\"qbm check -r trust\" takes it as it is, \"qbm check -r dirty\" sets every bit";
 
 /// How often an open starts anew where the disk changes under it.
 pub(super) const ATTEMPTS: usize = 8;
@@ -170,7 +176,7 @@ impl OpenOptions {
             checksum::verify(&child, wanted)?;
         }
         let length = overlay::measured(&child)?;
-        let (mut bitmaps, allocation) = self.bitmaps(files, &descriptor, length)?;
+        let (mut bitmaps, allocation) = self.bitmaps(files, &descriptor, length, &state)?;
         let overlay = match allocation {
             Some((name, ..)) if below.is_some() => return Err(two_backings(name)),
             Some((name, entry, file)) => {
@@ -250,6 +256,7 @@ impl OpenOptions {
         files: &mut Files<'_>,
         descriptor: &'e Descriptor,
         length: u64,
+        state: &StateAtOpen,
     ) -> Result<(Vec<Bitmap>, Option<Allocation<'e>>)> {
         let access = Access {
             write: !self.read_only,
@@ -259,20 +266,59 @@ impl OpenOptions {
         let mut allocation = None;
         for (name, entry) in descriptor.bitmaps() {
             let key = format!("QBM.bitmaps[{name:?}].file");
-            let (storage, path) = files.open(Role::Bitmap, &key, Path::new(""), &entry.file, access)?;
-            let file = BitmapFile::new(storage, path, self.bitmap_policy);
-            let granules = entry.granularity.granules_in(length);
-            if self.lengthen_bitmaps && !entry.kind.is_allocation() {
-                file.grow_unread(granules).map_err(|e| e.context(&key))?;
-            }
-            file.check_size(granules).map_err(|e| e.context(&key))?;
+            let opened = files.open(Role::Bitmap, &key, Path::new(""), &entry.file, access);
             if entry.kind.is_allocation() {
+                let (storage, path) = opened?;
+                let file = BitmapFile::new(storage, path, self.bitmap_policy);
+                file.check_size(entry.granularity.granules_in(length))
+                    .map_err(|e| e.context(&key))?;
                 allocation = Some((name, entry, file));
-            } else {
-                bitmaps.push(Bitmap::from_entry(name, entry, file));
+                continue;
             }
+            let (storage, path) = opened.map_err(|e| match e.code() {
+                ErrorCode::FileNotFound => e.hint(REMADE),
+                _ => e,
+            })?;
+            let file = BitmapFile::new(storage, path, self.bitmap_policy);
+            let file = self
+                .fit(file, entry, length, state)
+                .map_err(|e| e.context(&key))?;
+            bitmaps.push(Bitmap::from_entry(name, entry, file));
         }
         Ok((bitmaps, allocation))
+    }
+
+    /// The file of a dirty bitmap, which must hold the bits of a disk of `length` bytes. Those that it lacks as others have made
+    /// the image longer are clear where the opener takes the image as it is.
+    fn fit(
+        &self,
+        file: BitmapFile,
+        entry: &BitmapEntry,
+        length: u64,
+        state: &StateAtOpen,
+    ) -> Result<BitmapFile> {
+        let granules = entry.granularity.granules_in(length);
+        let Err(error) = file.check_size(granules) else {
+            return Ok(file);
+        };
+        let held = |length: &u64| file.check_size(entry.granularity.granules_in(*length)).is_ok();
+        // D1: of a file that was too short before, nobody knows what it had.
+        let outgrown = outgrown_from(state, length).filter(held);
+        if !self.lengthen_bitmaps {
+            let Some(then) = outgrown else {
+                return Err(error.hint(REMADE));
+            };
+            if !self.trust_image && !self.lengthen_outgrown {
+                return Err(error.hint(format_args!("{}: {CHOICE}", grown(then, length))));
+            }
+        }
+        if self.read_only {
+            return Ok(file.outgrown());
+        }
+        file.grow_unread(granules)?;
+        // No change of its bits need ever come and make that durable.
+        file.sync()?;
+        Ok(file)
     }
 
     /// The descriptor and its file, or what it would be of an image that has none.
@@ -384,6 +430,20 @@ impl OpenOptions {
             spoil_shadow(&**storage);
         }
     }
+}
+
+/// How long the image was when the disk was closed, where others have made it longer: `length` bytes.
+fn outgrown_from(state: &StateAtOpen, length: u64) -> Option<u64> {
+    let StateAtOpen::There { storage, path } = state else {
+        return None;
+    };
+    let found = StateFile::inspect(&**storage, path).ok()?.ok()?;
+    found.outgrown_from(length)
+}
+
+/// The same in words.
+pub(super) fn grown(then: u64, now: u64) -> String {
+    format!("the image had {then} bytes when the disk was closed, and has {now} now")
 }
 
 /// Offsets beyond this do not fit the system's calls.

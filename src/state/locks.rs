@@ -119,6 +119,17 @@ impl Lock {
         matches!(found, Some(Ok(Some(_))))
     }
 
+    /// Who has locked a state file to write, in words; nobody, too, where that cannot be found out. Takes no lock.
+    pub(crate) fn writer(storage: &dyn Storage) -> Option<String> {
+        let fd = storage.host_file()?;
+        let obstacle = sys::test_shared(fd, WHOLE).ok()??;
+        let who = match obstacle.pid {
+            Some(pid) => Some(named(pid)),
+            None => holders(fd, WHOLE),
+        };
+        Some(who.unwrap_or_else(|| "another process".to_owned()))
+    }
+
     /// Whether it is on an image, not on a state file.
     pub(crate) fn is_of_image(&self) -> bool {
         self.of_image

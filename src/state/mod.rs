@@ -24,7 +24,7 @@ mod tenure;
 mod verdict;
 
 pub(crate) use evidence::{Evidence, NoEvidence};
-pub(crate) use file::{Found, LENGTH_BYTES as STATE_FILE_BYTES, StateFile};
+pub(crate) use file::{Found, LENGTH_BYTES as STATE_FILE_BYTES, StateFile, Unusable};
 pub(crate) use header::{Header, MarkId, Marks};
 pub(crate) use intent::IntentMap;
 pub(crate) use locks::{Lock, Sharing};

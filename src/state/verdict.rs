@@ -5,6 +5,7 @@
 
 use super::evidence::{Evidence, NoEvidence};
 use super::file::Found;
+use super::stamp::Stamp;
 use crate::bitmap::BitmapPolicy;
 use crate::units::ByteRange;
 
@@ -48,6 +49,21 @@ impl Found {
             ranges.push(ByteRange::between(reached, length));
         }
         Verdict::Widen { ranges, why }
+    }
+
+    /// How long the image was when the disk was closed, where it is longer now: `length` bytes.
+    pub(crate) fn outgrown_from(&self, length: u64) -> Option<u64> {
+        let header = self.header();
+        let counts = header.clean || header.untouched;
+        let then = header.stamp.as_ref().filter(|_| counts)?.size();
+        (then < length).then_some(then)
+    }
+
+    /// Whether a disk that was not closed may have been made longer by others, to `length` bytes: that is not what it was at the
+    /// last close.
+    pub(crate) fn may_be_outgrown(&self, length: u64) -> bool {
+        let header = self.header();
+        !header.clean && !header.untouched && header.stamp.as_ref().map(Stamp::size) != Some(length)
     }
 
     fn why_not_exact(&self, now: &Result<Evidence, NoEvidence>) -> Option<String> {

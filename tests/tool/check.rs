@@ -56,14 +56,15 @@ fn a_sound_disk() {
 fn leaks_are_code_3_and_go() {
     let room = room();
     room.write("disk-old.bitmap", b"");
-    let words = "disk-old.bitmap is named by no descriptor: a crash has left it behind";
+    let words = "disk-old.bitmap is named by no descriptor: perhaps a crash has left it behind";
     assert_eq!(
         check(&room, &["disk.qbm"]),
         (
             3,
             format!(
                 "leak: {words}\n\
-                 disk.qbm: 0 corruptions, 1 leak, 0 things that could not be checked or repaired\n"
+                 disk.qbm: 0 corruptions, 1 leak, 0 things that could not be checked or repaired\n\
+                 to repair: qbm check -r all disk.qbm\n"
             )
         )
     );
@@ -81,6 +82,33 @@ fn leaks_are_code_3_and_go() {
     assert!(!room.names().contains(&"disk-old.bitmap".to_owned()));
 }
 
+/// What is repaired needs no advice any more.
+#[test]
+fn what_was_repaired_is_counted() {
+    let room = room();
+    std::fs::remove_file(room.path("disk-b.bitmap")).expect("removed");
+    room.write("disk-old.bitmap", b"");
+    let (code, said) = check(&room, &["-r", "dirty", "disk.qbm"]);
+    assert_eq!(code, 3);
+    let words = "QBM.bitmaps[\"b\"].file: cannot open disk-b.bitmap: No such file or directory";
+    assert!(
+        said.starts_with(&format!("repaired corruption: {words}\nleak: ")),
+        "{said}"
+    );
+    let last = "disk.qbm: 0 corruptions, 1 leak, 0 things that could not be checked or repaired; 1 corruption repaired\n";
+    assert!(said.contains(last), "{said}");
+    std::fs::remove_file(room.path("disk.state")).expect("removed");
+    let (code, said) = check(&room, &["-r", "all", "disk.qbm"]);
+    assert_eq!(code, 0);
+    assert!(!said.contains("-r all"), "{said}");
+    assert!(
+        said.ends_with("disk.qbm: 1 corruption and 1 leak repaired; no errors are left\n"),
+        "{said}"
+    );
+    let (_, said) = check(&room, &["-r", "all", "disk.qbm"]);
+    assert_eq!(said, "disk.qbm: no errors were found\n");
+}
+
 #[test]
 fn foreign_writes_are_code_2_until_the_user_chooses() {
     for (choice, dirty) in [("dirty", 1 << 20), ("trust", 65536)] {
@@ -94,6 +122,10 @@ fn foreign_writes_are_code_2_until_the_user_chooses() {
         );
         assert!(
             said.contains("-r dirty sets every bit, -r trust takes the image as it is"),
+            "{said}"
+        );
+        assert!(
+            said.ends_with("\nto repair: qbm check -r dirty disk.qbm (or -r trust)\n"),
             "{said}"
         );
         let said = room.done(&["info", "disk.qbm"]);
@@ -161,10 +193,9 @@ fn what_was_not_checked_or_repaired_is_code_1_whatever_else_there_is() {
     assert_eq!(code, 1);
     let key = "QBM.bitmaps[\"b\"].file: cannot open disk-b.bitmap: ";
     assert!(said.starts_with(&format!("error: {key}")), "{said}");
-    assert!(
-        said.ends_with("disk.qbm: 1 corruption, 1 leak, 1 thing that could not be checked or repaired\n"),
-        "{said}"
-    );
+    let last = "disk.qbm: 1 corruption, 1 leak, 1 thing that could not be checked or repaired\n\
+                to repair: qbm check -r dirty disk.qbm\n";
+    assert!(said.ends_with(last), "{said}");
 
     // It cannot be recovered either.
     let (code, report) = findings(&room, &["-r", "all", "disk.qbm"]);
@@ -242,7 +273,28 @@ fn a_disk_in_use_is_shared_by_force_only() {
         said.ends_with(" (-U checks it all the same, as it is in passing)\n"),
         "{said}"
     );
-    assert_eq!(check(&room, &["-U", "disk.qbm"]).0, 0);
+    let (code, said) = check(&room, &["-U", "disk.qbm"]);
+    assert_eq!(code, 0);
+    let (first, rest) = said.split_once(", ").expect("two halves");
+    assert!(
+        first.starts_with(&format!(
+            "note: the disk is in use by process {} (",
+            std::process::id()
+        )),
+        "{said}"
+    );
+    assert!(
+        rest.starts_with("and whoever opens it for writing would recover it, were that killed now\n"),
+        "{said}"
+    );
+    let (_, report) = findings(&room, &["-U", "disk.qbm"]);
+    let kinds: Vec<&Value> = report["findings"]
+        .as_array()
+        .expect("findings")
+        .iter()
+        .map(|it| &it["kind"])
+        .collect();
+    assert_eq!(kinds, [&json!("in-use")]);
     let (_, said) = room.fails(&["check", "-r", "all", "disk.qbm"]);
     assert!(
         said.ends_with(" (a repair needs the disk for itself)\n"),

@@ -29,7 +29,8 @@ What -r repairs:
           anew, and then every bit of every bitmap set, as nothing is known of
           the last user
   dirty   every bit is set in bitmaps that are inconsistent, or are so since
-          others wrote to the image: the next backup copies everything
+          others wrote to the image: the next backup copies everything. A bitmap
+          whose file is missing or too short gets a new one
   trust   the image is taken as it is: that others wrote to it does not count.
           Only before an open for writing has made the bitmaps inconsistent;
           from then on writes went by unrecorded, and only -r dirty helps
@@ -192,17 +193,64 @@ fn print_human(args: &Args, report: &CheckReport, out: &mut impl io::Write) -> i
         left(Severity::Leak),
         left(Severity::Error),
     );
+    let disk = args.disk.display();
+    let repaired = repaired(report);
     if corruptions + leaks + errors == 0 {
-        return writeln!(out, "{}: no errors were found", args.disk.display());
+        return match repaired {
+            Some(repaired) => writeln!(out, "{disk}: {repaired}; no errors are left"),
+            None => writeln!(out, "{disk}: no errors were found"),
+        };
     }
     writeln!(
         out,
-        "{}: {}, {}, {} that could not be checked or repaired",
-        args.disk.display(),
+        "{disk}: {}, {}, {} that could not be checked or repaired{}",
         counted(corruptions, "corruption"),
         counted(leaks, "leak"),
-        counted(errors, "thing")
-    )
+        counted(errors, "thing"),
+        repaired.map_or_else(String::new, |it| format!("; {it}"))
+    )?;
+    match how_to_repair(args, report) {
+        Some(commands) => writeln!(out, "to repair: {commands}"),
+        None => Ok(()),
+    }
+}
+
+/// The commands that repair what is left, if any does. What was tried, and has failed, is none.
+fn how_to_repair(args: &Args, report: &CheckReport) -> Option<String> {
+    let tried = args.repair.map(Repair::from);
+    let left = |it: &&Finding| {
+        !it.fixed && matches!(it.severity, Severity::Corruption | Severity::Leak) && it.repair != tried
+    };
+    let left: Vec<&Finding> = report.findings.iter().filter(left).collect();
+    let any = |repairs: &[Repair]| {
+        left.iter()
+            .any(|it| it.repair.is_some_and(|it| repairs.contains(&it)))
+    };
+    let command = |what: &str| format!("qbm check -r {what} {}", args.disk.display());
+    let mut commands = Vec::new();
+    if any(&[Repair::Dirty]) {
+        // What stands in the way of an open stands in the way of the others.
+        commands.push(command("dirty"));
+        if left.iter().any(|it| it.kind == FindingKind::ForeignWrites) {
+            commands[0].push_str(" (or -r trust)");
+        }
+    }
+    if any(&[Repair::Leaks, Repair::All]) {
+        commands.push(command("all"));
+    }
+    (!commands.is_empty()).then(|| commands.join(", then "))
+}
+
+/// How much was repaired, if anything was.
+fn repaired(report: &CheckReport) -> Option<String> {
+    let fixed = [(Severity::Corruption, "corruption"), (Severity::Leak, "leak")];
+    let fixed: Vec<String> = fixed
+        .into_iter()
+        .map(|(severity, what)| (report.fixed(severity), what))
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| counted(count, what))
+        .collect();
+    (!fixed.is_empty()).then(|| format!("{} repaired", fixed.join(" and ")))
 }
 
 fn counted(count: u64, what: &str) -> String {

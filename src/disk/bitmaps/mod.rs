@@ -178,19 +178,23 @@ struct Frozen {
 impl Start {
     /// A new one, now, on a disk of `length` bytes.
     fn now(length: u64) -> Result<Self> {
-        let mut id = [0; 16];
-        getrandom::fill(&mut id).map_err(|e| {
-            Error::new(
-                ErrorCode::Io,
-                format!("cannot get random bytes for the id of a bitmap's starting point: {e}"),
-            )
-        })?;
-        let id = format!("{:032x}", u128::from_ne_bytes(id));
         Ok(Self {
-            epoch: Some(id.into()),
+            epoch: Some(new_epoch()?.into()),
             length: Some(length),
         })
     }
+}
+
+/// A random id for a starting point.
+pub(super) fn new_epoch() -> Result<String> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(|e| {
+        Error::new(
+            ErrorCode::Io,
+            format!("cannot get random bytes for the id of a bitmap's starting point: {e}"),
+        )
+    })?;
+    Ok(format!("{:032x}", u128::from_ne_bytes(id)))
 }
 
 impl Bitmap {

@@ -2,7 +2,7 @@
 //!
 //! Invariant: only such a file is called removable that has a name as libqbm makes them for this disk and for no other
 //! one here, and that no descriptor in the folder names, whoever's it is. What cannot be read as a descriptor, and might
-//! be one, counts as naming everything. (libqbm makes files beside the descriptor that is to name them; a descriptor
+//! be one, as every `*.qbm` might, counts as naming everything. (libqbm makes files beside the descriptor that is to name them; a descriptor
 //! that somebody wrote elsewhere by hand is not seen.)
 
 use std::ffi::{OsStr, OsString};
@@ -34,6 +34,34 @@ pub(super) fn look(
         }
     };
     let candidates = candidates(place, own, files, &names, report);
+    tell(place, &names, candidates, remove, report);
+}
+
+/// Removes of `old` what libqbm made for this disk, and what its descriptor, `own`, does not name any more.
+pub(super) fn remove_old(place: &Place, own: &Descriptor, old: &[&str], report: &mut CheckReport) {
+    let Ok(names) = place.folder.names() else {
+        // A later look tells of what stays.
+        return;
+    };
+    let ours =
+        |name: &&str| could_be_made_for(&place.name, name) && !names_of(own).contains(&Path::new(name));
+    let candidates = old
+        .iter()
+        .copied()
+        .filter(ours)
+        .filter_map(|name| Some((name, identity(place, Path::new(name)).ok()??)))
+        .collect();
+    tell(place, &names, candidates, true, report);
+}
+
+/// Tells of `candidates`, of all `names` in the folder, and removes them where `remove` says so and nobody else may need them.
+fn tell(
+    place: &Place,
+    names: &[OsString],
+    candidates: Vec<(&str, FileIdentity)>,
+    remove: bool,
+    report: &mut CheckReport,
+) {
     if candidates.is_empty() {
         return;
     }
@@ -50,7 +78,7 @@ pub(super) fn look(
         }
         let shown = place.shown.join(name);
         let words = format!(
-            "{} is named by no descriptor: a crash has left it behind",
+            "{} is named by no descriptor: perhaps a crash has left it behind",
             shown.display()
         );
         let doubt = others
@@ -59,10 +87,13 @@ pub(super) fn look(
             .map(|why| format!("{words}; it is not removed, as {why}"));
         let certain = doubt.is_none();
         let finding = report.add(FindingKind::Leftover, name, doubt.unwrap_or(words));
+        if !certain {
+            finding.mended_by(None);
+        }
         if remove && certain {
             match place.folder.remove(Path::new(name)) {
                 Ok(()) => {
-                    finding.fixed = true;
+                    finding.set_fixed();
                     removed = true;
                 }
                 Err(error) => {
@@ -155,7 +186,7 @@ fn opened(place: &Place, path: &Path) -> Result<Option<Arc<dyn Storage>>> {
 }
 
 /// The files that a descriptor in this folder names.
-fn names_of(descriptor: &Descriptor) -> Vec<&Path> {
+pub(super) fn names_of(descriptor: &Descriptor) -> Vec<&Path> {
     let mut names = vec![descriptor.image().file.as_str()];
     names.extend(descriptor.state().map(|state| state.file.as_str()));
     for (_, entry) in descriptor.bitmaps() {
@@ -191,14 +222,17 @@ impl<'n> Other<'n> {
         let Some(storage) = opened(place, name)? else {
             return Ok(None);
         };
+        // Whatever is left of it, or has become of it.
+        let called_one = name.extension().is_some_and(|it| it.eq_ignore_ascii_case("qbm"));
         let first = beginning(&*storage).map_err(|e| Error::io("read", place.shown.join(name), &e))?;
-        if first.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        if !called_one && first.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
             return Ok(None);
         }
         let descriptor = match Descriptor::read(&*storage) {
             // JSON, and none of ours.
             Err(error)
                 if error.code() == ErrorCode::DescriptorInvalid
+                    && !called_one
                     && !first.windows(5).any(|it| it == b"\"QBM\"") =>
             {
                 return Ok(None);

@@ -6,18 +6,19 @@
 
 mod leftovers;
 mod look;
+mod mend;
 mod report;
 
 #[cfg(test)]
 mod tests;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub use report::{CheckReport, Finding, FindingKind, Severity};
 
 use super::open::{OpenOptions, Place};
-use super::{Disk, Progress};
+use super::{Disk, NoticeCode, Progress};
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::Folder;
 use look::Looking;
@@ -34,7 +35,8 @@ pub enum Repair {
     /// That, and bits behind the disk's end are cleared, a disk that was not closed is recovered, and a state file that is
     /// damaged or missing is made anew: then every bit of every bitmap is set, as nothing is known of the last user.
     All = 2,
-    /// Every bit is set in bitmaps that are inconsistent, or are so since others wrote to the image.
+    /// Every bit is set in bitmaps that are inconsistent, or are so since others wrote to the image; and in those whose file is
+    /// missing or too short, which get a new one.
     Dirty = 3,
     /// The image is taken as it is: that others wrote to it does not count. What was inconsistent before stays so.
     Trust = 4,
@@ -112,26 +114,44 @@ impl CheckOptions {
             ));
         }
         let place = Place::find(path, self.folder.as_ref(), false)?;
-        let before = self.look(&place, self.repair, progress)?;
+        let mut before = self.look(&place, self.repair, progress)?;
+        if before.locked_out.is_some() {
+            before.tell_of_lockout();
+            return Ok(before);
+        }
         if !self.opens_for(&before) {
             return Ok(before);
         }
-        if let Err(error) = self.repair_by_open(path) {
-            let mut report = before;
-            report.add(
-                FindingKind::RepairFailed,
-                "",
-                format!("it was not repaired: {error}"),
-            );
-            return Ok(report);
-        }
+        let told = match self.repair_by_open(path) {
+            Ok(told) => told,
+            Err(error) => {
+                let mut report = before;
+                report.add(
+                    FindingKind::RepairFailed,
+                    "",
+                    format!("it was not repaired: {error}"),
+                );
+                return Ok(report);
+            }
+        };
         // What the repair did is seen by looking again; the checksum has been compared.
         let unread = Self {
             checksum: false,
             ..self.clone()
         };
         let after = unread.look(&place, Repair::None, progress)?;
-        Ok(before.repaired(after))
+        // An open does what it can, and tells of the rest.
+        let failed = self.opens_for(&after);
+        let mut report = before.repaired(after);
+        if failed {
+            let why = told.unwrap_or_else(|| "an open for writing did not mend it".to_owned());
+            report.add(
+                FindingKind::RepairFailed,
+                "",
+                format!("it was not repaired: {why}"),
+            );
+        }
+        Ok(report)
     }
 
     /// Looks at the disk in `place`, and then at its image where that is a disk itself.
@@ -175,19 +195,28 @@ impl CheckOptions {
         }
     }
 
-    fn repair_by_open(&self, path: &Path) -> Result<()> {
+    /// Says what the open has told of that it could not do.
+    fn repair_by_open(&self, path: &Path) -> Result<Option<String>> {
         // What is below the disk is not needed for any of it, and may be what is broken.
         let mut options = OpenOptions::new()
             .no_backing(true)
             .trust_image(self.repair == Repair::Trust);
         // The bits are all set then, or those of a longer disk as they must be.
-        options.lengthen_bitmaps = matches!(self.repair, Repair::Dirty | Repair::Trust);
+        options.lengthen_outgrown = matches!(self.repair, Repair::Dirty | Repair::Trust);
         if let Some(folder) = &self.folder {
             options = options.folder(Arc::clone(folder));
         }
         if let Some(epoch) = &self.cache_epoch {
             options = options.cache_epoch(epoch);
         }
+        let told = Arc::new(OnceLock::new());
+        let heard = Arc::clone(&told);
+        options = options.notify(move |notice| {
+            if notice.code == NoticeCode::Unprotected {
+                // The first is the one to tell.
+                let _ = heard.set(notice.message.to_owned());
+            }
+        });
         let disk: Disk = options.open(path)?;
         let mut next = Some(&disk).filter(|_| self.repair == Repair::Dirty);
         while let Some(it) = next {
@@ -198,6 +227,7 @@ impl CheckOptions {
             }
             next = it.image().disk();
         }
-        disk.close()
+        disk.close()?;
+        Ok(told.get().cloned())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::Repair;
 use crate::error::Error;
 
 /// How bad a finding is. The numbers are part of the C ABI.
@@ -38,6 +39,8 @@ pub enum FindingKind {
     Unprotected,
     /// The disk was not closed.
     NotClosed,
+    /// Somebody has the disk open for writing.
+    InUse,
     /// Others wrote to the image since the disk was closed.
     ForeignWrites,
     /// A bitmap may lack changes.
@@ -70,8 +73,20 @@ impl FindingKind {
             | Self::BitmapInconsistent
             | Self::ChecksumWrong => Severity::Corruption,
             Self::Leftover => Severity::Leak,
-            Self::Unprotected | Self::NotClosed | Self::TailBits | Self::ChecksumMissing => Severity::Note,
+            Self::Unprotected | Self::NotClosed | Self::InUse | Self::TailBits | Self::ChecksumMissing => {
+                Severity::Note
+            }
             Self::NotChecked | Self::RepairFailed => Severity::Error,
+        }
+    }
+
+    /// What repairs it where nothing else is known.
+    const fn repair(self) -> Option<Repair> {
+        match self {
+            Self::Leftover => Some(Repair::Leaks),
+            Self::StateMissing | Self::StateDamaged | Self::NotClosed | Self::TailBits => Some(Repair::All),
+            Self::ForeignWrites | Self::BitmapInconsistent => Some(Repair::Dirty),
+            _ => None,
         }
     }
 
@@ -86,6 +101,7 @@ impl FindingKind {
             Self::StateDamaged => "state-damaged",
             Self::Unprotected => "unprotected",
             Self::NotClosed => "not-closed",
+            Self::InUse => "in-use",
             Self::ForeignWrites => "foreign-writes",
             Self::BitmapInconsistent => "bitmap-inconsistent",
             Self::TailBits => "tail-bits",
@@ -105,12 +121,35 @@ pub struct Finding {
     pub kind: FindingKind,
     /// How bad it is.
     pub severity: Severity,
-    /// The bitmap or file that it is about; empty where there is but one thing that it can be.
+    /// The bitmap, or the file as the descriptor names it, that it is about; empty where it is about all of the disk.
     pub subject: String,
-    /// The same in words, with what to do.
+    /// The same in words, with what to do; without that, where it is repaired.
     pub message: String,
     /// The check has repaired it.
     pub fixed: bool,
+    /// What repairs it, if anything does: of two repairs the one that asks for no knowledge.
+    pub repair: Option<Repair>,
+    /// What it is, without what to do.
+    fact: String,
+}
+
+impl Finding {
+    /// Says what to do.
+    pub(super) fn advise(&mut self, what: &str) {
+        self.message.push_str("; ");
+        self.message.push_str(what);
+    }
+
+    /// The same of what another repair sees to, or none, than what does for the kind.
+    pub(super) fn mended_by(&mut self, repair: Option<Repair>) {
+        self.repair = repair;
+    }
+
+    /// It is repaired: there is nothing to do about it any more.
+    pub(super) fn set_fixed(&mut self) {
+        self.fixed = true;
+        self.message.clone_from(&self.fact);
+    }
 }
 
 /// What a check found, and what it repaired; from [`CheckOptions::check`](super::CheckOptions::check).
@@ -118,6 +157,8 @@ pub struct Finding {
 pub struct CheckReport {
     /// In the order in which it was found.
     pub findings: Vec<Finding>,
+    /// Why nothing could be repaired, if nothing could.
+    pub(super) locked_out: Option<String>,
 }
 
 impl CheckReport {
@@ -140,6 +181,15 @@ impl CheckReport {
         self.findings.iter().any(|it| it.kind == kind && !it.fixed)
     }
 
+    /// What is found of `subject` is repaired, if it is of one of these kinds.
+    pub(super) fn fix(&mut self, kinds: &[FindingKind], subject: &str) {
+        let found = |it: &&mut Finding| kinds.contains(&it.kind) && it.subject == subject;
+        self.findings
+            .iter_mut()
+            .filter(found)
+            .for_each(Finding::set_fixed);
+    }
+
     pub(super) fn add(&mut self, kind: FindingKind, subject: &str, message: String) -> &mut Finding {
         self.add_as(kind, kind.severity(), subject, message)
     }
@@ -155,8 +205,11 @@ impl CheckReport {
             kind,
             severity,
             subject: subject.to_owned(),
+            fact: message.clone(),
             message,
             fixed: false,
+            // Of a note there is nothing to be repaired.
+            repair: kind.repair().filter(|_| severity == kind.severity()),
         };
         self.findings.push(finding);
         let last = self.findings.len() - 1;
@@ -165,6 +218,7 @@ impl CheckReport {
 
     /// Adds what was found of the image `path`, which is a disk itself.
     pub(super) fn add_all_of(&mut self, path: &Path, found: Self) {
+        self.locked_out = self.locked_out.take().or(found.locked_out);
         let path = path.display();
         self.findings.extend(found.findings.into_iter().map(|it| Finding {
             subject: match it.subject.as_str() {
@@ -172,8 +226,21 @@ impl CheckReport {
                 subject => format!("{path}: {subject}"),
             },
             message: format!("{path}: {}", it.message),
+            fact: format!("{path}: {}", it.fact),
             ..it
         }));
+    }
+
+    /// Tells why nothing was repaired, where that is so and anything is not as it must be.
+    pub(super) fn tell_of_lockout(&mut self) {
+        let Some(why) = self.locked_out.clone() else {
+            return;
+        };
+        let is_fault = |it: &Finding| it.severity != Severity::Note || it.repair.is_some();
+        if self.findings.iter().any(is_fault) {
+            let words = format!("nothing was repaired: {why}");
+            self.add(FindingKind::RepairFailed, "", words);
+        }
     }
 
     /// What failed when a part was looked at.
@@ -190,7 +257,9 @@ impl CheckReport {
                 finding.kind,
                 FindingKind::ChecksumWrong | FindingKind::ChecksumMissing | FindingKind::RepairFailed
             );
-            finding.fixed |= compared && !after.findings.iter().any(|it| same(it, finding));
+            if compared && !after.findings.iter().any(|it| same(it, finding)) {
+                finding.set_fixed();
+            }
         }
         for finding in after.findings {
             if !self.findings.iter().any(|it| same(it, &finding)) {

@@ -112,6 +112,12 @@ impl Room {
     }
 }
 
+/// What the only finding is about.
+fn subject(report: &CheckReport) -> &str {
+    assert_eq!(report.findings.len(), 1, "{report:#?}");
+    &report.findings[0].subject
+}
+
 fn kinds(report: &CheckReport) -> Vec<(FindingKind, bool)> {
     report.findings.iter().map(|it| (it.kind, it.fixed)).collect()
 }
@@ -189,6 +195,144 @@ fn files_that_are_gone_or_too_short_are_found_all_at_once() {
     let report = room.check(Repair::None);
     assert!(report.has(FindingKind::FileMissing));
     words(&report, "QBM.image.file: cannot open");
+    words(
+        &report,
+        "; no repair makes up for it: bring the file back, or restore a backup",
+    );
+}
+
+/// A bitmap's file that is missing or cut short locks the whole disk out; whatever was in it, with every bit set it is right.
+#[test]
+fn a_dirty_bitmap_whose_file_is_gone_or_cut_gets_a_new_one() {
+    type Spoil = fn(&Path);
+    let cases: [(Spoil, FindingKind); 2] = [
+        (|path| fs::remove_file(path).unwrap(), FindingKind::FileMissing),
+        (|path| fs::write(path, [0; 7]).unwrap(), FindingKind::FileInvalid),
+    ];
+    for (spoil, kind) in cases {
+        let room = Room::new();
+        let disk = room.open();
+        disk.bitmap_add("c", AddBitmap::default()).unwrap();
+        let epoch = disk.bitmap_info("b").unwrap().epoch;
+        disk.close().unwrap();
+        spoil(&room.path("disk-b.bitmap"));
+        let said = Disk::open(room.disk()).unwrap_err();
+        let hint = "; \"qbm check -r dirty\" makes it anew with every bit set";
+        assert!(said.message().ends_with(hint), "{said}");
+        let before = room.content();
+        for repair in [Repair::None, Repair::Leaks, Repair::All, Repair::Trust] {
+            let report = room.check(repair);
+            assert_eq!(kinds(&report)[0], (kind, false), "{repair:?}");
+            words(&report, "; -r dirty makes it anew with every bit set");
+            assert_eq!(room.content(), before);
+        }
+        let image = room.image();
+        let report = room.check(Repair::Dirty);
+        let mut expected = vec![(kind, true)];
+        // What is left of the old file goes.
+        expected.extend((kind == FindingKind::FileInvalid).then_some((FindingKind::Leftover, true)));
+        assert_eq!(kinds(&report), expected);
+        assert_eq!(kinds(&room.check(Repair::None)), []);
+        assert_eq!((room.count("b"), room.count("c")), (64, 0));
+        assert_ne!(room.open().bitmap_info("b").unwrap().epoch, epoch);
+        assert_eq!(room.image(), image);
+    }
+}
+
+/// Its old file goes only where nobody else may need it.
+#[test]
+fn a_cut_file_that_another_descriptor_names_stays() {
+    let room = Room::new();
+    fs::copy(room.disk(), room.path("copy.qbm")).unwrap();
+    fs::write(room.path("disk-b.bitmap"), [0; 7]).unwrap();
+    assert_eq!(
+        kinds(&room.check(Repair::Dirty)),
+        [(FindingKind::FileInvalid, true)]
+    );
+    assert_eq!(fs::read(room.path("disk-b.bitmap")).unwrap(), [0; 7]);
+    assert_eq!(room.count("b"), 64);
+}
+
+#[test]
+fn a_lost_bitmap_of_a_disk_that_was_not_closed_gets_a_new_file_too() {
+    let room = Room::new();
+    room.killed();
+    fs::remove_file(room.path("disk-b.bitmap")).unwrap();
+    let report = room.check(Repair::All);
+    words(&report, "it was not repaired: cannot open");
+    assert!(room.check(Repair::Dirty).findings[0].fixed);
+    assert_eq!(kinds(&room.check(Repair::All)), [(FindingKind::NotClosed, true)]);
+    assert_eq!(room.count("b"), 64);
+}
+
+/// How long its bits would have to be nobody knows without the image.
+#[test]
+fn a_lost_bitmap_of_a_disk_without_its_image_stays_lost() {
+    let room = Room::new();
+    fs::remove_file(room.path("disk-b.bitmap")).unwrap();
+    fs::remove_file(room.path("disk-data.img")).unwrap();
+    let before = room.content();
+    let report = room.check(Repair::Dirty);
+    words(
+        &report,
+        "it is not made anew, as the length of the disk is not known",
+    );
+    assert_eq!(report.remaining(Severity::Error), 1);
+    assert_eq!(room.content(), before);
+}
+
+/// What an allocation bitmap said nobody knows: with any bits but its own the disk would show something else.
+#[test]
+fn an_allocation_bitmap_is_never_made_anew() {
+    let room = Room::new();
+    CreateOptions::new()
+        .backing("disk.qbm", crate::descriptor::Format::Qbm)
+        .create(room.path("top.qbm"))
+        .unwrap();
+    let allocation = room.path("top-allocation.bitmap");
+    for cut in [true, false] {
+        if cut {
+            fs::write(&allocation, [0; 7]).unwrap();
+        } else {
+            fs::remove_file(&allocation).unwrap();
+        }
+        let before = room.content();
+        for repair in [Repair::All, Repair::Dirty, Repair::Trust] {
+            let report = Room::options(repair)
+                .check(room.path("top.qbm"), &mut |_, _| ControlFlow::Continue(()))
+                .unwrap();
+            assert_eq!(report.remaining(Severity::Corruption), 1);
+            words(&report, "bring the file back, or restore a backup");
+        }
+        assert_eq!(room.content(), before);
+    }
+}
+
+/// That others have made the image longer excuses no file that was too short before: what it had is not known.
+#[test]
+fn trust_does_not_take_a_cut_file_for_one_that_was_outgrown() {
+    for (longer, repair) in [
+        (false, Repair::Trust),
+        (true, Repair::Trust),
+        (true, Repair::Dirty),
+    ] {
+        let room = Room::new();
+        fs::write(room.path("disk-b.bitmap"), [0; 7]).unwrap();
+        room.written_by_others();
+        if longer {
+            let image = fs::OpenOptions::new()
+                .write(true)
+                .open(room.path("disk-data.img"))
+                .unwrap();
+            image.set_len(64 * MIB).unwrap();
+        }
+        room.check(repair);
+        let found = Disk::open(room.disk()).map(|disk| disk.bitmap_count("b").unwrap());
+        match repair {
+            Repair::Dirty => assert_eq!(found.unwrap(), 1024),
+            _ => assert_eq!(found.unwrap_err().code(), ErrorCode::FileInvalid),
+        }
+    }
 }
 
 #[test]
@@ -333,6 +477,21 @@ fn files_of_other_disks_are_no_leftovers() {
     assert!(room.path("disk-b-x.bitmap").exists());
 }
 
+/// A descriptor that was cut, or spoilt by hand, may be another disk's all the same.
+#[test]
+fn no_leftover_goes_beside_a_descriptor_that_cannot_be_read() {
+    let room = Room::new();
+    fs::write(room.path("disk-z.bitmap"), b"").unwrap();
+    for text in ["", "{", "\0\0\0\0", "{\"QMB\": {\"version\": 1}}", "{}"] {
+        fs::write(room.path("e.qbm"), text).unwrap();
+        let report = room.check(Repair::Leaks);
+        assert_eq!(kinds(&report), [(FindingKind::Leftover, false)], "{text:?}");
+        words(&report, "e.qbm may name it, and cannot be read as a descriptor");
+    }
+    fs::remove_file(room.path("e.qbm")).unwrap();
+    assert_eq!(kinds(&room.check(Repair::Leaks)), [(FindingKind::Leftover, true)]);
+}
+
 #[test]
 fn a_disk_that_was_not_closed_is_recovered() {
     let room = Room::new();
@@ -342,6 +501,7 @@ fn a_disk_that_was_not_closed_is_recovered() {
     assert_eq!(kinds(&report), [(FindingKind::NotClosed, false)]);
     assert_eq!(report.remaining(Severity::Note), 1);
     words(&report, "the disk was not closed");
+    assert_eq!(subject(&report), "disk.state");
     assert_eq!(room.content(), before);
     assert_eq!(kinds(&room.check(Repair::All)), [(FindingKind::NotClosed, true)]);
     assert_eq!(kinds(&room.check(Repair::None)), []);
@@ -371,6 +531,8 @@ fn a_state_file_that_is_damaged_or_gone_is_made_anew() {
         let report = room.check(Repair::Leaks);
         assert_eq!(kinds(&report), [(kind, false)]);
         assert_eq!(report.remaining(Severity::Corruption), 1);
+        words(&report, "; -r all makes a new one and sets every bit");
+        assert_eq!(subject(&report), "disk.state");
         let report = room.check(Repair::All);
         assert_eq!(kinds(&report), [(kind, true)]);
         assert_eq!(kinds(&room.check(Repair::None)), []);
@@ -390,6 +552,7 @@ fn foreign_writes_make_dirty_or_are_trusted_as_the_user_says() {
             assert_eq!(kinds(&report), [(FindingKind::ForeignWrites, false)]);
             assert_eq!(report.remaining(Severity::Corruption), 1);
             words(&report, "was written to by others");
+            assert_eq!(subject(&report), "disk-data.img");
         }
         assert_eq!(room.content(), before, "the user has not chosen");
         assert_eq!(kinds(&room.check(repair)), [(FindingKind::ForeignWrites, true)]);
@@ -411,13 +574,116 @@ fn a_disk_that_others_made_much_longer_is_mended() {
             .unwrap();
         image.set_len(64 * MIB).unwrap();
         for repair in [Repair::None, Repair::All] {
-            words(&room.check(repair), "is too small");
+            let report = room.check(repair);
+            words(&report, "is too small");
+            words(
+                &report,
+                "; the image had 4194304 bytes when the disk was closed, and has 67108864 now",
+            );
+            // Its file is too short, but it records all the same.
+            words(
+                &report,
+                "changes may be missing in \"b\"; -r dirty sets every bit",
+            );
+            assert_eq!(report.remaining(Severity::Corruption), 2);
         }
         room.check(repair);
         assert_eq!(kinds(&room.check(Repair::None)), []);
         let dirty = if repair == Repair::Dirty { 1024 } else { 1 };
         assert_eq!(room.count("b"), dirty, "{repair:?}");
     }
+}
+
+/// Nobody knows how long it was, nor what else they did: it is for the user to choose.
+#[test]
+fn a_disk_that_others_made_longer_while_it_was_not_closed_is_mended() {
+    for repair in [Repair::Dirty, Repair::Trust] {
+        let room = Room::new();
+        let disk = room.open();
+        let fine = AddBitmap {
+            granularity: Granularity::MIN,
+            ..AddBitmap::default()
+        };
+        disk.bitmap_add("fine", fine).unwrap();
+        // Its file reaches far enough.
+        let coarse = AddBitmap {
+            granularity: Granularity::new(MIB).unwrap(),
+            ..AddBitmap::default()
+        };
+        disk.bitmap_add("coarse", coarse).unwrap();
+        disk.close().unwrap();
+        room.killed();
+        let path = room.path("disk-data.img");
+        let image = fs::OpenOptions::new().write(true).open(path).unwrap();
+        image.set_len(64 * MIB).unwrap();
+        let before = room.content();
+        for repair in [Repair::None, Repair::Leaks, Repair::All] {
+            let report = room.check(repair);
+            words(
+                &report,
+                "the disk was not closed, and the image is longer than its bitmaps' files reach",
+            );
+            words(
+                &report,
+                "changes may be missing in \"b\", \"fine\", \"coarse\"; -r dirty sets every bit, -r trust ",
+            );
+            assert!(report.has(FindingKind::NotClosed));
+            assert_eq!(room.content(), before);
+        }
+        let data = room.image();
+        let report = room.check(repair);
+        assert!(report.findings.iter().all(|it| it.fixed), "{report:#?}");
+        assert_eq!(kinds(&room.check(Repair::None)), []);
+        assert_eq!(room.image(), data);
+        let disk = room.open();
+        assert_eq!(disk.length(), 64 * MIB);
+        for (name, granularity) in [("b", 65536), ("fine", 512), ("coarse", MIB)] {
+            let dirty = |at: u64| disk.bitmap_get(name, at).unwrap();
+            assert!(dirty(2 * MIB), "what was written last, in {name:?}");
+            let new: Vec<u64> = (4 * MIB..64 * MIB).step_by(granularity as usize).collect();
+            assert!(
+                new.iter().all(|at| dirty(*at)),
+                "what came behind the end, in {name:?}"
+            );
+            if repair == Repair::Dirty {
+                assert_eq!(disk.bitmap_count(name).unwrap(), 64 * MIB / granularity);
+            }
+        }
+    }
+}
+
+/// What `lvextend` does, or whoever makes a loop device larger.
+#[test]
+fn an_open_that_trusts_the_image_takes_a_longer_one() {
+    let room = Room::new();
+    let image = fs::OpenOptions::new()
+        .write(true)
+        .open(room.path("disk-data.img"))
+        .unwrap();
+    image.set_len(64 * MIB).unwrap();
+    for read_only in [true, false] {
+        let error = OpenOptions::new()
+            .read_only(read_only)
+            .open(room.disk())
+            .unwrap_err();
+        assert_eq!(error.code(), ErrorCode::FileInvalid);
+        let why = "is too small: 8 bytes, where the bits of the disk need 128; the image had 4194304 bytes when the disk was \
+                   closed, and has 67108864 now: \"qbm check -r trust\" takes it as it is, \"qbm check -r dirty\" sets every bit";
+        assert!(error.message().ends_with(why), "{error}");
+    }
+    let before = room.content();
+    let options = OpenOptions::new().trust_image(true);
+    let disk = options.clone().read_only(true).open(room.disk()).unwrap();
+    assert_eq!(disk.bitmap_count("b").unwrap(), 1);
+    disk.close().unwrap();
+    assert_eq!(room.content(), before);
+
+    let disk = options.open(room.disk()).unwrap();
+    assert_eq!((disk.length(), disk.bitmap_count("b").unwrap()), (64 * MIB, 1));
+    disk.write(&[1], 60 * MIB, WriteFlags::empty()).unwrap();
+    disk.close().unwrap();
+    assert_eq!(kinds(&room.check(Repair::None)), []);
+    assert_eq!(room.count("b"), 2);
 }
 
 /// Once an open for writing has made a bitmap inconsistent, writes went by unrecorded: nothing proves that none did.
@@ -440,6 +706,26 @@ fn trust_takes_back_no_mark() {
     assert_eq!(room.count("b"), 64);
 }
 
+/// An open for writing that comes to nothing leaves the stamp as it was, and the marks.
+#[test]
+fn foreign_writes_that_have_made_every_bitmap_inconsistent_are_no_choice_any_more() {
+    let room = Room::new();
+    room.written_by_others();
+    drop(room.open());
+    for repair in [Repair::None, Repair::All, Repair::Trust] {
+        assert_eq!(
+            kinds(&room.check(repair)),
+            [(FindingKind::BitmapInconsistent, false)]
+        );
+    }
+    assert_eq!(
+        kinds(&room.check(Repair::Dirty)),
+        [(FindingKind::BitmapInconsistent, true)]
+    );
+    assert_eq!(kinds(&room.check(Repair::None)), []);
+    assert_eq!(room.count("b"), 64);
+}
+
 #[test]
 fn foreign_writes_that_no_bitmap_missed_are_a_note() {
     let room = Room::new();
@@ -452,6 +738,23 @@ fn foreign_writes_that_no_bitmap_missed_are_a_note() {
     assert_eq!(report.remaining(Severity::Corruption), 0);
 }
 
+/// A disk that can be looked at can be looked at for a repair, too: nothing is repaired then, and that is told.
+#[test]
+fn a_state_file_that_cannot_be_written_to_is_checked_all_the_same() {
+    let room = Room::new();
+    fs::remove_file(room.path("disk.state")).unwrap();
+    fs::create_dir(room.path("disk.state")).unwrap();
+    let plain = room.check(Repair::None);
+    assert_eq!(kinds(&plain), [(FindingKind::FileInvalid, false)]);
+    for repair in [Repair::Leaks, Repair::All, Repair::Dirty, Repair::Trust] {
+        let report = room.check(repair);
+        assert_eq!(report.findings[0], plain.findings[0]);
+        assert_eq!(report.findings.len(), 2);
+        assert_eq!(report.findings[1].kind, FindingKind::RepairFailed);
+        words(&report, "nothing was repaired: QBM.state.file: cannot open");
+    }
+}
+
 #[test]
 fn a_disk_in_use_is_locked() {
     let room = Room::new();
@@ -462,7 +765,17 @@ fn a_disk_in_use_is_locked() {
     };
     let writer = room.open();
     assert_eq!(looks(&CheckOptions::new()), Err(ErrorCode::Locked));
-    looks(&CheckOptions::new().no_lock(true)).unwrap();
+    let unlocked = CheckOptions::new().no_lock(true);
+    let in_use = |words_: &str| {
+        let report = room.run(&unlocked);
+        assert_eq!(kinds(&report), [(FindingKind::InUse, false)]);
+        words(&report, words_);
+    };
+    in_use("the disk is in use by another handle of this process, and is as it was when it was closed");
+    writer.write(&[1], MIB, WriteFlags::empty()).unwrap();
+    in_use(
+        "the disk is in use by another handle of this process, and whoever opens it for writing would recover it",
+    );
     let repair = Room::options(Repair::Leaks);
     assert_eq!(looks(&repair), Err(ErrorCode::Locked));
     assert_eq!(
@@ -495,6 +808,10 @@ fn a_broken_chain_is_found() {
     let report = check();
     assert_eq!(kinds(&report), [(FindingKind::ChainBroken, false)]);
     words(&report, "disk-data.img");
+    words(
+        &report,
+        "bring the image back, or name another one (qbm rebase -u)",
+    );
 }
 
 #[test]
@@ -514,6 +831,7 @@ fn checksums_are_compared_where_that_is_asked_for() {
     with("6ea8b02cd0e1d1d4c1a8c8a4b4b3d2b3e6ea8b02cd0e1d1d4c1a8c8a4b4b3d2b");
     let report = room.run(&asked);
     assert_eq!(kinds(&report), [(FindingKind::ChecksumWrong, false)]);
+    assert_eq!(subject(&report), "disk-data.img");
     let right = report.findings[0]
         .message
         .split_once("sha256:")

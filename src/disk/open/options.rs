@@ -83,6 +83,8 @@ pub struct OpenOptions {
     /// Files of dirty bitmaps that are too short for a disk that others have made longer are lengthened, for an opener who
     /// sees to the bits.
     pub(in crate::disk) lengthen_bitmaps: bool,
+    /// The same of those that held all bits before others made the disk longer, and of no others.
+    pub(in crate::disk) lengthen_outgrown: bool,
     /// Set where an image that is a disk itself could not be made durable at its recovery.
     pub(in crate::disk) lost: Option<Arc<AtomicBool>>,
 }
@@ -214,7 +216,7 @@ impl OpenOptions {
         self
     }
 
-    /// Bitmaps stay valid where the image was written to behind their back: the caller knows what was written.
+    /// Bitmaps stay valid where the image was written to behind their back, or was made longer: the caller knows what was written.
     #[must_use]
     pub fn trust_image(mut self, yes: bool) -> Self {
         self.trust_image = yes;

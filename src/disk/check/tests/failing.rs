@@ -6,7 +6,7 @@ use super::super::{CheckOptions, CheckReport, FindingKind, Repair, Severity};
 use super::{MIB, kinds, words};
 use crate::disk::{AddBitmap, CreateOptions, OpenOptions, WriteFlags};
 use crate::error::Result;
-use crate::storage::simulated::{CallKind, Fault, SimDisk};
+use crate::storage::simulated::{CallKind, Failure, Fault, SimDisk};
 
 const NAME: &str = "disk.qbm";
 const BITMAP: &str = "disk-b.bitmap";
@@ -96,6 +96,64 @@ fn a_recovery_that_fails_is_no_repair() {
     assert_eq!(kinds(&check(&sim, Repair::All)), [(FindingKind::NotClosed, true)]);
 }
 
+/// As on a file system that is read-only, or of another owner.
+#[test]
+fn what_cannot_be_written_to_is_looked_at_and_not_repaired() {
+    let read_only = |sim: &SimDisk| {
+        let fault = Fault::new(libc::EROFS).on_file("disk.state");
+        // Opened for writing, that is: the second time it is opened, it is not.
+        sim.fail(fault.on(CallKind::Open).nth(1));
+    };
+    let sim = killed();
+    read_only(&sim);
+    let report = check(&sim, Repair::All);
+    assert_eq!(
+        kinds(&report),
+        [
+            (FindingKind::NotClosed, false),
+            (FindingKind::RepairFailed, false)
+        ]
+    );
+    words(
+        &report,
+        "nothing was repaired: QBM.state.file: cannot open disk.state: Read-only file system",
+    );
+    check(&sim, Repair::All);
+    read_only(&sim);
+    assert_eq!(
+        kinds(&check(&sim, Repair::All)),
+        [],
+        "there is nothing to be repaired"
+    );
+}
+
+/// The open that is to make a new state file goes on without one, and tells of that.
+#[test]
+fn a_state_file_that_cannot_be_made_is_told_of() {
+    let sim = killed();
+    sim.folder().remove("disk.state".as_ref()).unwrap();
+    let fault = Fault::new(libc::EACCES).on(CallKind::Create);
+    sim.fail(fault.from_then_on());
+    let report = check(&sim, Repair::All);
+    assert_eq!(
+        kinds(&report),
+        [
+            (FindingKind::StateMissing, false),
+            (FindingKind::RepairFailed, false)
+        ]
+    );
+    words(
+        &report,
+        "it was not repaired: the disk has no state file and can be given none",
+    );
+    words(&report, "Permission denied");
+    sim.heal();
+    assert_eq!(
+        kinds(&check(&sim, Repair::All)),
+        [(FindingKind::StateMissing, true)]
+    );
+}
+
 #[test]
 fn bits_that_cannot_be_cleared_stay_and_are_told() {
     for (kind, file) in [(CallKind::WriteZeroes, BITMAP), (CallKind::Sync, "disk-data.img")] {
@@ -139,6 +197,46 @@ fn each_call_that_fails_is_told_of() {
                     panic!("{repair:?}, for good: {for_good}, {failed}: {what}");
                 }
             }
+        }
+    }
+}
+
+/// The same of a repair that makes a bitmap's file anew: the bitmap is as it was, or has every bit.
+#[test]
+fn each_call_that_fails_while_a_bitmap_is_made_anew_is_told_of() {
+    let lost = || {
+        let sim = killed();
+        sim.folder().remove(BITMAP.as_ref()).unwrap();
+        sim.folder().sync().unwrap();
+        sim
+    };
+    for for_good in [false, true] {
+        for nth in 1.. {
+            let sim = lost();
+            let before = sim.events().len();
+            let fault = Fault::new(libc::EIO).nth(nth);
+            sim.fail(if for_good { fault.from_then_on() } else { fault });
+            let found = look(&sim, Repair::Dirty);
+            sim.heal();
+            let events = sim.events();
+            // That the file is not there is a failure, too.
+            let put_in = Some(Failure::Errno(libc::EIO));
+            let Some(failed) = events[before..].iter().find(|it| it.failure == put_in) else {
+                assert!(nth > 20, "only {nth} calls");
+                break;
+            };
+            let told = match &found {
+                Ok(report) => report.findings.iter().any(|it| it.message.contains(WORDS)),
+                Err(error) => error.message().contains(WORDS),
+            };
+            // What a later check does as well need not be told of: that the old file was not there to be removed, or a new one left.
+            let done = found.is_ok_and(|report| report.findings[0].fixed);
+            assert!(told || done, "{failed}");
+            check(&sim, Repair::Dirty);
+            check(&sim, Repair::All);
+            assert_eq!(kinds(&check(&sim, Repair::None)), [], "{failed}");
+            let disk = OpenOptions::new().folder(sim.folder()).open(NAME).unwrap();
+            assert_eq!(disk.bitmap_count("b").unwrap(), 64, "{failed}");
         }
     }
 }
