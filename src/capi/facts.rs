@@ -22,7 +22,8 @@ pub const QBM_INFO_BLOCK_DEVICE: u32 = 8;
 /// In qbm_info.flags: the disk was opened with QBM_BITMAP_POLICY_LAZY.
 pub const QBM_INFO_LAZY_BITMAPS: u32 = 16;
 /// In qbm_info.flags: a state file stands behind the bitmaps, so that a power
-/// cut costs them no bit.
+/// cut costs them no bit. Not where it is missing, or damaged, and none could be
+/// made.
 pub const QBM_INFO_PROTECTED: u32 = 32;
 /// In qbm_info.flags: the disk had not been closed, and was recovered when it
 /// was opened.

@@ -32,7 +32,8 @@ pub struct Info {
     pub direct: bool,
     /// A flush has failed: the disk must be reopened.
     pub failed: bool,
-    /// Whether a state file stands behind the bitmaps: without one, a power cut can lose bits.
+    /// Whether a state file stands behind the bitmaps: without one, a power cut can lose bits. One that the descriptor names,
+    /// but that is missing or damaged, stands behind nothing.
     pub protected: bool,
     /// What the state file said when the disk was opened; `None` where the descriptor names none.
     pub state: Option<StateInfo>,
@@ -149,7 +150,7 @@ impl Disk {
             writable: self.writable,
             direct: self.direct,
             failed: self.alive.has_failed(),
-            protected: self.state.is_some(),
+            protected: self.session.is_some() || self.state.as_ref().is_some_and(|it| it.found.is_some()),
             state: self.state.clone(),
             active_regions: match (&self.session, &self.state) {
                 (Some(session), _) => session.intent().active(),
