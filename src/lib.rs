@@ -21,6 +21,7 @@ mod skip;
 mod state;
 pub mod storage;
 mod sync;
+mod time;
 mod units;
 mod zeros;
 

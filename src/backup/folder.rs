@@ -11,12 +11,12 @@ use std::sync::Arc;
 
 use super::lock::FolderLock;
 use super::point::BackupPoint;
-use super::time::Moment;
 use crate::descriptor::Descriptor;
 use crate::descriptor::names::take_after;
 use crate::disk::{Disk, OpenOptions};
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::{Access, Folder, HostFolder, Role, Storage, SyncMode, read_slice, write_slice};
+use crate::time::Moment;
 
 /// A folder of backups.
 #[derive(Debug)]
