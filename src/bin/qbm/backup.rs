@@ -23,8 +23,8 @@ use crate::size::{parse_granularity, parse_rate};
 const AFTER_HELP: &str = "\
 The first backup adds the bitmap to the disk and copies all of it; each later one copies what the bitmap says was
 written since. Where it cannot be known what was written since the newest backup (the bitmap was cleared, used for
-another folder, or the disk was rolled back), it is a full one, and the line that is printed says why. One folder is
-for one disk, and one bitmap for one folder.
+another folder, a full backup did not end, or the disk was rolled back), it is a full one, and the line that is
+printed says why. One folder is for one disk, and one bitmap for one folder.
 
 A backup appears in the folder when it is whole and durable, and not before. Whoever kills this command loses nothing:
 the next one clears up and goes on. No program may have the disk open meanwhile; a running hypervisor backs up its
