@@ -22,6 +22,8 @@ use crate::time::Moment;
 #[derive(Debug)]
 pub struct BackupFolder {
     path: PathBuf,
+    /// Made by [`open_or_create`](Self::open_or_create), and not there before.
+    new: bool,
     folder: Arc<dyn Folder>,
     /// Where its disks are opened; `None`: in what `path` leads to.
     disks: Option<Arc<dyn Folder>>,
@@ -47,6 +49,7 @@ impl BackupFolder {
     ) -> Result<Self> {
         let mut opened = Self {
             path: path.to_owned(),
+            new: false,
             folder,
             disks,
             points: Vec::new(),
@@ -59,7 +62,7 @@ impl BackupFolder {
     /// The same; a folder that does not exist is made. What holds it must exist.
     pub fn open_or_create(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        match fs::create_dir(path) {
+        let new = match fs::create_dir(path) {
             Ok(()) => {
                 // The name of the folder must be as durable as what is to be in it.
                 let above = path
@@ -69,11 +72,24 @@ impl BackupFolder {
                 HostFolder::open(above)
                     .and_then(|above| above.sync())
                     .map_err(|e| Error::io("sync the folder", above, &e))?;
+                true
             }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
             Err(error) => return Err(Error::io("make the folder", path, &error)),
+        };
+        Ok(Self {
+            new,
+            ..Self::open(path)?
+        })
+    }
+
+    /// Takes the folder away again, where [`open_or_create`](Self::open_or_create) has made it and nothing is in it: for
+    /// whoever has made it for a backup that failed.
+    pub fn remove_if_new(self) {
+        if self.new {
+            // Where another has put something into it, it is his, and stays.
+            let _ = fs::remove_dir(&self.path);
         }
-        Self::open(path)
     }
 
     /// Where it is.
@@ -313,9 +329,13 @@ impl BackupFolder {
             .map_err(|e| Error::io("write to", &self.path, &e))?;
         let lock = self.take_lock()?;
         // Before it was locked, another may have changed it.
-        self.scan()?;
-        self.sweep_after_others(&lock)?;
-        Ok(lock)
+        match self.scan().and_then(|()| self.sweep_after_others(&lock)) {
+            Ok(()) => Ok(lock),
+            Err(error) => {
+                self.take_back(lock);
+                Err(error)
+            }
+        }
     }
 
     pub(super) fn remove(&self, file: &str) -> Result<()> {

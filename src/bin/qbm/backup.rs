@@ -139,10 +139,15 @@ fn back_up(args: &Run) -> Outcome {
         how = how.limit(limit);
     }
     let bar = Bar::new(args.quiet, "backing up");
-    let finished = how
-        .run(&disk, &mut folder, &mut |done, total| bar.show(done, total))
-        .map_err(|error| hint(error, &args.disk))?;
+    let finished = how.run(&disk, &mut folder, &mut |done, total| bar.show(done, total));
     drop(bar);
+    let finished = match finished {
+        Ok(finished) => finished,
+        Err(error) => {
+            folder.remove_if_new();
+            return Err(hint(error, args));
+        }
+    };
     let closed = disk.close();
     // What failed the thaw fails the close, too, and is told below with what has become of the backup.
     if finished.not_thawed.is_none() {
@@ -201,15 +206,16 @@ fn open_disk(path: &Path) -> Outcome<Disk> {
     })
 }
 
-fn hint(error: qbm::Error, disk: &Path) -> Failure {
+fn hint(error: qbm::Error, args: &Run) -> Failure {
     let hint = match error.code() {
         ErrorCode::BitmapState => format!(
-            "\"qbm bitmap --enable {} NAME\"; the next backup is a full one then",
-            disk.display()
+            "\"qbm bitmap --enable {} {}\"; the next backup is a full one then",
+            args.disk.display(),
+            args.bitmap
         ),
         ErrorCode::InvalidArgument if error.message().contains("was moved") => "--moved".to_owned(),
         ErrorCode::InvalidArgument if error.message().contains("a new series") => "--full".to_owned(),
-        _ => return Failure::Engine(error),
+        _ => return error.into(),
     };
     Failure::Hint(error, hint)
 }
