@@ -56,6 +56,8 @@ mod rebase;
 mod restore;
 #[path = "tool/snapshot.rs"]
 mod snapshot;
+#[path = "tool/words.rs"]
+mod words;
 
 use room::Room;
 use serde_json::json;

@@ -17,7 +17,7 @@ use crate::bar::Bar;
 use crate::failure::{Failure, Outcome};
 use crate::forms::{Forms, Usage};
 use crate::open;
-use crate::output::{Output, short_size};
+use crate::output::{Output, short_size, shown};
 use crate::size::{parse_granularity, parse_rate};
 
 const AFTER_HELP: &str = "\
@@ -170,7 +170,7 @@ fn back_up(args: &Run) -> Outcome {
                 let why = if point.reason.is_empty() {
                     String::new()
                 } else {
-                    format!(": {}", point.reason)
+                    format!(": {}", shown(&point.reason))
                 };
                 writeln!(
                     out,

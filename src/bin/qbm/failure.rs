@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::process::ExitCode;
 
+use qbm::printable;
+
 /// What a verb ends with.
 pub type Outcome<T = ()> = Result<T, Failure>;
 
@@ -40,8 +42,8 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Engine(error) => write!(f, "{error}"),
-            Self::Hint(error, hint) => write!(f, "{error} ({hint})"),
-            Self::Refused(words) | Self::Usage(words) => f.write_str(words),
+            Self::Hint(error, hint) => write!(f, "{error} ({})", printable(hint.clone())),
+            Self::Refused(words) | Self::Usage(words) => f.write_str(&printable(words.clone())),
             Self::Output(error) => {
                 write!(f, "{}", qbm::Error::io("write to", "standard output", error))
             }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::bitmap::BitmapPolicy;
 use crate::descriptor::Format;
 use crate::disk::bitmaps::{BitmapContent, OnBitmapError};
+use crate::error::printable;
 use crate::storage::Folder;
 
 /// What happened that is no call's result; see [`OpenOptions::notify`]. The numbers are part of the C ABI.
@@ -31,7 +32,7 @@ pub enum NoticeCode {
 pub struct Notice<'a> {
     /// What happened.
     pub code: NoticeCode,
-    /// The same for people.
+    /// The same for people: one line, without control characters.
     pub message: &'a str,
 }
 
@@ -44,6 +45,7 @@ pub(in crate::disk) struct Notify(Option<Arc<Listener>>);
 impl Notify {
     pub(in crate::disk) fn send(&self, code: NoticeCode, message: &str) {
         if let Some(listener) = &self.0 {
+            let message = &*printable(message.to_owned());
             listener(Notice { code, message });
         }
     }

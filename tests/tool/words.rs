@@ -1,0 +1,36 @@
+//! What the tool says, to the letter, of disks that somebody has spoilt.
+
+use super::room::{Room, text};
+
+/// Whoever makes a descriptor chooses the names in it, and another reads them on a terminal.
+#[test]
+fn a_name_writes_nothing_to_the_terminal_but_itself() {
+    const EVIL: &str = "d\u{1b}[31m\nforged\u{9b}2J.img";
+    let shown = "d\\u{1b}[31m\\nforged\\u{9b}2J.img";
+    let room = Room::new();
+    room.write(EVIL, &[1; 4096]);
+    let plain = |said: &str, times: usize| {
+        let bad = said.chars().any(|it| it.is_control() && it != '\n');
+        assert!(!bad && !said.contains("\nforged"), "{said:?}");
+        assert_eq!(said.matches(shown).count(), times, "{said}");
+    };
+    plain(&room.done(&["create", "--image", EVIL, "disk.qbm"]), 1);
+    plain(&room.done(&["create", "-b", EVIL, "-F", "raw", "top.qbm"]), 0);
+    plain(&room.done(&["info", "disk.qbm"]), 1);
+    plain(&room.done(&["info", "--backing-chain", "top.qbm"]), 2);
+    plain(&room.done(&["map", "top.qbm"]), 1);
+    plain(&room.done(&["commit", "top.qbm"]), 1);
+    plain(
+        &room.done(&["convert", "-O", "raw", "disk.qbm", &format!("2{EVIL}")]),
+        1,
+    );
+    room.done(&["create", "-q", &format!("{EVIL}.qbm"), "1M"]);
+    plain(&room.done(&["resize", &format!("{EVIL}.qbm"), "2M"]), 1);
+    plain(&room.done(&["map", "--picture", &format!("{EVIL}.qbm")]), 1);
+    std::fs::remove_file(room.path(EVIL)).expect("removed");
+    for args in [&["info", "disk.qbm"][..], &["compare", "disk.qbm", "top.qbm"]] {
+        plain(&text(&room.run(args).stderr), 1);
+    }
+    let (_, said) = room.fails(&["resize", &format!("{EVIL}.qbm"), "1M"]);
+    plain(&said, 1);
+}
