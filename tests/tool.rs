@@ -204,6 +204,7 @@ fn info_has_qemu_imgs_keys_in_json() {
                         "region-size": 64 << 20,
                         "active-regions": 0,
                         "recovery": null,
+                        "if-killed": null,
                     },
                     "bitmaps": [],
                 },

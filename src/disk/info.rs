@@ -55,6 +55,8 @@ pub struct StateInfo {
     pub file: String,
     /// What it said; `None` where it was not there, damaged, or new.
     pub found: Option<StateFound>,
+    /// There is no such file, and none was made.
+    pub missing: bool,
 }
 
 /// What a state file said.

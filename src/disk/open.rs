@@ -172,6 +172,7 @@ impl OpenOptions {
             }
             None => None,
         };
+        let missing = matches!(state, StateAtOpen::Missing(_));
         let recovered = Recovering {
             options: self,
             place,
@@ -217,6 +218,7 @@ impl OpenOptions {
             state: descriptor.state().map(|entry| StateInfo {
                 file: entry.file.clone(),
                 found: recovered.found,
+                missing: missing && recovered.session.is_none(),
             }),
             structure: Mutex::new(Structure {
                 descriptor,

@@ -2,6 +2,32 @@
 
 use super::room::{Room, text};
 
+/// `disk.qbm` of 1 MiB with the bitmap `b`, closed.
+fn room_with_a_bitmap() -> Room {
+    let room = Room::new();
+    room.done(&["create", "-q", "disk.qbm", "1M"]);
+    room.done(&["bitmap", "--add", "disk.qbm", "b"]);
+    room
+}
+
+#[test]
+fn info_says_what_is_wrong_with_a_state_file() {
+    let room = room_with_a_bitmap();
+    let said = |why: &str| {
+        let said = room.done(&["info", "disk.qbm"]);
+        assert!(said.contains(why), "{said}");
+    };
+    let due = "recovery: due at the next open for writing, and shown here as done: ";
+    room.write("disk.state", b"");
+    said(&format!(
+        "state file: disk.state (damaged)\n{due}disk.state is no valid state file: "
+    ));
+    std::fs::remove_file(room.path("disk.state")).expect("removed");
+    said(&format!(
+        "state file: disk.state (missing)\n{due}QBM.state.file: cannot open disk.state: No such file or directory\n"
+    ));
+}
+
 /// Whoever makes a descriptor chooses the names in it, and another reads them on a terminal.
 #[test]
 fn a_name_writes_nothing_to_the_terminal_but_itself() {

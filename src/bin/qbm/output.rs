@@ -90,5 +90,6 @@ mod tests {
             assert_eq!(short_size(bytes), shown, "{bytes}");
         }
         assert_eq!(long_size(1024), "1 KiB (1024 bytes)");
+        assert_eq!(long_size(1), "1 B (1 byte)");
     }
 }
