@@ -103,7 +103,7 @@ fn foreign_writes_are_code_2_until_the_user_chooses() {
         );
         assert!(
             said.ends_with(
-                "inconsistent bitmaps may lack changes: \"qbm check\" says why; \"qbm check -r dirty\" sets every bit\n"
+                "inconsistent bitmaps may lack changes: \"qbm check\" says why, and what repairs them\n"
             ),
             "{said}"
         );

@@ -1,5 +1,6 @@
 //! What the tool says, to the letter, of disks that somebody has spoilt.
 
+use super::errors::refused;
 use super::room::{Room, text};
 
 /// `disk.qbm` of 1 MiB with the bitmap `b`, closed.
@@ -26,6 +27,33 @@ fn info_says_what_is_wrong_with_a_state_file() {
     said(&format!(
         "state file: disk.state (missing)\n{due}QBM.state.file: cannot open disk.state: No such file or directory\n"
     ));
+}
+
+/// What repairs it depends on whether the disk was opened for writing since, so that only a check can say.
+#[test]
+fn whatever_meets_an_inconsistent_bitmap_names_the_check() {
+    let room = room_with_a_bitmap();
+    room.write("disk-data.img", &vec![1; 1 << 20]);
+    let hint = "(\"qbm check\" says why, and what repairs it)";
+    let what = "bitmap \"b\" is inconsistent (changes may be missing in it): it cannot be";
+    let line = "inconsistent bitmaps may lack changes: \"qbm check\" says why, and what repairs them\n";
+    let said = room.done(&["info", "disk.qbm"]);
+    assert!(said.ends_with(line), "{said}");
+    for args in [
+        &["bitmap", "dump", "disk.qbm", "b"][..],
+        &["map", "--bitmap", "b", "disk.qbm"],
+    ] {
+        refused(
+            &room,
+            args,
+            &format!("disk.qbm: {what} read, only removed or repaired {hint}"),
+        );
+    }
+    refused(
+        &room,
+        &["bitmap", "--clear", "disk.qbm", "b"],
+        &format!("disk.qbm: cannot clear bitmap \"b\": {what} cleared, only removed or repaired {hint}"),
+    );
 }
 
 /// Whoever makes a descriptor chooses the names in it, and another reads them on a terminal.

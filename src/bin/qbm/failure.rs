@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::process::ExitCode;
 
-use qbm::printable;
+use qbm::{ErrorCode, printable};
 
 /// What a verb ends with.
 pub type Outcome<T = ()> = Result<T, Failure>;
@@ -53,7 +53,13 @@ impl fmt::Display for Failure {
 
 impl From<qbm::Error> for Failure {
     fn from(error: qbm::Error) -> Self {
-        Self::Engine(error)
+        match error.code() {
+            // What repairs it depends on why it is so, and that is not known here.
+            ErrorCode::BitmapInconsistent => {
+                Self::Hint(error, "\"qbm check\" says why, and what repairs it".to_owned())
+            }
+            _ => Self::Engine(error),
+        }
     }
 }
 

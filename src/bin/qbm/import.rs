@@ -110,7 +110,7 @@ fn told_of_merge(merged: &Merged, args: &Args) -> String {
         names("bitmap", &merged.bitmaps),
         line("left out", &merged.left_out),
         line(
-            "inconsistent already, only to be removed or repaired",
+            "inconsistent already (\"qbm check\" says why)",
             &merged.inconsistent
         )
     )
@@ -182,7 +182,7 @@ fn explain(error: Error, args: &Args) -> Failure {
         let command = how_to_describe(&args.source, &args.disk);
         return Failure::Hint(error, format!("for a raw image: {command}"));
     }
-    Failure::Engine(error)
+    error.into()
 }
 
 /// Whether it begins neither as a qcow2 does nor as a descriptor.

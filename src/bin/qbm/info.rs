@@ -125,7 +125,7 @@ impl Facts {
         if self.bitmaps.iter().any(dirty::Facts::is_inconsistent) {
             writeln!(
                 out,
-                "inconsistent bitmaps may lack changes: \"qbm check\" says why; \"qbm check -r dirty\" sets every bit"
+                "inconsistent bitmaps may lack changes: \"qbm check\" says why, and what repairs them"
             )?;
         }
         Ok(())
