@@ -56,6 +56,17 @@ fn whatever_meets_an_inconsistent_bitmap_names_the_check() {
     );
 }
 
+#[test]
+fn a_name_that_no_file_can_have() {
+    let room = Room::new();
+    let name = format!("{}.qbm", "long".repeat(80));
+    refused(
+        &room,
+        &["create", &name, "1M"],
+        &format!("cannot create {name}: cannot find out whether there is a file {name}: File name too long"),
+    );
+}
+
 /// Whoever makes a descriptor chooses the names in it, and another reads them on a terminal.
 #[test]
 fn a_name_writes_nothing_to_the_terminal_but_itself() {
