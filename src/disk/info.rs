@@ -41,7 +41,7 @@ pub struct Info {
     /// say; see [`CreateOptions::region_bytes`](super::CreateOptions::region_bytes). Of a disk that is open read-only: how
     /// many its last user left behind.
     pub active_regions: u64,
-    /// What recovery did when the disk was opened; `None` where it had been closed cleanly, or nothing is known.
+    /// What recovery did when the disk was opened; `None` where it had been closed cleanly, or never had a state file.
     pub recovery: Option<Recovery>,
     /// When the bits that writes set get into the bitmaps' files.
     pub bitmap_policy: BitmapPolicy,

@@ -49,7 +49,8 @@ pub(super) struct FilesFound {
 }
 
 impl OpenOptions {
-    /// Opens the disk that the descriptor at `path` describes.
+    /// Opens the disk that the descriptor at `path` describes. One that was not closed is recovered, and where its state file
+    /// is missing or damaged, every bit of every bitmap is set, as nothing is known of the last user.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Disk> {
         let path = path.as_ref();
         // Each open is told by itself.
