@@ -89,6 +89,8 @@ static void failures(void)
     CHECK(!(flags_of(disk, "nightly") & QBM_BITMAP_BUSY));
     CHECK_OK(qbm_bitmap_disable(disk, "nightly", 0));
     CHECK_FAILS(EINVAL, QBM_ERROR_BITMAP_STATE, "disabled", qbm_backup(disk, "nightly", "backups", NULL, NULL));
+    CHECK_FAILS(EINVAL, QBM_ERROR_BITMAP_STATE, "disabled", qbm_backup(disk, "nightly", "new", NULL, NULL));
+    CHECK(!exists("new"));
     CHECK_OK(qbm_bitmap_enable(disk, "nightly", 0));
     CHECK_OK(qbm_bitmap_freeze(disk, "nightly", 0));
     CHECK_FAILS(EBUSY, QBM_ERROR_BITMAP_BUSY, "frozen", qbm_backup(disk, "nightly", "backups", NULL, NULL));

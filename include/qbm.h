@@ -47,7 +47,10 @@
 
 /**
  * Of qbm_open(): no lock is taken or minded. Only for reading what nobody
- * changes, or where something else keeps others out.
+ * changes, or where something else keeps others out. A disk that another
+ * process writes to looks as if that had been killed: whoever opens it for
+ * writing beside that one recovers it and closes it as clean, and from then on
+ * bits of either can be missing, and nobody notices.
  */
 #define QBM_OPEN_NO_LOCK 8u
 
@@ -61,7 +64,8 @@
 
 /**
  * Of qbm_open(): the bitmaps stay valid though the image was written to by
- * others since it was closed; the caller knows what was written.
+ * others since it was closed; the caller knows what was written. It takes no
+ * mark back that an open for writing without it has made; see qbm_open().
  */
 #define QBM_OPEN_TRUST_IMAGE 32u
 
@@ -132,13 +136,15 @@
 
 /**
  * In qbm_info.flags: a state file stands behind the bitmaps, so that a power
- * cut costs them no bit.
+ * cut costs them no bit. Not where it is missing, or damaged, and none could be
+ * made.
  */
 #define QBM_INFO_PROTECTED 32u
 
 /**
- * In qbm_info.flags: the disk had not been closed, and was recovered when it
- * was opened.
+ * In qbm_info.flags: the disk had not been closed, or its state file is missing
+ * or damaged, and it was recovered when it was opened: by a read-only open in
+ * memory, so that the next one does the same again.
  */
 #define QBM_INFO_RECOVERED 64u
 
@@ -336,8 +342,9 @@ typedef enum qbm_notice {
     /** The disk failed: writes and flushes report errors until it is reopened. */
     QBM_NOTICE_FAILED = 1,
     /**
-     * The disk had not been closed, and recovery made more dirty in a bitmap than is known to have changed. Sent by
-     * qbm_open(), once for each such bitmap.
+     * The disk had not been closed, or its state file is missing or damaged, so that nothing is known of its last user;
+     * and recovery made more dirty in a bitmap than is known to have changed. Sent by qbm_open(), once for each such
+     * bitmap; by each read-only one again, as that stores nothing.
      */
     QBM_NOTICE_BITMAP_WIDENED = 2,
     /**
@@ -577,9 +584,12 @@ typedef struct qbm_open_options {
     uint64_t max_bitmap_memory;
     /**
      * A string of 1 to 256 bytes that stays the same for as long as no page
-     * cache was lost (a supervisor's word), in place of what the library
-     * finds out itself. Another one than the last opener's counts as a power
-     * cut. NULL: the library finds out.
+     * cache was lost (a supervisor's word), in place of all that the library
+     * finds out itself: the boot, the mounts, and that the state file is the
+     * one that was used. A copy that was made of a disk in use passes as the
+     * disk, so it needs another string. Another one than the last opener's,
+     * or one where he gave none, counts as a power cut. NULL: the library
+     * finds out.
      */
     const char *cache_epoch;
     /**
@@ -589,7 +599,8 @@ typedef struct qbm_open_options {
     uint64_t retire_interval_ms;
     /**
      * What becomes of a write where a bitmap cannot be written though the data
-     * can: one of enum qbm_on_bitmap_error.
+     * can: one of enum qbm_on_bitmap_error. Of writes alone: where a bitmap's
+     * file cannot be opened for writing, qbm_open() fails with either.
      */
     uint32_t on_bitmap_error;
     /** Zero. */
@@ -695,7 +706,8 @@ typedef struct qbm_info {
     uint64_t active_regions;
     /**
      * The bytes that recovery made dirty when the disk was opened, because
-     * they may have changed unseen: the most of any bitmap.
+     * they may have changed unseen: the most of any bitmap. Of a read-only
+     * open too, which makes them dirty in memory.
      */
     uint64_t recovered_bytes;
     /**
@@ -1105,8 +1117,9 @@ typedef struct qbm_prune_result {
 /**
  * Hears of one thing that qbm_check() found: severity is one of enum
  * qbm_severity, fixed is 1 where it has been repaired, kind is one stable word
- * ("leftover"), message says it in words. Both strings are valid during the
- * call only, which must not call the library.
+ * ("leftover"; docs/durability.md lists all of them, and what repairs each),
+ * message says it in words. Both strings are valid during the call only, which
+ * must not call the library.
  */
 typedef void (*qbm_finding)(void *opaque,
                             int severity,
@@ -1229,7 +1242,15 @@ int qbm_create(const char *path, const struct qbm_create_options *options);
  * A disk that was not closed is recovered: after the end of its process the
  * bitmaps are exact, after a power cut they have what they must, and the
  * regions that were being written to besides; qbm_get_info() and notices tell.
- * A disk that is opened for writing and has no state file is given one.
+ * A disk that is opened for writing and has no state file is given one. Where
+ * one is named and is missing or damaged, nothing is known of the last user:
+ * every bit of every bitmap is set.
+ *
+ * Where others wrote to the image of a disk that had been closed, the bitmaps
+ * that record are inconsistent, unless QBM_OPEN_TRUST_IMAGE is set. An open for
+ * writing makes that last: from then on writes go by unrecorded, and only
+ * qbm_bitmap_repair() or qbm_bitmap_remove() ends it. Of a disk that was not
+ * closed, nothing tells that others wrote to its image.
  *
  * Returns 0. -EINVAL: an option, or a descriptor or file that is not as it
  * must be; the message names the file, the key and the value. -ENOTSUP: a

@@ -1,6 +1,7 @@
 //! One error type for the whole library: a stable code, an errno for C, and a sentence for people.
 //!
-//! Invariant: the sentence names what was tried, on which file, and why it failed, so that it can be printed as it is.
+//! Invariant: the sentence names what was tried, on which file, and why it failed; it is one line, without control
+//! characters, so that it can be printed as it is.
 
 use std::fmt::{self, Display};
 use std::io;
@@ -105,7 +106,7 @@ impl Error {
         Self(Box::new(Inner {
             code,
             errno,
-            message: message.into(),
+            message: printable(message.into()),
         }))
     }
 
@@ -144,7 +145,7 @@ impl Error {
     /// The same error with what was being tried in front: `context: message`.
     #[must_use]
     pub fn context(mut self, context: impl Display) -> Self {
-        self.0.message = format!("{context}: {}", self.0.message);
+        self.0.message = printable(format!("{context}: {}", self.0.message));
         self
     }
 
@@ -169,6 +170,25 @@ impl Error {
     pub fn message(&self) -> &str {
         &self.0.message
     }
+}
+
+/// `text` with escapes in place of control characters, as `\u{1b}`, line breaks included: what a descriptor calls its files
+/// may be meant for the terminal of whoever reads of them.
+///
+/// Errors and notices are so already.
+pub fn printable(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let mut escaped = String::with_capacity(text.len() + 8);
+    for char in text.chars() {
+        if char.is_control() {
+            escaped.extend(char.escape_default());
+        } else {
+            escaped.push(char);
+        }
+    }
+    escaped
 }
 
 /// The errno in an [`io::Error`], or the nearest one where it was not made by a system call.
@@ -212,5 +232,21 @@ impl std::error::Error for Error {}
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         io::Error::other(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file's name comes from a descriptor, and may be made to write to the terminal of whoever reads of it.
+    #[test]
+    fn a_message_has_no_control_characters() {
+        let error = io::Error::from_raw_os_error(libc::ENOENT);
+        let error = Error::io("open", "d\u{1b}[31m\n\u{9b}é.img", &error).context("a\tb");
+        assert_eq!(
+            error.message(),
+            "a\\tb: cannot open d\\u{1b}[31m\\n\\u{9b}é.img: No such file or directory"
+        );
     }
 }

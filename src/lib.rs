@@ -21,6 +21,7 @@ mod skip;
 mod state;
 pub mod storage;
 mod sync;
+mod time;
 mod units;
 mod zeros;
 
@@ -34,7 +35,7 @@ pub use disk::{
     Severity, StateFound, StateInfo, StatusFlags, StatusHints, Thaw, TruncateFlags, WriteFlags, backup_begin,
     bitmap_transaction,
 };
-pub use error::{Error, ErrorCode, Result};
+pub use error::{Error, ErrorCode, Result, printable};
 pub use units::{ByteRange, Granularity, GranuleIndex, GranuleRange, MAX_LENGTH};
 
 /// For `tests/sigkill.rs` and `tests/real_power_cut.rs` alone.

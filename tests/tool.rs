@@ -56,6 +56,8 @@ mod rebase;
 mod restore;
 #[path = "tool/snapshot.rs"]
 mod snapshot;
+#[path = "tool/words.rs"]
+mod words;
 
 use room::Room;
 use serde_json::json;
@@ -202,6 +204,7 @@ fn info_has_qemu_imgs_keys_in_json() {
                         "region-size": 64 << 20,
                         "active-regions": 0,
                         "recovery": null,
+                        "if-killed": null,
                     },
                     "bitmaps": [],
                 },

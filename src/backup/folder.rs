@@ -11,17 +11,19 @@ use std::sync::Arc;
 
 use super::lock::FolderLock;
 use super::point::{BackupPoint, REMOVED};
-use super::time::Moment;
 use crate::descriptor::Descriptor;
 use crate::descriptor::names::take_after;
 use crate::disk::{Disk, OpenOptions};
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::{Access, Folder, HostFolder, Role, Storage, SyncMode, read_slice, write_slice};
+use crate::time::Moment;
 
 /// A folder of backups.
 #[derive(Debug)]
 pub struct BackupFolder {
     path: PathBuf,
+    /// Made by [`open_or_create`](Self::open_or_create), and not there before.
+    new: bool,
     folder: Arc<dyn Folder>,
     /// Where its disks are opened; `None`: in what `path` leads to.
     disks: Option<Arc<dyn Folder>>,
@@ -47,6 +49,7 @@ impl BackupFolder {
     ) -> Result<Self> {
         let mut opened = Self {
             path: path.to_owned(),
+            new: false,
             folder,
             disks,
             points: Vec::new(),
@@ -69,12 +72,22 @@ impl BackupFolder {
             let synced = made.folder.sync_name();
             synced.map_err(|e| Error::io("sync the folder above", path, &e))
         };
-        Self::open(path)
+        let made = Self::open(path)
             .and_then(|made| durable(&made).map(|()| made))
             .inspect_err(|_| {
                 // To be made anew: the next sync would not vouch for a name that this one has failed on.
                 let _ = fs::remove_dir(path);
-            })
+            })?;
+        Ok(Self { new: true, ..made })
+    }
+
+    /// Takes the folder away again, where [`open_or_create`](Self::open_or_create) has made it and nothing is in it: for
+    /// whoever has made it for a backup that failed.
+    pub fn remove_if_new(self) {
+        if self.new {
+            // Where another has put something into it, it is his, and stays.
+            let _ = fs::remove_dir(&self.path);
+        }
     }
 
     /// Where it is.
@@ -318,9 +331,13 @@ impl BackupFolder {
             .map_err(|e| Error::io("write to", &self.path, &e))?;
         let lock = self.take_lock()?;
         // Before it was locked, another may have changed it.
-        self.scan()?;
-        self.sweep_after_others(&lock)?;
-        Ok(lock)
+        match self.scan().and_then(|()| self.sweep_after_others(&lock)) {
+            Ok(()) => Ok(lock),
+            Err(error) => {
+                self.take_back(lock);
+                Err(error)
+            }
+        }
     }
 
     pub(super) fn remove(&self, file: &str) -> Result<()> {

@@ -6,8 +6,8 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::point::BackupPoint;
-use super::time::Moment;
 use crate::error::{Error, ErrorCode, Result};
+use crate::time::Moment;
 
 /// Which backups a prune keeps: those that any of its rules names. Days, weeks (from Monday) and months are those of UTC.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -25,6 +25,8 @@ pub(super) type Files = Vec<(String, Arc<dyn Storage>)>;
 pub(super) struct FolderLock {
     lock: Option<Lock>,
     storage: Arc<dyn Storage>,
+    /// Whether the file was made for it.
+    new: bool,
 }
 
 impl Drop for FolderLock {
@@ -45,16 +47,16 @@ impl BackupFolder {
         };
         let name = Path::new(LOCK);
         for _ in 0..MAX_LOCKS {
-            let storage = match self.names().create(Role::State, name) {
+            let (storage, new) = match self.names().create(Role::State, name) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     match self.names().open(Role::State, name, access) {
                         Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                        other => other,
+                        other => (other, false),
                     }
                 }
-                other => other,
-            }
-            .map_err(|e| Error::io("open", &path, &e))?;
+                other => (other, true),
+            };
+            let storage = storage.map_err(|e| Error::io("open", &path, &e))?;
             let lock = Lock::state(&storage, &path, Sharing::Write).map_err(|error| match error.code() {
                 ErrorCode::Locked => Error::new(
                     ErrorCode::Locked,
@@ -65,7 +67,7 @@ impl BackupFolder {
                 ),
                 _ => error,
             })?;
-            let lock = FolderLock { lock, storage };
+            let lock = FolderLock { lock, storage, new };
             // What was removed between the open and the lock keeps nobody out who comes later.
             if self.leads_to(LOCK, &*lock.storage)? {
                 return Ok(lock);
@@ -75,6 +77,16 @@ impl BackupFolder {
             ErrorCode::Locked,
             format!("{} is removed again and again by others", path.display()),
         ))
+    }
+
+    /// Gives the folder back after a failure: what was made to lock it goes again.
+    pub(super) fn take_back(&self, lock: FolderLock) {
+        if lock.new {
+            // While it is locked: whoever has opened it meanwhile finds that the name does not lead to it, and makes one
+            // that others find too. Where it cannot be removed, it is in nobody's way.
+            let _ = self.names().remove(Path::new(LOCK));
+        }
+        drop(lock);
     }
 
     /// Whether the name is still one of that open file.

@@ -23,7 +23,6 @@ mod run;
 mod sweep;
 #[cfg(test)]
 mod tests;
-mod time;
 mod verify;
 
 pub use folder::BackupFolder;

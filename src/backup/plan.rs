@@ -279,7 +279,7 @@ fn foreign(folder: &BackupFolder, newest: &BackupPoint, info: &BitmapInfo, epoch
     }
     format!(
         "the bitmap does not start at {}: it was cleared, enabled anew, made anew or used for another folder since, \
-         or the disk was rolled back",
+         a full backup did not end, or the disk was rolled back",
         newest.name
     )
 }

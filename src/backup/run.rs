@@ -158,12 +158,27 @@ impl Backup {
             ));
         }
         let lock = folder.lock()?;
+        let made = self.run_locked(disk, (folder, &lock), progress, planned);
+        match made {
+            Ok(_) => drop(lock),
+            Err(_) => folder.take_back(lock),
+        }
+        made
+    }
+
+    fn run_locked(
+        &self,
+        disk: &Disk,
+        (folder, lock): (&mut BackupFolder, &FolderLock),
+        progress: &mut Progress<'_>,
+        planned: &mut dyn FnMut(),
+    ) -> Result<Finished> {
         folder.assure_folder()?;
-        let (plan, frozen, views) = self.begin(disk, (folder, &lock), planned)?;
+        let (plan, frozen, views) = self.begin(disk, (folder, lock), planned)?;
         let made: Result<Vec<BackupPoint>> = views
             .views()
             .iter()
-            .map(|view| self.make(view, (folder, &lock), &plan, &frozen, progress))
+            .map(|view| self.make(view, (folder, lock), &plan, &frozen, progress))
             .collect();
         match made {
             Ok(points) => {

@@ -162,7 +162,14 @@ pub unsafe extern "C" fn qbm_backup(
                 0 => ControlFlow::Continue(()),
                 _ => ControlFlow::Break(()),
             }
-        })?;
+        });
+        let finished = match finished {
+            Ok(finished) => finished,
+            Err(error) => {
+                folder.remove_if_new();
+                return Err(error);
+            }
+        };
         if result.is_null() {
             return Ok(());
         }

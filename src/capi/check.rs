@@ -65,8 +65,9 @@ const _: () = {
 
 /// Hears of one thing that qbm_check() found: severity is one of enum
 /// qbm_severity, fixed is 1 where it has been repaired, kind is one stable word
-/// ("leftover"), message says it in words. Both strings are valid during the
-/// call only, which must not call the library.
+/// ("leftover"; docs/durability.md lists all of them, and what repairs each),
+/// message says it in words. Both strings are valid during the call only, which
+/// must not call the library.
 #[allow(non_camel_case_types, reason = "the name in C")]
 pub type qbm_finding = Option<
     unsafe extern "C" fn(

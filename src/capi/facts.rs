@@ -22,10 +22,12 @@ pub const QBM_INFO_BLOCK_DEVICE: u32 = 8;
 /// In qbm_info.flags: the disk was opened with QBM_BITMAP_POLICY_LAZY.
 pub const QBM_INFO_LAZY_BITMAPS: u32 = 16;
 /// In qbm_info.flags: a state file stands behind the bitmaps, so that a power
-/// cut costs them no bit.
+/// cut costs them no bit. Not where it is missing, or damaged, and none could be
+/// made.
 pub const QBM_INFO_PROTECTED: u32 = 32;
-/// In qbm_info.flags: the disk had not been closed, and was recovered when it
-/// was opened.
+/// In qbm_info.flags: the disk had not been closed, or its state file is missing
+/// or damaged, and it was recovered when it was opened: by a read-only open in
+/// memory, so that the next one does the same again.
 pub const QBM_INFO_RECOVERED: u32 = 64;
 /// In qbm_info.flags: a view of a disk as it was at one moment. All else that
 /// is told, but for the length, is the disk's of now.
@@ -91,7 +93,8 @@ pub struct qbm_info {
     /// changed, if it came now.
     pub active_regions: u64,
     /// The bytes that recovery made dirty when the disk was opened, because
-    /// they may have changed unseen: the most of any bitmap.
+    /// they may have changed unseen: the most of any bitmap. Of a read-only
+    /// open too, which makes them dirty in memory.
     pub recovered_bytes: u64,
     /// The unit in which the disk takes from its backing; 0: it has no
     /// allocation bitmap, and all of it is in its own image.

@@ -23,7 +23,10 @@ pub const QBM_OPEN_DIRECT: u32 = 2;
 /// would have to be read from there is -ENOTSUP then.
 pub const QBM_OPEN_NO_BACKING: u32 = 4;
 /// Of qbm_open(): no lock is taken or minded. Only for reading what nobody
-/// changes, or where something else keeps others out.
+/// changes, or where something else keeps others out. A disk that another
+/// process writes to looks as if that had been killed: whoever opens it for
+/// writing beside that one recovers it and closes it as clean, and from then on
+/// bits of either can be missing, and nobody notices.
 pub const QBM_OPEN_NO_LOCK: u32 = 8;
 /// Of qbm_open(): every file must lie beneath the descriptor's folder.
 /// Absolute names, and .. and links that lead out of it, are -EACCES, for the
@@ -31,7 +34,8 @@ pub const QBM_OPEN_NO_LOCK: u32 = 8;
 /// without it, kernels before Linux 5.6 answer -ENOTSUP.
 pub const QBM_OPEN_CONFINED: u32 = 16;
 /// Of qbm_open(): the bitmaps stay valid though the image was written to by
-/// others since it was closed; the caller knows what was written.
+/// others since it was closed; the caller knows what was written. It takes no
+/// mark back that an open for writing without it has made; see qbm_open().
 pub const QBM_OPEN_TRUST_IMAGE: u32 = 32;
 /// Of qbm_open(): the image is read from its beginning to its end, and refused
 /// (QBM_ERROR_FILE_INVALID) where the descriptor has another checksum for it.
@@ -90,8 +94,9 @@ pub enum qbm_on_bitmap_error {
 pub enum qbm_notice {
     /// The disk failed: writes and flushes report errors until it is reopened.
     QBM_NOTICE_FAILED = 1,
-    /// The disk had not been closed, and recovery made more dirty in a bitmap than is known to have changed. Sent by
-    /// qbm_open(), once for each such bitmap.
+    /// The disk had not been closed, or its state file is missing or damaged, so that nothing is known of its last user;
+    /// and recovery made more dirty in a bitmap than is known to have changed. Sent by qbm_open(), once for each such
+    /// bitmap; by each read-only one again, as that stores nothing.
     QBM_NOTICE_BITMAP_WIDENED = 2,
     /// A bitmap can no longer be trusted, and may only be removed or repaired: others wrote to the image, or it could
     /// not be written and the guest's writes go on without it.
@@ -174,15 +179,19 @@ pub struct qbm_open_options {
     /// whatever would need more, is -ENOMEM. Zero: no limit.
     pub max_bitmap_memory: u64,
     /// A string of 1 to 256 bytes that stays the same for as long as no page
-    /// cache was lost (a supervisor's word), in place of what the library
-    /// finds out itself. Another one than the last opener's counts as a power
-    /// cut. NULL: the library finds out.
+    /// cache was lost (a supervisor's word), in place of all that the library
+    /// finds out itself: the boot, the mounts, and that the state file is the
+    /// one that was used. A copy that was made of a disk in use passes as the
+    /// disk, so it needs another string. Another one than the last opener's,
+    /// or one where he gave none, counts as a power cut. NULL: the library
+    /// finds out.
     pub cache_epoch: *const c_char,
     /// How often, at most, qbm_flush() looks for regions that are not written
     /// to any more, in milliseconds. Zero: 10 seconds.
     pub retire_interval_ms: u64,
     /// What becomes of a write where a bitmap cannot be written though the data
-    /// can: one of enum qbm_on_bitmap_error.
+    /// can: one of enum qbm_on_bitmap_error. Of writes alone: where a bitmap's
+    /// file cannot be opened for writing, qbm_open() fails with either.
     pub on_bitmap_error: u32,
     /// Zero.
     pub reserved: u32,
@@ -338,7 +347,15 @@ pub unsafe extern "C" fn qbm_create(path: *const c_char, options: *const qbm_cre
 /// A disk that was not closed is recovered: after the end of its process the
 /// bitmaps are exact, after a power cut they have what they must, and the
 /// regions that were being written to besides; qbm_get_info() and notices tell.
-/// A disk that is opened for writing and has no state file is given one.
+/// A disk that is opened for writing and has no state file is given one. Where
+/// one is named and is missing or damaged, nothing is known of the last user:
+/// every bit of every bitmap is set.
+///
+/// Where others wrote to the image of a disk that had been closed, the bitmaps
+/// that record are inconsistent, unless QBM_OPEN_TRUST_IMAGE is set. An open for
+/// writing makes that last: from then on writes go by unrecorded, and only
+/// qbm_bitmap_repair() or qbm_bitmap_remove() ends it. Of a disk that was not
+/// closed, nothing tells that others wrote to its image.
 ///
 /// Returns 0. -EINVAL: an option, or a descriptor or file that is not as it
 /// must be; the message names the file, the key and the value. -ENOTSUP: a

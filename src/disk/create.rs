@@ -326,7 +326,7 @@ fn check_free(place: &Place) -> Result<()> {
         // What is no file that could be a descriptor (a folder, a FIFO) has the name all the same; an errno, which the
         // system or a callback gave, says nothing of the kind.
         Err(e) if e.kind() != io::ErrorKind::InvalidInput || e.raw_os_error().is_some() => Err(Error::io(
-            "find out whether the name is taken of",
+            "find out whether there is a file",
             place.shown.join(&place.name),
             &e,
         )),

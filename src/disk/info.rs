@@ -32,7 +32,8 @@ pub struct Info {
     pub direct: bool,
     /// A flush has failed: the disk must be reopened.
     pub failed: bool,
-    /// Whether a state file stands behind the bitmaps: without one, a power cut can lose bits.
+    /// Whether a state file stands behind the bitmaps: without one, a power cut can lose bits. One that the descriptor names,
+    /// but that is missing or damaged, stands behind nothing.
     pub protected: bool,
     /// What the state file said when the disk was opened; `None` where the descriptor names none.
     pub state: Option<StateInfo>,
@@ -40,7 +41,7 @@ pub struct Info {
     /// say; see [`CreateOptions::region_bytes`](super::CreateOptions::region_bytes). Of a disk that is open read-only: how
     /// many its last user left behind.
     pub active_regions: u64,
-    /// What recovery did when the disk was opened; `None` where it had been closed cleanly, or nothing is known.
+    /// What recovery did when the disk was opened; `None` where it had been closed cleanly, or never had a state file.
     pub recovery: Option<Recovery>,
     /// When the bits that writes set get into the bitmaps' files.
     pub bitmap_policy: BitmapPolicy,
@@ -54,6 +55,8 @@ pub struct StateInfo {
     pub file: String,
     /// What it said; `None` where it was not there, damaged, or new.
     pub found: Option<StateFound>,
+    /// There is no such file, and none was made.
+    pub missing: bool,
 }
 
 /// What a state file said.
@@ -149,7 +152,7 @@ impl Disk {
             writable: self.writable,
             direct: self.direct,
             failed: self.alive.has_failed(),
-            protected: self.state.is_some(),
+            protected: self.session.is_some() || self.state.as_ref().is_some_and(|it| it.found.is_some()),
             state: self.state.clone(),
             active_regions: match (&self.session, &self.state) {
                 (Some(session), _) => session.intent().active(),

@@ -59,7 +59,8 @@ pub(super) struct FilesFound {
 }
 
 impl OpenOptions {
-    /// Opens the disk that the descriptor at `path` describes.
+    /// Opens the disk that the descriptor at `path` describes. One that was not closed is recovered, and where its state file
+    /// is missing or damaged, every bit of every bitmap is set, as nothing is known of the last user.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Disk> {
         let path = path.as_ref();
         // Each open is told by itself.
@@ -187,6 +188,7 @@ impl OpenOptions {
             }
             None => None,
         };
+        let missing = matches!(state, StateAtOpen::Missing(_));
         let recovered = Recovering {
             options: self,
             place,
@@ -232,6 +234,7 @@ impl OpenOptions {
             state: descriptor.state().map(|entry| StateInfo {
                 file: entry.file.clone(),
                 found: recovered.found,
+                missing: missing && recovered.session.is_none(),
             }),
             structure: Mutex::new(Structure {
                 descriptor,

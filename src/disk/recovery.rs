@@ -190,7 +190,12 @@ impl Recovering<'_> {
                 if found.damaged_pieces() > 0 {
                     why.push_str(", and a part of the state file's map is damaged");
                 }
-                recovery = Some(self.widen(bitmaps, Suspects::Recording, &ranges, why)?);
+                let how = if said.in_use {
+                    "the disk is in use"
+                } else {
+                    "the disk was not closed"
+                };
+                recovery = Some(self.widen(bitmaps, Suspects::Recording, &ranges, (how, why))?);
             }
         }
         let shadowed = self.take_shadow(&found, (&storage, &path), foreign.is_some())?;
@@ -261,7 +266,8 @@ impl Recovering<'_> {
     /// Nothing is known of the last user: every bitmap may lack any bit.
     fn distrust_all(&self, bitmaps: &mut [Bitmap], why: String) -> Result<Recovery> {
         let whole = [ByteRange::between(0, self.length)];
-        let recovery = self.widen(bitmaps, Suspects::All, &whole, why)?;
+        let how = "it is not known how the disk was last used";
+        let recovery = self.widen(bitmaps, Suspects::All, &whole, (how, why))?;
         if !self.options.read_only {
             self.make_image_durable(None, None)?;
             // Where that fails, the next opener knows as little.
@@ -393,14 +399,14 @@ impl Recovering<'_> {
         bitmaps: &mut [Bitmap],
         suspects: Suspects,
         ranges: &[ByteRange],
-        why: String,
+        (how, why): (&str, String),
     ) -> Result<Recovery> {
         let added = recover::widen(bitmaps, suspects, ranges, self.loading, self.length)?;
         for it in &added {
             self.options.notify.send(
                 NoticeCode::BitmapWidened,
                 &format!(
-                    "the disk was not closed, and {why}: {} bytes more count as changed in bitmap {:?}",
+                    "{how} ({why}): {} bytes more count as changed in bitmap {:?}",
                     it.bytes, it.bitmap
                 ),
             );

@@ -24,7 +24,8 @@ use crate::units::Granularity;
 /// Between two looks for regions that have become cold, unless the opener says otherwise.
 pub(super) const RETIRE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What recovery did at the open: the disk had not been closed.
+/// What recovery did at the open: the disk had not been closed, or nothing is known of its last user. A read-only open does
+/// it in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Recovery {

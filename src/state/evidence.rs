@@ -166,10 +166,10 @@ impl Evidence {
                 return Some(format!("the cache epoch was {then:?} and is {now:?}"));
             }
             (Kind::Epoch(_), Kind::PageCache { .. }) => {
-                "the disk was used with a cache epoch, and is opened without one"
+                "its last user gave a cache epoch, and this one gives none"
             }
             (Kind::PageCache { .. }, Kind::Epoch(_)) => {
-                "the disk was used without a cache epoch, and is opened with one"
+                "its last user gave no cache epoch, and this one gives one"
             }
             (
                 Kind::PageCache {

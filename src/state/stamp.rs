@@ -175,8 +175,13 @@ impl Stamp {
         }
         let words = match (self.trace, now.trace) {
             (Trace::Modified(then), Trace::Modified(now)) => {
+                let back = if now < then {
+                    ", which is earlier: it or the state file was replaced, or its time set back"
+                } else {
+                    ""
+                };
                 return Some(format!(
-                    "it was last changed at {then} when it was closed, and at {now} now (seconds since 1970)"
+                    "it was last changed {then} when it was closed, and {now} now{back}"
                 ));
             }
             (Trace::Disk(Version::Tenure { .. }), Trace::Disk(Version::Tenure { .. })) => OTHER_TENURE,
@@ -250,9 +255,14 @@ impl Moment {
     }
 }
 
+/// In UTC: `at 2026-11-23T14:13:39.503923445Z`.
 impl std::fmt::Display for Moment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{:09}", self.seconds, self.nanoseconds)
+        let Ok(seconds) = u64::try_from(self.seconds) else {
+            return f.write_str("before 1970");
+        };
+        let second = crate::time::Moment::at(seconds).rfc3339();
+        write!(f, "at {}.{:09}Z", second.trim_end_matches('Z'), self.nanoseconds)
     }
 }
 
@@ -377,6 +387,27 @@ pub(super) mod tests {
         file.set_times(FileTimes::new().set_modified(time)).unwrap();
         let said = kept.difference(&Stamp::of(&storage, &path).unwrap());
         assert_eq!(said.unwrap(), "it had 7 bytes when it was closed, and has 3 now");
+    }
+
+    /// A time that goes back is no write that somebody forgot, but another file.
+    #[test]
+    fn times_are_told_as_people_read_them() {
+        let of = |seconds, nanoseconds| some(7, Some((seconds, nanoseconds)));
+        let (then, later) = (of(951_782_399, 503_923_445), of(951_782_400, 0));
+        assert_eq!(
+            then.difference(&later).unwrap(),
+            "it was last changed at 2000-02-28T23:59:59.503923445Z when it was closed, and at \
+             2000-02-29T00:00:00.000000000Z now"
+        );
+        assert_eq!(
+            later.difference(&then).unwrap(),
+            "it was last changed at 2000-02-29T00:00:00.000000000Z when it was closed, and at \
+             2000-02-28T23:59:59.503923445Z now, which is earlier: it or the state file was replaced, or its time set back"
+        );
+        assert_eq!(
+            of(-1, 5).difference(&of(0, 5)).unwrap(),
+            "it was last changed before 1970 when it was closed, and at 1970-01-01T00:00:00.000000005Z now"
+        );
     }
 
     /// A clock that was set back must not hold up a close.

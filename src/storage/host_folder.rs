@@ -60,6 +60,11 @@ impl HostFolder {
         }
         sys::set_close_on_exec(dir.as_fd())?;
         let readable = sys::status_flags(dir.as_fd())? & O_PATH == 0;
+        let path = if path.as_os_str().is_empty() {
+            PathBuf::from(".")
+        } else {
+            path
+        };
         Ok(Self {
             dir,
             path,

@@ -299,11 +299,15 @@ fn disks_and_folders_that_do_not_fit_are_told_in_words() {
         &room,
         &backup("disk.qbm", "backups"),
         "cannot back up disk.qbm: bitmap \"nightly\" is disabled, so that it does not see what is written; enable it \
-         first (\"qbm bitmap --enable disk.qbm NAME\"; the next backup is a full one then)",
+         first (\"qbm bitmap --enable disk.qbm nightly\"; the next backup is a full one then)",
     );
 
-    let held = qbm::Disk::open(room.path("disk.qbm")).expect("it opens");
+    // Not even a folder is left behind.
     let before = room.names();
+    assert_eq!(room.fails(&backup("disk.qbm", "new")).0, 1);
+    assert_eq!(room.names(), before);
+
+    let held = qbm::Disk::open(room.path("disk.qbm")).expect("it opens");
     let (code, complaint) = room.fails(&backup("disk.qbm", "backups"));
     assert_eq!((code, room.names()), (1, before));
     assert!(

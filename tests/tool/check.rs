@@ -135,7 +135,7 @@ fn foreign_writes_are_code_2_until_the_user_chooses() {
         );
         assert!(
             said.ends_with(
-                "inconsistent bitmaps may lack changes: \"qbm check\" says why; \"qbm check -r dirty\" sets every bit\n"
+                "inconsistent bitmaps may lack changes: \"qbm check\" says why, and what repairs them\n"
             ),
             "{said}"
         );
@@ -306,8 +306,8 @@ fn a_disk_in_use_is_shared_by_force_only() {
     let said = room.done(&["info", "-U", "disk.qbm"]);
     assert!(
         said.contains(
-            "state file: disk.state (in use; 1 active regions of 64 MiB; bitmaps write-through)\n\
-             recovery: due at the next open for writing, and shown here as done: "
+            "state file: disk.state (in use; 1 active region of 64 MiB; bitmaps write-through)\n\
+             if its user were killed now, as shown here: "
         ),
         "{said}"
     );
@@ -315,7 +315,8 @@ fn a_disk_in_use_is_shared_by_force_only() {
     let state = &facts["format-specific"]["data"]["state"];
     assert_eq!(state["closed"], json!(false));
     assert_eq!(state["active-regions"], json!(1));
-    assert!(state["recovery"].is_object(), "{facts:#}");
+    assert_eq!(state["recovery"], Value::Null, "none is due: {facts:#}");
+    assert!(state["if-killed"].is_object(), "{facts:#}");
     disk.close().expect("closed");
     assert!(
         room.done(&["info", "disk.qbm"])
@@ -353,7 +354,7 @@ fn info_says_what_recovery_would_do() {
             state,
             json!({
                 "file": "disk.state", "usable": true, "closed": false, "in-use": false, "policy": "lazy",
-                "region-size": 1 << 20, "active-regions": 1, "recovery": null,
+                "region-size": 1 << 20, "active-regions": 1, "recovery": null, "if-killed": null,
             })
         );
         assert_eq!(
@@ -367,7 +368,7 @@ fn info_says_what_recovery_would_do() {
             })
         );
         let said = room.done(&["info", "disk.qbm"]);
-        let part = "state file: disk.state (in use, or not closed; 1 active regions of 1 MiB; bitmaps lazy)\n\
+        let part = "state file: disk.state (not closed; 1 active region of 1 MiB; bitmaps lazy)\n\
                     recovery: due at the next open for writing, and shown here as done: the bitmaps were saved lazily\n    \
                     960 KiB more dirty in \"b\"\n    992 KiB more dirty in \"fine\"\nbitmaps:\n";
         assert!(said.contains(part), "{said}");

@@ -168,7 +168,7 @@ fn a_disk_in_use_is_not_called_closed() {
     );
     disk.write(&[1; 512], 0, WriteFlags::empty()).expect("written");
     assert!(
-        state(&["-U"]).starts_with("(in use; 1 active regions"),
+        state(&["-U"]).starts_with("(in use; 1 active region of 64 MiB; bitmaps write-through)"),
         "{}",
         state(&["-U"])
     );

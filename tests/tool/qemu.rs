@@ -358,7 +358,7 @@ fn bitmaps_that_are_inconsistent_already_stay_so() {
     assert_eq!(
         room.done(&["import", "--bitmaps", "disk.qcow2", "disk.qbm"]),
         "merged disk.qcow2 into disk.qbm: bitmap \"off\"\n\
-         inconsistent already, only to be removed or repaired: bitmap \"nightly\"\n"
+         inconsistent already (\"qbm check\" says why): bitmap \"nightly\"\n"
     );
 }
 

@@ -28,11 +28,11 @@ fn a_bitmap_that_starts_elsewhere_means_a_full_backup() {
     let elsewhere = |point: &BackupPoint| {
         format!(
             "the bitmap does not start at {}: it was cleared, enabled anew, made anew or used for another folder \
-             since, or the disk was rolled back",
+             since, a full backup did not end, or the disk was rolled back",
             point.name
         )
     };
-    let acts: [Act; 5] = [
+    let acts: [Act; 6] = [
         |room| room.with(|disk| disk.bitmap_clear("nightly")),
         |room| {
             room.with(|disk| {
@@ -51,6 +51,14 @@ fn a_bitmap_that_starts_elsewhere_means_a_full_backup() {
         |room| room.with(|disk| disk.bitmap_reset("nightly", 0, 50_000)),
         |room| {
             room.try_back_up(&small(), "elsewhere").unwrap();
+        },
+        |room| {
+            room.with(|disk| {
+                let full = small().full(true);
+                let ended = full.run(disk, &mut room.folder(), &mut |_, _| ControlFlow::Break(()));
+                assert_eq!(ended.unwrap_err().code(), ErrorCode::Canceled);
+                Ok(())
+            });
         },
     ];
     for (index, act) in acts.into_iter().enumerate() {

@@ -59,6 +59,35 @@ fn the_limit_is_kept() {
     }
 }
 
+/// Not even the folder, where that is new, nor its lock.
+#[test]
+fn a_first_backup_that_is_canceled_leaves_nothing() {
+    let room = Room::new();
+    room.write(1, 0, 20_000);
+    fs::create_dir(room.path("empty")).unwrap();
+    let disk = Disk::open(room.disk()).unwrap();
+    for name in ["empty", "new"] {
+        let path = room.path(name);
+        let back_up = |at| {
+            let mut folder = BackupFolder::open_or_create(&path)?;
+            let done = small().run(&disk, &mut folder, &mut end_at(at));
+            if done.is_err() {
+                folder.remove_if_new();
+            }
+            done
+        };
+        let ended = ended_everywhere(back_up, |at| {
+            if name == "new" {
+                assert!(!path.exists(), "ended at {at}");
+            } else {
+                assert_eq!(names(&path), Vec::<String>::new(), "ended at {at}");
+            }
+        });
+        assert!(ended > 0);
+        assert!(names(&path).contains(&"qbm-backup.lock".to_owned()));
+    }
+}
+
 #[test]
 fn a_restore_that_is_canceled_leaves_what_was_there() {
     let (room, points) = three();

@@ -17,14 +17,14 @@ use crate::bar::Bar;
 use crate::failure::{Failure, Outcome};
 use crate::forms::{Forms, Usage};
 use crate::open;
-use crate::output::{Output, short_size};
+use crate::output::{Output, short_size, shown};
 use crate::size::{parse_granularity, parse_rate};
 
 const AFTER_HELP: &str = "\
 The first backup adds the bitmap to the disk and copies all of it; each later one copies what the bitmap says was
 written since. Where it cannot be known what was written since the newest backup (the bitmap was cleared, used for
-another folder, or the disk was rolled back), it is a full one, and the line that is printed says why. One folder is
-for one disk, and one bitmap for one folder.
+another folder, a full backup did not end, or the disk was rolled back), it is a full one, and the line that is
+printed says why. One folder is for one disk, and one bitmap for one folder.
 
 A backup appears in the folder when it is whole and durable, and not before. Whoever kills this command loses nothing:
 the next one clears up and goes on. No program may have the disk open meanwhile; a running hypervisor backs up its
@@ -139,10 +139,15 @@ fn back_up(args: &Run) -> Outcome {
         how = how.limit(limit);
     }
     let bar = Bar::new(args.quiet, "backing up");
-    let finished = how
-        .run(&disk, &mut folder, &mut |done, total| bar.show(done, total))
-        .map_err(|error| hint(error, &args.disk))?;
+    let finished = how.run(&disk, &mut folder, &mut |done, total| bar.show(done, total));
     drop(bar);
+    let finished = match finished {
+        Ok(finished) => finished,
+        Err(error) => {
+            folder.remove_if_new();
+            return Err(hint(error, args));
+        }
+    };
     let closed = disk.close();
     // What failed the thaw fails the close, too, and is told below with what has become of the backup.
     if finished.not_thawed.is_none() {
@@ -165,7 +170,7 @@ fn back_up(args: &Run) -> Outcome {
                 let why = if point.reason.is_empty() {
                     String::new()
                 } else {
-                    format!(": {}", point.reason)
+                    format!(": {}", shown(&point.reason))
                 };
                 writeln!(
                     out,
@@ -201,15 +206,16 @@ fn open_disk(path: &Path) -> Outcome<Disk> {
     })
 }
 
-fn hint(error: qbm::Error, disk: &Path) -> Failure {
+fn hint(error: qbm::Error, args: &Run) -> Failure {
     let hint = match error.code() {
         ErrorCode::BitmapState => format!(
-            "\"qbm bitmap --enable {} NAME\"; the next backup is a full one then",
-            disk.display()
+            "\"qbm bitmap --enable {} {}\"; the next backup is a full one then",
+            args.disk.display(),
+            args.bitmap
         ),
         ErrorCode::InvalidArgument if error.message().contains("was moved") => "--moved".to_owned(),
         ErrorCode::InvalidArgument if error.message().contains("a new series") => "--full".to_owned(),
-        _ => return Failure::Engine(error),
+        _ => return error.into(),
     };
     Failure::Hint(error, hint)
 }

@@ -11,7 +11,7 @@ use crate::bar::Bar;
 use crate::failure::{Failure, Outcome};
 use crate::letters::{self, Described};
 use crate::open;
-use crate::output::{Output, short_size};
+use crate::output::{Output, short_size, shown};
 
 const AFTER_HELP: &str = "\
 The overlay is empty afterwards and shows the same as before, since its backing has it all now. A backing that is
@@ -123,8 +123,8 @@ pub fn run(args: &Args) -> Outcome {
             writeln!(out, "{facts:#}")?;
         }
         Output::Human => {
-            let into = backing.map_or_else(String::new, |backing| format!(" into {}", backing.file));
-            let of = args.disk.display();
+            let into = backing.map_or_else(String::new, |backing| format!(" into {}", shown(&backing.file)));
+            let of = shown(&args.disk);
             writeln!(out, "committed {} of {of}{into}", short_size(copied))?;
         }
     }

@@ -13,7 +13,7 @@ use crate::image::{self, parse_format};
 use crate::letters;
 use crate::measure::parse_cluster;
 use crate::open::Share;
-use crate::output::{Output, long_size, short_size};
+use crate::output::{Output, long_size, short_size, shown};
 use crate::size::parse_size;
 
 const AFTER_HELP: &str = "\
@@ -223,7 +223,7 @@ fn told(converted: &Converted, target: &Path, format: Format, output: Output) ->
             writeln!(
                 out,
                 "converted to {} ({format}): {}, {} written{shared}",
-                target.display(),
+                shown(target),
                 long_size(converted.length),
                 short_size(converted.written),
             )?;
@@ -236,7 +236,7 @@ fn hint(error: Error, args: &Args) -> Failure {
     let hint = match error.code() {
         ErrorCode::FileExists if !args.no_create => "-n overwrites what exists".to_owned(),
         ErrorCode::FileNotFound if args.no_create => "without -n it is made".to_owned(),
-        _ => return Failure::Engine(error),
+        _ => return error.into(),
     };
     Failure::Hint(error, hint)
 }

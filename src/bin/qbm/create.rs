@@ -9,7 +9,7 @@ use qbm::{CreateOptions, ErrorCode, Format, Granularity, OpenOptions};
 use crate::failure::{Failure, Outcome};
 use crate::image::parse_format;
 use crate::letters;
-use crate::output::long_size;
+use crate::output::{long_size, shown};
 use crate::size::{parse_granularity, parse_size};
 
 const AFTER_HELP: &str = "\
@@ -197,9 +197,10 @@ pub fn run(args: &Args) -> Outcome {
         // Where it cannot be said, the disk is made all the same.
         let _ = writeln!(
             io::stderr(),
-            "qbm: note: {backing} is taken as raw: what is shown are the bytes of that file itself; if it is a {other}, \
+            "qbm: note: {} is taken as raw: what is shown are the bytes of that file itself; if it is a {other}, \
              \"qbm rebase -u -F {other} {}\" says so",
-            args.disk.display()
+            shown(backing),
+            shown(&args.disk)
         );
     }
     report(args)
@@ -217,19 +218,19 @@ fn explain(error: qbm::Error, args: &Args) -> Failure {
     let (option, named) = match (&args.image, &args.backing) {
         (Some(image), _) => ("--image", image),
         (None, Some(backing)) => ("-b", backing),
-        (None, None) => return Failure::Engine(error),
+        (None, None) => return error.into(),
     };
     let exists_here = Path::new(named).is_relative() && Path::new(named).exists();
     if error.code() == ErrorCode::FileNotFound && exists_here {
         let hint = format!("{option} is relative to the descriptor's folder, not to the current one");
         return Failure::Hint(error, hint);
     }
-    Failure::Engine(error)
+    error.into()
 }
 
 fn report(args: &Args) -> Outcome {
     let path = &args.disk;
-    let shown = path.display();
+    let made = shown(path);
     let mut out = io::stdout().lock();
     // The disk is made, whether or not it can be looked at: an image may be writable only.
     let seen = OpenOptions::new()
@@ -239,19 +240,20 @@ fn report(args: &Args) -> Outcome {
     match seen {
         Ok(image) => writeln!(
             out,
-            "created {shown}: {}, data in {}",
+            "created {made}: {}, data in {}",
             long_size(image.length),
-            image.path.display()
+            shown(&image.path)
         )?,
         Err(error) if error.code() == ErrorCode::Locked => {
             let below = args.backing.as_ref().or(args.image.as_ref());
             let below = below.map_or("what it is on", String::as_str);
             writeln!(
                 out,
-                "created {shown}, which cannot be opened until {below} is closed: it is open for writing elsewhere"
+                "created {made}, which cannot be opened until {} is closed: it is open for writing elsewhere",
+                shown(below)
             )?;
         }
-        Err(_) => writeln!(out, "created {shown}")?,
+        Err(_) => writeln!(out, "created {made}")?,
     }
     Ok(())
 }

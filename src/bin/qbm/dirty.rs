@@ -144,11 +144,11 @@ impl Iterator for Runs<'_> {
 /// Names the bitmaps that there are to somebody who has named one that is not.
 pub fn explain(error: Error, disk: &Disk) -> Failure {
     if error.code() != ErrorCode::BitmapNotFound {
-        return Failure::Engine(error);
+        return error.into();
     }
     match disk.bitmap_list() {
         Ok(list) => Failure::Hint(error, inventory(&list)),
-        Err(_) => Failure::Engine(error),
+        Err(_) => error.into(),
     }
 }
 

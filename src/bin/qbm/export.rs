@@ -10,7 +10,7 @@ use crate::bar::Bar;
 use crate::failure::{Failure, Outcome};
 use crate::import::{line, names};
 use crate::open::{begins_like_json, how_to_describe, stop_it_and_take};
-use crate::output::{Output, long_size, short_size};
+use crate::output::{Output, long_size, short_size, shown};
 
 const AFTER_HELP: &str = "\
 Nothing is copied but bits: FILE.qcow2 is a few clusters whose raw data file is the image of the disk, so that QEMU
@@ -132,7 +132,7 @@ impl Told {
             return Ok(());
         }
         let data = match &self.image {
-            Some(image) => format!("data in {image}"),
+            Some(image) => format!("data in {}", shown(image)),
             None => format!(
                 "a copy of {}, {} written",
                 long_size(self.length),
@@ -142,8 +142,8 @@ impl Told {
         write!(
             out,
             "exported {} to {}: {data}, {}\n{}",
-            args.disk.display(),
-            args.target.display(),
+            shown(&args.disk),
+            shown(&args.target),
             names("bitmap", &self.bitmaps),
             line("left out, as it is inconsistent", &self.left_out)
         )?;
@@ -159,7 +159,7 @@ fn explain(error: Error, args: &Args) -> Failure {
             let command = how_to_describe(&args.disk, &args.disk.with_extension("qbm"));
             format!("it is no QBM descriptor; {command} makes one for a raw image")
         }
-        _ => return Failure::Engine(error),
+        _ => return error.into(),
     };
     Failure::Hint(error, hint)
 }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::process::ExitCode;
 
+use qbm::{ErrorCode, printable};
+
 /// What a verb ends with.
 pub type Outcome<T = ()> = Result<T, Failure>;
 
@@ -40,8 +42,8 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Engine(error) => write!(f, "{error}"),
-            Self::Hint(error, hint) => write!(f, "{error} ({hint})"),
-            Self::Refused(words) | Self::Usage(words) => f.write_str(words),
+            Self::Hint(error, hint) => write!(f, "{error} ({})", printable(hint.clone())),
+            Self::Refused(words) | Self::Usage(words) => f.write_str(&printable(words.clone())),
             Self::Output(error) => {
                 write!(f, "{}", qbm::Error::io("write to", "standard output", error))
             }
@@ -51,7 +53,13 @@ impl fmt::Display for Failure {
 
 impl From<qbm::Error> for Failure {
     fn from(error: qbm::Error) -> Self {
-        Self::Engine(error)
+        match error.code() {
+            // What repairs it depends on why it is so, and that is not known here.
+            ErrorCode::BitmapInconsistent => {
+                Self::Hint(error, "\"qbm check\" says why, and what repairs it".to_owned())
+            }
+            _ => Self::Engine(error),
+        }
     }
 }
 

@@ -42,6 +42,6 @@ pub fn to_read(path: &Path, format: Option<Format>, share: &Share, letter: &str)
         .open(path)
         .map_err(|error| match error.code() {
             ErrorCode::Locked => Failure::Hint(error, "-U reads it all the same".to_owned()),
-            _ => Failure::Engine(error),
+            _ => error.into(),
         })
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::failure::{Failure, Outcome};
 use crate::open::{STOP_IT, begins_like_json, how_to_describe};
-use crate::output::Output;
+use crate::output::{Output, shown};
 
 const AFTER_HELP: &str = "\
 A qcow2 whose data file is a raw image becomes a disk on that image, and stays as it is. Any other, with its data in
@@ -105,12 +105,12 @@ fn told_of_merge(merged: &Merged, args: &Args) -> String {
     }
     format!(
         "merged {} into {}: {}\n{}{}",
-        args.source.display(),
-        args.disk.display(),
+        shown(&args.source),
+        shown(&args.disk),
         names("bitmap", &merged.bitmaps),
         line("left out", &merged.left_out),
         line(
-            "inconsistent already, only to be removed or repaired",
+            "inconsistent already (\"qbm check\" says why)",
             &merged.inconsistent
         )
     )
@@ -130,15 +130,18 @@ fn told_of_import(imported: &Imported, args: &Args) -> String {
     }
     let moved = imported.format == Format::Qcow2 && !imported.bitmaps.is_empty();
     let theirs = if moved {
-        format!("QEMU's bitmaps in {} are not valid any more\n", imported.image)
+        format!(
+            "QEMU's bitmaps in {} are not valid any more\n",
+            shown(&imported.image)
+        )
     } else {
         String::new()
     };
     format!(
         "imported {} as {}: data in {}, {}\n{}{theirs}",
-        args.source.display(),
-        args.disk.display(),
-        imported.image,
+        shown(&args.source),
+        shown(&args.disk),
+        shown(&imported.image),
         names("bitmap", &imported.bitmaps),
         line("left out, as it is in use", &imported.left_out)
     )
@@ -179,7 +182,7 @@ fn explain(error: Error, args: &Args) -> Failure {
         let command = how_to_describe(&args.source, &args.disk);
         return Failure::Hint(error, format!("for a raw image: {command}"));
     }
-    Failure::Engine(error)
+    error.into()
 }
 
 /// Whether it begins neither as a qcow2 does nor as a descriptor.

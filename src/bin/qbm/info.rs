@@ -13,7 +13,7 @@ use crate::dirty;
 use crate::failure::Outcome;
 use crate::letters::Described;
 use crate::open::{self, Share};
-use crate::output::{Output, long_size, short_size};
+use crate::output::{Output, long_size, short_size, shown};
 
 const AFTER_HELP: &str = "\
 The disk is opened read-only: nothing in it changes, not even a time stamp.
@@ -83,7 +83,7 @@ impl Facts {
 
     fn print_human(&self, disk: &Disk, out: &mut impl Write) -> io::Result<()> {
         let Self { info, image, .. } = self;
-        writeln!(out, "descriptor: {}", disk.path().display())?;
+        writeln!(out, "descriptor: {}", shown(disk.path()))?;
         writeln!(out, "virtual size: {}", long_size(info.length))?;
         writeln!(out, "disk size: {}", short_size(info.allocated))?;
         let kind = if info.limits.block_device {
@@ -91,7 +91,7 @@ impl Facts {
         } else {
             ""
         };
-        writeln!(out, "image: {} ({}{kind})", image.path.display(), image.format)?;
+        writeln!(out, "image: {} ({}{kind})", shown(&image.path), image.format)?;
         writeln!(
             out,
             "block size: {} logical, {} physical",
@@ -101,7 +101,7 @@ impl Facts {
         if let Some(overlay) = &info.overlay {
             match &overlay.backing {
                 Some(backing) => {
-                    writeln!(out, "backing file: {}", backing.file)?;
+                    writeln!(out, "backing file: {}", shown(&backing.file))?;
                     writeln!(out, "backing file format: {}", backing.format)?;
                 }
                 None => writeln!(out, "backing file: none")?,
@@ -125,7 +125,7 @@ impl Facts {
         if self.bitmaps.iter().any(dirty::Facts::is_inconsistent) {
             writeln!(
                 out,
-                "inconsistent bitmaps may lack changes: \"qbm check\" says why; \"qbm check -r dirty\" sets every bit"
+                "inconsistent bitmaps may lack changes: \"qbm check\" says why, and what repairs them"
             )?;
         }
         Ok(())

@@ -17,7 +17,7 @@ use crate::dirty::Runs;
 use crate::failure::{Failure, Outcome};
 use crate::letters::Described;
 use crate::open::{self, Share};
-use crate::output::{Output, hex};
+use crate::output::{Output, hex, shown};
 use crate::span::Span;
 
 const AFTER_HELP: &str = "\
@@ -183,7 +183,7 @@ fn print_human(disk: &Disk, span: ByteRange, out: &mut impl Write) -> Outcome {
             hex(extent.start),
             hex(status.length),
             hex(status.offset),
-            file.display()
+            shown(&file)
         )?;
         Ok(())
     })

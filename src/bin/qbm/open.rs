@@ -63,7 +63,7 @@ pub fn explain(error: Error, path: &Path) -> Failure {
     if error.code() == ErrorCode::DescriptorInvalid && !begins_like_json(path) {
         return Failure::Hint(error, NO_DESCRIPTOR.to_owned());
     }
-    Failure::Engine(error)
+    error.into()
 }
 
 /// What to tell whoever names an image.

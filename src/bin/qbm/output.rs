@@ -1,5 +1,7 @@
 //! How facts are printed: the choice between people and programs, and sizes that people can read.
 
+use std::ffi::OsStr;
+
 use clap::ValueEnum;
 
 /// For whom the output is.
@@ -40,7 +42,18 @@ pub fn short_size(bytes: u64) -> String {
 
 /// The same with the exact number behind it: `1.5 GiB (1610612736 bytes)`.
 pub fn long_size(bytes: u64) -> String {
-    format!("{} ({bytes} bytes)", short_size(bytes))
+    format!("{} ({})", short_size(bytes), counted(bytes, "byte"))
+}
+
+/// A number and what it is of, in the plural where it is not one.
+pub fn counted(count: u64, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
+}
+
+/// A name that comes from a file, as it may be shown to people: whatever it is, it writes nothing else to their terminal.
+pub fn shown(name: &(impl AsRef<OsStr> + ?Sized)) -> String {
+    qbm::printable(name.as_ref().to_string_lossy().into_owned())
 }
 
 /// As C's `%#x` prints it, and qemu-img with it: zero has no prefix.
@@ -77,5 +90,6 @@ mod tests {
             assert_eq!(short_size(bytes), shown, "{bytes}");
         }
         assert_eq!(long_size(1024), "1 KiB (1024 bytes)");
+        assert_eq!(long_size(1), "1 B (1 byte)");
     }
 }

@@ -12,7 +12,7 @@ use crate::failure::{Failure, Outcome};
 use crate::image::parse_format;
 use crate::letters::{self, Described};
 use crate::open;
-use crate::output::{Output, short_size};
+use crate::output::{Output, short_size, shown};
 
 const AFTER_HELP: &str = "\
 The disk shows the same afterwards: what the two images differ in is copied into the overlay first. On an image that is deeper
@@ -192,14 +192,14 @@ pub fn run(args: &Args) -> Outcome {
         Output::Human => {
             let on = backing.map_or_else(
                 || "on nothing".to_owned(),
-                |backing| format!("on {} ({})", backing.file, backing.format),
+                |backing| format!("on {} ({})", shown(&backing.file), backing.format),
             );
             let how = if args.only_name {
                 "by its name alone".to_owned()
             } else {
                 format!("{} copied", short_size(copied))
             };
-            writeln!(out, "rebased {} {on}, {how}", args.disk.display())?;
+            writeln!(out, "rebased {} {on}, {how}", shown(&args.disk))?;
         }
     }
     Ok(())
@@ -228,5 +228,5 @@ fn explain(error: qbm::Error, args: &Args) -> Failure {
         let hint = "-b is relative to the descriptor's folder, not to the current one";
         return Failure::Hint(error, hint.to_owned());
     }
-    Failure::Engine(error)
+    error.into()
 }

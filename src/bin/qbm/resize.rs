@@ -8,7 +8,7 @@ use qbm::TruncateFlags;
 use crate::failure::{Failure, Outcome};
 use crate::letters::Described;
 use crate::open;
-use crate::output::long_size;
+use crate::output::{long_size, shown};
 use crate::size::{NewLength, parse_new_length};
 
 const AFTER_HELP: &str = "\
@@ -49,10 +49,10 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let shown = args.disk.display();
+    let disk_name = shown(&args.disk);
     let disk = open::to_write(&args.disk)?;
     let old = disk.length();
-    let refused = |why: String| Failure::Refused(format!("cannot resize {shown}: {why}"));
+    let refused = |why: String| Failure::Refused(format!("cannot resize {disk_name}: {why}"));
     let new = args.size.of(old).map_err(refused)?;
     if new < old && !args.shrink {
         return Err(refused(format!(
@@ -67,15 +67,15 @@ pub fn run(args: &Args) -> Outcome {
     };
     disk.truncate(new, flags)
         .and_then(|()| disk.close())
-        .map_err(|error| error.context(format_args!("cannot resize {shown}")))?;
+        .map_err(|error| error.context(format_args!("cannot resize {disk_name}")))?;
     if !args.quiet {
         let mut out = io::stdout().lock();
         if new == old {
-            writeln!(out, "{shown} has {} already", long_size(old))?;
+            writeln!(out, "{disk_name} has {} already", long_size(old))?;
         } else {
             writeln!(
                 out,
-                "resized {shown} from {} to {}",
+                "resized {disk_name} from {} to {}",
                 long_size(old),
                 long_size(new)
             )?;

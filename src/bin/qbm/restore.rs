@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::bar::Bar;
 use crate::failure::{Failure, Outcome};
 use crate::open::STOP_IT;
-use crate::output::{Output, long_size, short_size};
+use crate::output::{Output, long_size, short_size, shown};
 use crate::size::parse_rate;
 
 const AFTER_HELP: &str = "\
@@ -105,7 +105,7 @@ pub fn run(args: &Args) -> Outcome {
         .run(&folder, point, &args.to, &mut |done, total| bar.show(done, total))
         .map_err(|error| match error.code() {
             ErrorCode::Locked => Failure::Hint(error, STOP_IT.to_owned()),
-            _ => Failure::Engine(error),
+            _ => error.into(),
         })?;
     drop(bar);
     if args.quiet {
@@ -121,7 +121,7 @@ pub fn run(args: &Args) -> Outcome {
             out,
             "restored {} to {}: {}, {} written",
             point.name,
-            args.to.display(),
+            shown(&args.to),
             long_size(restored.length),
             short_size(restored.written)
         )?,

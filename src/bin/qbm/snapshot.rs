@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::failure::Outcome;
 use crate::open;
-use crate::output::Output;
+use crate::output::{Output, shown};
 use crate::size::parse_granularity;
 
 const AFTER_HELP: &str = "\
@@ -69,9 +69,9 @@ pub fn run(args: &Args) -> Outcome {
         Output::Human => writeln!(
             out,
             "{} is what {} was; the disk goes on in {}",
-            args.name,
-            args.disk.display(),
-            image.display()
+            shown(&args.name),
+            shown(&args.disk),
+            shown(&image)
         )?,
     }
     Ok(())

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::bitmap::BitmapPolicy;
 use crate::descriptor::Format;
 use crate::disk::bitmaps::{BitmapContent, OnBitmapError};
+use crate::error::printable;
 use crate::storage::Folder;
 
 /// What happened that is no call's result; see [`OpenOptions::notify`]. The numbers are part of the C ABI.
@@ -18,7 +19,8 @@ use crate::storage::Folder;
 pub enum NoticeCode {
     /// The disk failed: changes report errors until it is reopened.
     Failed = 1,
-    /// Recovery made more dirty in a bitmap than is known to have changed.
+    /// Recovery made more dirty in a bitmap than is known to have changed: the disk had not been closed, or its state file is
+    /// missing or damaged. Of a read-only open each time anew, as that stores nothing.
     BitmapWidened = 2,
     /// A bitmap can no longer be trusted.
     BitmapInconsistent = 3,
@@ -31,7 +33,7 @@ pub enum NoticeCode {
 pub struct Notice<'a> {
     /// What happened.
     pub code: NoticeCode,
-    /// The same for people.
+    /// The same for people: one line, without control characters.
     pub message: &'a str,
 }
 
@@ -44,6 +46,7 @@ pub(in crate::disk) struct Notify(Option<Arc<Listener>>);
 impl Notify {
     pub(in crate::disk) fn send(&self, code: NoticeCode, message: &str) {
         if let Some(listener) = &self.0 {
+            let message = &*printable(message.to_owned());
             listener(Notice { code, message });
         }
     }
@@ -185,7 +188,7 @@ impl OpenOptions {
     }
 
     /// What becomes of a write where a bitmap cannot be written though the data can: it fails, unless another choice is
-    /// given.
+    /// given. Of writes alone: where a bitmap's file cannot be opened for writing, the open fails with either.
     #[must_use]
     pub fn on_bitmap_error(mut self, choice: OnBitmapError) -> Self {
         self.on_bitmap_error = choice;
@@ -210,13 +213,20 @@ impl OpenOptions {
     }
 
     /// Takes no locks and minds none. Only for reading what nobody changes, or where something else keeps others out.
+    ///
+    /// A disk that another process writes to looks as if that had been killed. Whoever opens it for writing beside that one
+    /// recovers it and closes it as clean: from then on bits of either can be missing, and nobody notices.
     #[must_use]
     pub fn no_lock(mut self, yes: bool) -> Self {
         self.no_lock = yes;
         self
     }
 
-    /// Bitmaps stay valid where the image was written to behind their back, or was made longer: the caller knows what was written.
+    /// Bitmaps stay valid where the image was written to behind their back, or was made longer: the caller knows what was
+    /// written.
+    ///
+    /// That others wrote is noticed of a disk that had been closed, and of no other. An open for writing without this makes
+    /// the bitmaps that record inconsistent for good, as from then on writes go by unrecorded: this takes no such mark back.
     #[must_use]
     pub fn trust_image(mut self, yes: bool) -> Self {
         self.trust_image = yes;
@@ -233,8 +243,10 @@ impl OpenOptions {
         self
     }
 
-    /// A string of 1 to 256 bytes that stays the same for as long as no page cache was lost, in place of what the
-    /// library finds out itself. An epoch that differs from the last opener's counts as a power cut.
+    /// A string of 1 to 256 bytes that stays the same for as long as no page cache was lost, in place of all that the
+    /// library finds out itself: the boot, the mounts, and that the state file is the one that was used. A copy that was made
+    /// of a disk in use passes as the disk, so it needs another string. An epoch that differs from the last opener's, or one
+    /// where he gave none, counts as a power cut.
     #[must_use]
     pub fn cache_epoch(mut self, epoch: &str) -> Self {
         self.cache_epoch = Some(epoch.into());

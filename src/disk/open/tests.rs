@@ -5,13 +5,15 @@ mod failed;
 
 use std::fs;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
-use super::{OpenOptions, check_length};
+use super::{NoticeCode, OpenOptions, check_length};
 use crate::descriptor::Format;
 use crate::disk::{AddBitmap, CreateOptions, WriteFlags};
 use crate::error::ErrorCode;
 use crate::mutation::{self, Fault};
-use crate::storage::simulated::{Keep, SimDisk};
+use crate::storage::Role;
+use crate::storage::simulated::{CallKind, Fault as SimFault, Keep, SimDisk};
 
 /// A descriptor with this image and these bitmaps.
 fn descriptor(image: &str, bitmaps: &str) -> String {
@@ -216,6 +218,72 @@ fn cut_while_a_state_file_is_added() {
         }
     }
     assert!(with > 20 && without > 20, "{with} with, {without} without");
+}
+
+/// A name alone protects nothing: the state file that it led to is gone, and no other can be made.
+#[test]
+fn a_disk_whose_state_file_is_gone_for_good_is_not_protected() {
+    let sim = SimDisk::new();
+    CreateOptions::new()
+        .size(64 << 10)
+        .folder(sim.folder())
+        .create("disk.qbm")
+        .unwrap();
+    sim.folder().remove(Path::new("disk.state")).unwrap();
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let protected = |read_only| {
+        let to = Arc::clone(&heard);
+        let options = OpenOptions::new()
+            .read_only(read_only)
+            .folder(sim.folder())
+            .notify(move |notice| to.lock().unwrap().push(notice.code));
+        let disk = options.open("disk.qbm").unwrap();
+        disk.info().unwrap().protected
+    };
+    assert!(!protected(true));
+    sim.fail(SimFault::new(libc::EROFS).on(CallKind::CheckWritable));
+    assert!(!protected(false));
+    assert_eq!(*heard.lock().unwrap(), [NoticeCode::Unprotected]);
+    assert!(protected(false));
+    assert!(protected(true));
+}
+
+/// Nothing says that such a disk was not closed.
+#[test]
+fn a_disk_without_its_state_file_is_not_called_one_that_was_not_closed() {
+    let sim = SimDisk::new();
+    CreateOptions::new()
+        .size(64 << 10)
+        .folder(sim.folder())
+        .create("disk.qbm")
+        .unwrap();
+    let disk = OpenOptions::new().folder(sim.folder()).open("disk.qbm").unwrap();
+    disk.bitmap_add("b", AddBitmap::default()).unwrap();
+    disk.close().unwrap();
+    let heard = || {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let to = Arc::clone(&heard);
+        let options = OpenOptions::new()
+            .read_only(true)
+            .folder(sim.folder())
+            .notify(move |notice| to.lock().unwrap().push(notice.message.to_owned()));
+        drop(options.open("disk.qbm").unwrap());
+        heard.lock().unwrap().join("\n")
+    };
+    let more = "65536 bytes more count as changed in bitmap \"b\"";
+    sim.folder().remove(Path::new("disk.state")).unwrap();
+    let missing = "QBM.state.file: cannot open disk.state: No such file or directory";
+    assert_eq!(
+        heard(),
+        format!("it is not known how the disk was last used ({missing}): {more}")
+    );
+    sim.folder().create(Role::State, Path::new("disk.state")).unwrap();
+    let words = heard();
+    assert!(
+        words.starts_with("it is not known how the disk was last used (disk.state is no valid state file: ")
+            && words.ends_with(&format!("): {more}")),
+        "{words}"
+    );
 }
 
 /// An image without a descriptor, as `qbm convert` reads it.

@@ -328,12 +328,13 @@ fn a_supervisor_s_epoch_stands_alone() {
     let dir = tempfile::tempdir().unwrap();
     new_file(&dir.path().join("s"));
     if let Ok(kernel) = gather(&dir.path().join("s")) {
-        assert!(kernel.difference(&of("a")).unwrap().ends_with("opened with one"));
-        assert!(
-            of("a")
-                .difference(&kernel)
-                .unwrap()
-                .ends_with("opened without one")
+        assert_eq!(
+            kernel.difference(&of("a")).as_deref(),
+            Some("its last user gave no cache epoch, and this one gives one")
+        );
+        assert_eq!(
+            of("a").difference(&kernel).as_deref(),
+            Some("its last user gave a cache epoch, and this one gives none")
         );
     }
 }

@@ -46,6 +46,16 @@ fn files_are_made_renamed_and_removed() {
     );
 }
 
+/// A descriptor that is named without one lies in it.
+#[test]
+fn a_folder_without_a_name_is_called_a_dot() {
+    let folder = HostFolder::open(Path::new("")).expect("the working folder");
+    assert_eq!(
+        folder.read_only("it is read-only").to_string(),
+        "names in the folder . cannot be changed: it is read-only"
+    );
+}
+
 #[test]
 fn a_name_that_is_a_link_is_not_created_through() {
     let (dir, folder) = folder();

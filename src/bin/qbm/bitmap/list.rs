@@ -17,7 +17,7 @@ In JSON, each bitmap has the keys of QEMU's query-block, sizes in bytes:
   recording          writes are recorded in it
   busy               a backup uses it
   persistent         it has a file, and outlives the program that has the disk open
-  inconsistent       changes may be missing in it; it can only be removed or repaired
+  inconsistent       changes may be missing in it; qbm check says why, and what repairs it
 and QBM's own:
   type, file         what its bits mean, and its file as the descriptor names it
   epoch              the random id of the point from which it knows what changed; a new one at each --clear

@@ -1,7 +1,6 @@
 //! `qbm info --backing-chain`: the disk, and what is below it.
 
 use std::io::{self, Write};
-use std::path::Path;
 
 use qbm::{Disk, Layer};
 use serde_json::{Value, json};
@@ -9,7 +8,7 @@ use serde_json::{Value, json};
 use super::Facts;
 use crate::failure::Outcome;
 use crate::open::{self, Share};
-use crate::output::{Output, long_size};
+use crate::output::{Output, long_size, shown};
 
 /// One image of the chain.
 enum Link {
@@ -59,7 +58,7 @@ impl Link {
         match self {
             Self::Disk(it) => it.1.print_human(&it.0, out),
             Self::Plain(layer) => {
-                writeln!(out, "image: {} ({})", layer.path.display(), layer.format)?;
+                writeln!(out, "image: {} ({})", shown(&layer.path), layer.format)?;
                 writeln!(out, "virtual size: {}", long_size(layer.length))
             }
         }
@@ -69,7 +68,7 @@ impl Link {
         match self {
             Self::Disk(it) => it.1.to_json(&it.0),
             Self::Plain(layer) => json!({
-                "filename": shown(&layer.path),
+                "filename": layer.path.to_string_lossy(),
                 "format": layer.format.word(),
                 "virtual-size": layer.length,
             }),
@@ -84,8 +83,4 @@ fn to_json((link, part_of): &(Link, Option<u32>)) -> Value {
         value["part-of"] = json!(of);
     }
     value
-}
-
-fn shown(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
 }

@@ -2,10 +2,10 @@
 
 use std::io::{self, Write};
 
-use qbm::{BitmapPolicy, Info};
+use qbm::{BitmapPolicy, Info, Recovery};
 use serde_json::{Value, json};
 
-use crate::output::short_size;
+use crate::output::{counted, short_size, shown};
 
 pub fn print_human(info: &Info, out: &mut impl Write) -> io::Result<()> {
     let Some(state) = &info.state else {
@@ -15,11 +15,14 @@ pub fn print_human(info: &Info, out: &mut impl Write) -> io::Result<()> {
         );
     };
     match &state.found {
-        None => writeln!(out, "state file: {} (missing or damaged)", state.file)?,
+        None => {
+            let what = if state.missing { "missing" } else { "damaged" };
+            writeln!(out, "state file: {} ({what})", shown(&state.file))?;
+        }
         Some(found) if found.closed => writeln!(
             out,
             "state file: {} ({}; regions of {})",
-            state.file,
+            shown(&state.file),
             if found.in_use {
                 "in use, and not written to since it was opened"
             } else {
@@ -29,14 +32,10 @@ pub fn print_human(info: &Info, out: &mut impl Write) -> io::Result<()> {
         )?,
         Some(found) => writeln!(
             out,
-            "state file: {} ({}; {} active regions of {}; bitmaps {})",
-            state.file,
-            if found.in_use {
-                "in use"
-            } else {
-                "in use, or not closed"
-            },
-            found.active_regions,
+            "state file: {} ({}; {} of {}; bitmaps {})",
+            shown(&state.file),
+            if found.in_use { "in use" } else { "not closed" },
+            counted(found.active_regions, "active region"),
             short_size(found.region_bytes),
             policy(found.policy)
         )?,
@@ -44,14 +43,16 @@ pub fn print_human(info: &Info, out: &mut impl Write) -> io::Result<()> {
     let Some(recovery) = &info.recovery else {
         return Ok(());
     };
+    let due = if is_in_use(info) {
+        "if its user were killed now, as shown here"
+    } else {
+        "recovery: due at the next open for writing, and shown here as done"
+    };
     let why = recovery
         .reason
         .as_deref()
         .unwrap_or("nothing was lost, the bitmaps are exact");
-    writeln!(
-        out,
-        "recovery: due at the next open for writing, and shown here as done: {why}"
-    )?;
+    writeln!(out, "{due}: {}", shown(why))?;
     for added in &recovery.added {
         writeln!(
             out,
@@ -63,12 +64,20 @@ pub fn print_human(info: &Info, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
+/// What recovery has done is then what would come of a kill, and nothing that is due.
+fn is_in_use(info: &Info) -> bool {
+    let found = info.state.as_ref().and_then(|it| it.found.as_ref());
+    found.is_some_and(|it| it.in_use)
+}
+
 /// `null` where there is no state file.
 pub fn to_json(info: &Info) -> Value {
     let Some(state) = &info.state else {
         return Value::Null;
     };
     let found = state.found.as_ref();
+    let recovery = info.recovery.as_ref().map(done);
+    let recovery = recovery.as_ref();
     json!({
         "file": state.file,
         "usable": found.is_some(),
@@ -77,15 +86,20 @@ pub fn to_json(info: &Info) -> Value {
         "policy": found.map(|it| policy(it.policy)),
         "region-size": found.map(|it| it.region_bytes),
         "active-regions": found.map(|it| it.active_regions),
-        "recovery": info.recovery.as_ref().map(|recovery| json!({
-            "exact": recovery.reason.is_none(),
-            "reason": recovery.reason,
-            "added": recovery
-                .added
-                .iter()
-                .map(|it| json!({ "bitmap": it.bitmap, "bytes": it.bytes }))
-                .collect::<Vec<_>>(),
-        })),
+        "recovery": recovery.filter(|_| !is_in_use(info)),
+        "if-killed": recovery.filter(|_| is_in_use(info)),
+    })
+}
+
+fn done(recovery: &Recovery) -> Value {
+    json!({
+        "exact": recovery.reason.is_none(),
+        "reason": recovery.reason,
+        "added": recovery
+            .added
+            .iter()
+            .map(|it| json!({ "bitmap": it.bitmap, "bytes": it.bytes }))
+            .collect::<Vec<_>>(),
     })
 }
 

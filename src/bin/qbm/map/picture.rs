@@ -13,7 +13,7 @@ use super::grid::{Grid, Shade};
 use super::{Canvas, svg, walk};
 use crate::dirty::Runs;
 use crate::failure::Outcome;
-use crate::output::{long_size, short_size};
+use crate::output::{long_size, short_size, shown};
 
 /// The room for the offset at which a row begins.
 const LABEL: usize = 9;
@@ -82,11 +82,7 @@ fn captions(grid: &Grid, span: ByteRange, disk: &Disk, names: &[String], path: &
     } else {
         format!("{} at {}", short_size(span.len()), short_size(span.start()))
     };
-    let title = format!(
-        "{}: {part}, {} a cell",
-        path.display(),
-        short_size(grid.cell_size())
-    );
+    let title = format!("{}: {part}, {} a cell", shown(path), short_size(grid.cell_size()));
     let dirty = long_size(grid.dirty());
     Captions {
         title,

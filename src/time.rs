@@ -1,4 +1,4 @@
-//! Points in time as text: UTC, without a calendar library, as nothing else here needs one.
+//! Points in time as text: UTC, without a calendar library, as nothing else here needs one. Calls nothing.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -6,7 +6,7 @@ const DAY: u64 = 86_400;
 
 /// A moment in UTC, to the second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Moment {
+pub(crate) struct Moment {
     year: u64,
     month: u64,
     day: u64,
@@ -14,13 +14,14 @@ pub(super) struct Moment {
 }
 
 impl Moment {
-    pub(super) fn now() -> Self {
+    pub(crate) fn now() -> Self {
         // A clock before 1970 is no reason to make no backup: the order of backups does not come from it.
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         Self::at(since.unwrap_or(Duration::ZERO).as_secs())
     }
 
-    fn at(seconds: u64) -> Self {
+    /// So many seconds after the beginning of 1970.
+    pub(crate) fn at(seconds: u64) -> Self {
         // Years are counted from March here, so that the leap day is the last of one.
         let days = seconds / DAY + 719_468;
         let (era, of_era) = (days / 146_097, days % 146_097);
@@ -41,7 +42,7 @@ impl Moment {
     }
 
     /// What [`rfc3339`](Self::rfc3339) has written.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let number = |range: std::ops::Range<usize>, most: u64| {
             let digits = text
                 .get(range)
@@ -59,12 +60,12 @@ impl Moment {
     }
 
     /// Since 1970.
-    pub(super) fn seconds(self) -> u64 {
+    pub(crate) fn seconds(self) -> u64 {
         self.days() * DAY + self.second
     }
 
     /// The day, counted from the first of 1970.
-    pub(super) fn days(self) -> u64 {
+    pub(crate) fn days(self) -> u64 {
         // As in `at`.
         let year = self.year - u64::from(self.month <= 2);
         let from_march = (self.month + 9) % 12;
@@ -74,18 +75,18 @@ impl Moment {
     }
 
     /// The week, which begins with Monday.
-    pub(super) fn weeks(self) -> u64 {
+    pub(crate) fn weeks(self) -> u64 {
         // 1970 began with a Thursday.
         (self.days() + 3) / 7
     }
 
     /// The month.
-    pub(super) fn months(self) -> u64 {
+    pub(crate) fn months(self) -> u64 {
         self.year * 12 + self.month
     }
 
     /// `20261123T141339Z`: as a part of a file name, in which a colon would mean something else.
-    pub(super) fn compact(self) -> String {
+    pub(crate) fn compact(self) -> String {
         let (hour, minute, second) = self.clock();
         format!(
             "{:04}{:02}{:02}T{hour:02}{minute:02}{second:02}Z",
@@ -94,7 +95,7 @@ impl Moment {
     }
 
     /// `2026-11-23T14:13:39Z`, as RFC 3339 has it.
-    pub(super) fn rfc3339(self) -> String {
+    pub(crate) fn rfc3339(self) -> String {
         let (hour, minute, second) = self.clock();
         format!(
             "{:04}-{:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z",
