@@ -132,6 +132,10 @@ pub enum Fault {
     ShadowLeftOut,
     /// A flush does not know of bits that are durable and not yet in memory.
     LateForgotten,
+    /// A granule does not show whose bit could be put nowhere, and will be when there is room.
+    FailedUnshown,
+    /// Who writes to such a granule is answered before its bit is anywhere but in memory.
+    OwedForgotten,
     /// A granule's bit is in the shadow before the granule is in the image.
     ShadowBeforeGranule,
     /// A bit is set in memory before it is in the shadow.

@@ -7,6 +7,7 @@ mod commit_failed;
 mod commit_qcow2;
 mod crash;
 mod model;
+mod no_room;
 mod opening;
 mod own_qcow2;
 mod rebase;
