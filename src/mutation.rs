@@ -110,6 +110,10 @@ pub enum Fault {
     RebasedUnflushed,
     /// A new backing is taken for durable.
     FoundBackingUnsynced,
+    /// A flush takes for durable what is below the disk.
+    BelowUnsynced,
+    /// What a killed process has left below the disk, in the page cache alone, is taken for durable.
+    ShadowBelowKept,
     /// What another backing shows otherwise is not dirty.
     RebasedClean,
     /// A qcow2 does not say that it is being written to.

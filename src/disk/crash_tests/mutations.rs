@@ -21,7 +21,7 @@ enum By {
     Full(Kind, &'static str),
 }
 
-const WRITING: [(Fault, By); 18] = [
+const WRITING: [(Fault, By); 19] = [
     (Fault::ExcusedUnmarked, By::Power(Kind::EXCUSED, "D1")),
     (Fault::BegunSilently, By::Power(Kind::RAW, "D1")),
     (Fault::PolicyUntold, By::Power(Kind::LAZY, "D1")),
@@ -36,6 +36,7 @@ const WRITING: [(Fault, By); 18] = [
     (Fault::RegrownClean, By::Power(Kind::RAW, "D1")),
     (Fault::RegrownClean, By::Power(Kind::STATELESS, "killed: D1")),
     (Fault::BackingUnsynced, By::Power(Kind::OVERLAY, "A1, A2")),
+    (Fault::BelowUnsynced, By::Power(Kind::OVERLAY, "A1, A2")),
     (Fault::RebasedUnflushed, By::Power(Kind::OVERLAY, "A1, A2")),
     (Fault::RebasedClean, By::Power(Kind::OVERLAY, "D1")),
     (Fault::SnapshotUnflushed, By::Power(Kind::OVERLAY, "A1, A2")),

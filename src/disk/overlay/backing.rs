@@ -97,10 +97,7 @@ impl Disk {
         chain.sync_but(&overlay.chain)?;
         if overlay.chain.unopened {
             // Tried out only: who has opened the disk did not want what is below it.
-            chain = Chain {
-                unopened: !chain.layers.is_empty(),
-                layers: Vec::new(),
-            };
+            chain = Chain::without_images(!chain.layers.is_empty());
         }
         Ok(Below {
             descriptor,
@@ -216,7 +213,10 @@ impl Chain {
         if mutation::on(Fault::FoundBackingUnsynced) {
             return Ok(());
         }
-        self.layers.iter().filter(is_new).try_for_each(Layer::sync)
+        self.layers.iter().filter(is_new).try_for_each(|layer| {
+            layer.check_recovered()?;
+            layer.sync()
+        })
     }
 
     /// Whether any image is in both.

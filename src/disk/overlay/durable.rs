@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::Overlay;
+use super::{Chain, Overlay};
 use crate::bitmap::{BitmapFile, Bits};
 use crate::disk::Disk;
 use crate::disk::bitmaps::Shape;
@@ -369,7 +369,31 @@ impl Disk {
         self.flush_overlay(overlay)
     }
 
+    /// Makes durable what is below the disk, once: what it has not itself it shows from there, and some of that by the guest's
+    /// own word, who may have written zeros where an image ends (A1, A2). Whoever made these images need not have done it.
+    pub(in crate::disk) fn sync_below(&self, chain: &Chain) -> Result<()> {
+        if mutation::on(Fault::BelowUnsynced) {
+            return Ok(());
+        }
+        chain.sync().inspect_err(|e| self.fail(e))
+    }
+
+    /// Fails where what is below the disk shows what only a recovery there could make durable: a starting point would take it for
+    /// granted (D1). From outside of the gate.
+    pub(in crate::disk) fn check_recovered_below(&self) -> Result<()> {
+        if let Some(inner) = self.image().disk() {
+            inner.check_recovered_below()?;
+        }
+        if let Some(below) = &self.below {
+            below.check_recovered()?;
+        }
+        let shape = self.gate.enter();
+        let overlay = shape.overlay.as_ref();
+        overlay.map_or(Ok(()), |it| it.chain.check_recovered())
+    }
+
     pub(super) fn flush_overlay(&self, overlay: &Overlay) -> Result<()> {
+        self.sync_below(&overlay.chain)?;
         let durability = &overlay.durability;
         let round = |(): &()| {
             // A round that failed before this one has the disk fail for good.

@@ -223,10 +223,7 @@ impl OwnImage {
             return Ok(None);
         };
         let chain = if unopened {
-            Chain {
-                layers: Vec::new(),
-                unopened,
-            }
+            Chain::without_images(unopened)
         } else {
             Chain::open_from(files, base, Some(self.shown.clone()), Some(backing), loading)?
         };

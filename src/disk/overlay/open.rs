@@ -80,10 +80,7 @@ impl Chain {
             };
             layers.push(layer);
         }
-        Ok(Self {
-            layers,
-            unopened: false,
-        })
+        Ok(Self::of(layers))
     }
 }
 

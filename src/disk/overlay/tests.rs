@@ -1,6 +1,7 @@
 //! Overlays on a simulated disk, whose log shows what was done in which order.
 
 mod basic;
+mod below;
 mod commit;
 mod commit_deeper;
 mod commit_failed;
