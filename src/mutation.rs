@@ -112,6 +112,8 @@ pub enum Fault {
     FoundBackingUnsynced,
     /// A flush takes for durable what is below the disk.
     BelowUnsynced,
+    /// A flush takes for durable the names of the descriptors below the disk.
+    NamesBelowUnsynced,
     /// What a killed process has left below the disk, in the page cache alone, is taken for durable.
     ShadowBelowKept,
     /// What another backing shows otherwise is not dirty.

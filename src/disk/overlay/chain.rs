@@ -3,6 +3,7 @@
 //! May call `bitmap`, `format` and `storage`. Invariant: nothing here is ever written to, so that what a chain says of a range
 //! stays true for as long as the disk is open.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::format::Place;
 use crate::mutation::{self, Fault};
 use crate::state::Tenure;
-use crate::storage::Storage;
+use crate::storage::{Folder, Storage};
 use crate::sync::{Mutex, PoisonError};
 use crate::units::{ByteRange, Granularity, GranuleIndex};
 
@@ -33,6 +34,8 @@ pub(in crate::disk) struct Layer {
     pub(in crate::disk) length: u64,
     /// The descriptor that names the image, if one does.
     pub(in crate::disk) descriptor: Option<PathBuf>,
+    /// Where that has its name.
+    pub(super) folder: Option<Arc<dyn Folder>>,
     pub(super) has: Has,
     /// Where the bits are kept that say so, if it has such.
     pub(super) bits_file: Option<BitmapFile>,
@@ -71,6 +74,7 @@ impl Layer {
 
     /// Makes what it shows durable, as far as it can be: whoever made it may not have done so.
     pub(super) fn sync(&self) -> Result<()> {
+        self.sync_name()?;
         self.holds
             .iter()
             .try_for_each(|hold| where_it_can_be(hold.sync()))?;
@@ -80,6 +84,23 @@ impl Layer {
         self.bits_file
             .as_ref()
             .map_or(Ok(()), |file| where_it_can_be(file.sync()))
+    }
+
+    /// Makes the descriptor durable under its name: whoever put it there may have been killed before he did that.
+    fn sync_name(&self) -> Result<()> {
+        let (Some(folder), Some(shown)) = (&self.folder, &self.descriptor) else {
+            return Ok(());
+        };
+        if mutation::on(Fault::NamesBelowUnsynced) {
+            return Ok(());
+        }
+        match folder.sync() {
+            // Where no name can be changed, none was.
+            Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(()),
+            synced => {
+                where_it_can_be(synced.map_err(|e| Error::io("sync the folder of the descriptor", shown, &e)))
+            }
+        }
     }
 
     /// Gives the hold on it up, until what this returns is dropped: its own process is to write to it.

@@ -326,6 +326,7 @@ fn layer(image: Child, holds: Vec<Hold>, format: Format, has: Has) -> Result<Lay
         holds,
         format,
         descriptor: None,
+        folder: None,
         has,
         bits_file: None,
         shadowed: false,

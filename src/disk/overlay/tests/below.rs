@@ -170,6 +170,36 @@ fn zeros_that_were_flushed_stay_where_the_backing_ends() {
     }
 }
 
+/// The next user shows what this one did, where the backing's descriptor was replaced by one whose name is not synced.
+fn shows_the_same_below_a_new_name(fault: Option<Fault>) -> bool {
+    let sim = SimDisk::new();
+    sim.put(BASE, &base(LENGTH));
+    sim.put("other.img", &vec![7; usize::try_from(LENGTH).unwrap()]);
+    over(&sim, "middle.qbm", BASE, Format::Raw);
+    over(&sim, TOP, "middle.qbm", Format::Qbm);
+    over(&sim, "new.qbm", "other.img", Format::Raw);
+    // The first user of a state file syncs the folder.
+    let disk = options(&sim, "cache").open(TOP).unwrap();
+    write(&disk, 1, 5 * G, 10);
+    disk.close().unwrap();
+    sim.folder()
+        .rename("new.qbm".as_ref(), "middle.qbm".as_ref())
+        .unwrap();
+    let disk = options(&sim, "cache").open(TOP).unwrap();
+    let content = read_all(&disk);
+    assert_eq!(content[0], 7);
+    with(fault, || disk.flush()).unwrap();
+    drop(disk);
+    let after = sim.power_cut_keeping(Keep::Nothing);
+    read_all(&options(&after, "another").open(TOP).unwrap()) == content
+}
+
+#[test]
+fn the_descriptor_of_a_backing_is_durable_under_its_name() {
+    assert!(shows_the_same_below_a_new_name(None));
+    assert!(!shows_the_same_below_a_new_name(Some(Fault::NamesBelowUnsynced)));
+}
+
 /// A backing whose last user was killed: some of what it shows is in the page cache alone.
 fn above_a_killed_one() -> SimDisk {
     let sim = SimDisk::new();
@@ -205,7 +235,7 @@ fn a_starting_point_waits_for_a_recovery_below() {
     let disk = options(&sim, "cache").open(TOP).unwrap();
     disk.bitmap_add("b", every_granule()).unwrap();
     let backup = read_all(&disk);
-    assert_eq!(lost(&sim, &backup), []);
+    assert!(lost(&sim, &backup).is_empty());
 }
 
 #[test]
