@@ -1344,7 +1344,8 @@ int qbm_write_zeroes(struct qbm_disk *disk, uint64_t offset, uint64_t len, uint3
 int qbm_discard(struct qbm_disk *disk, uint64_t offset, uint64_t len, uint32_t flags);
 
 /**
- * Makes every write that completed before this call durable.
+ * Makes every write that completed before this call durable; the first such
+ * call of an open disk also what the images below it have, whoever wrote that.
  *
  * Returns 0, or what the system said; then see above on the disk's failure.
  * On a disk that is open read-only, and on a view, there is nothing to do: 0.
@@ -1563,7 +1564,10 @@ int qbm_block_status(struct qbm_disk *disk,
  * or the new one, and the disk has failed; epochs tell which it is when it is
  * opened again.) A starting point (add, clear, enable, freeze, thaw with
  * QBM_THAW_COMMIT, reset, deserialize) flushes the disk first: a backup must
- * not drop the bit of a write that a power cut can still take back.
+ * not drop the bit of a write that a power cut can still take back. For the
+ * same reason there is none above a QBM disk whose user was killed and that has
+ * not been recovered since (QBM_ERROR_FILE_INVALID), where some of what it
+ * shows is not durable.
  *
  * Bits that writes set are in the file before the write is, and survive the
  * end of the process; they are durable after qbm_bitmap_sync() or

@@ -120,6 +120,12 @@ pub enum Fault {
     RebasedUnflushed,
     /// A new backing is taken for durable.
     FoundBackingUnsynced,
+    /// A flush takes for durable what is below the disk.
+    BelowUnsynced,
+    /// A flush takes for durable the names of the descriptors below the disk.
+    NamesBelowUnsynced,
+    /// What a killed process has left below the disk, in the page cache alone, is taken for durable.
+    ShadowBelowKept,
     /// What another backing shows otherwise is not dirty.
     RebasedClean,
     /// A qcow2 does not say that it is being written to.
@@ -142,6 +148,10 @@ pub enum Fault {
     ShadowLeftOut,
     /// A flush does not know of bits that are durable and not yet in memory.
     LateForgotten,
+    /// A granule does not show whose bit could be put nowhere, and will be when there is room.
+    FailedUnshown,
+    /// Who writes to such a granule is answered before its bit is anywhere but in memory.
+    OwedForgotten,
     /// A granule's bit is in the shadow before the granule is in the image.
     ShadowBeforeGranule,
     /// A bit is set in memory before it is in the shadow.

@@ -87,7 +87,10 @@ unsafe impl Extensible for qbm_bitmap_options {}
 /// or the new one, and the disk has failed; epochs tell which it is when it is
 /// opened again.) A starting point (add, clear, enable, freeze, thaw with
 /// QBM_THAW_COMMIT, reset, deserialize) flushes the disk first: a backup must
-/// not drop the bit of a write that a power cut can still take back.
+/// not drop the bit of a write that a power cut can still take back. For the
+/// same reason there is none above a QBM disk whose user was killed and that has
+/// not been recovered since (QBM_ERROR_FILE_INVALID), where some of what it
+/// shows is not durable.
 ///
 /// Bits that writes set are in the file before the write is, and survive the
 /// end of the process; they are durable after qbm_bitmap_sync() or

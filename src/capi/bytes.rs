@@ -172,7 +172,8 @@ pub unsafe extern "C" fn qbm_discard(disk: *mut qbm_disk, offset: u64, len: u64,
     unsafe { to_change(disk, |disk| disk.discard(offset, len, write_flags(flags)?)) }
 }
 
-/// Makes every write that completed before this call durable.
+/// Makes every write that completed before this call durable; the first such
+/// call of an open disk also what the images below it have, whoever wrote that.
 ///
 /// Returns 0, or what the system said; then see above on the disk's failure.
 /// On a disk that is open read-only, and on a view, there is nothing to do: 0.

@@ -269,7 +269,8 @@ impl Disk {
         self.change(Change::Discard, offset, len, flags, allowed)
     }
 
-    /// Makes every write that completed before this call durable (A2).
+    /// Makes every write that completed before this call durable (A2). The first such call also what the images below have,
+    /// whoever wrote that.
     ///
     /// Once a flush has failed, every later write and flush fails until the disk is reopened: the kernel has
     /// dropped what it could not write, and a repeated flush that succeeds would prove nothing.
@@ -401,6 +402,9 @@ impl Disk {
     /// Makes durable what was written to the image. Callers at a time have a file description each, as far as there can be
     /// some; the rest of them share the next sync.
     fn sync_image(&self, mode: SyncMode) -> Result<()> {
+        if let Some(below) = &self.below {
+            self.sync_below(below)?;
+        }
         let Own {
             child: image, syncs, ..
         } = self.own.current();

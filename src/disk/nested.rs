@@ -163,7 +163,7 @@ impl Nested {
         }
     }
 
-    /// Makes all that it shows durable, whoever made it.
+    /// Makes what it shows durable, as far as it can be, whoever made it.
     pub(super) fn sync_found(&self) -> Result<()> {
         match self {
             Self::Disk(disk) => disk.flush(),

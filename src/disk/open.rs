@@ -389,10 +389,7 @@ impl OpenOptions {
     fn chain(&self, files: &mut Files<'_>, descriptor: &Descriptor, loading: &Loading) -> Result<Chain> {
         let backing = Backing::of(descriptor);
         if self.no_backing {
-            return Ok(Chain {
-                layers: Vec::new(),
-                unopened: backing.is_some(),
-            });
+            return Ok(Chain::without_images(backing.is_some()));
         }
         Chain::open(files, backing, loading)
     }

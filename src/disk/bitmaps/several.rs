@@ -72,12 +72,16 @@ impl Party<'_> {
         }
     }
 
-    /// A starting point needs what was written before to be durable. `shape` is there when the gate is closed.
+    /// A starting point needs what was written before to be durable, and what lies below. `shape` is there when the gate is
+    /// closed.
     fn flush(&self, shape: Option<&Shape>) -> Result<()> {
         match shape {
             _ if !self.starts || mutation::on(Fault::StartUnflushed) => Ok(()),
             Some(shape) => self.disk.sync_shape(shape),
-            None => self.disk.sync_written(),
+            None => {
+                self.disk.check_recovered_below()?;
+                self.disk.sync_written()
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::disk::{
 };
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::simulated::{CallKind, Fault, SimDisk};
+use crate::storage::{Role, write_slice};
 use crate::units::Granularity;
 
 pub(super) const NAME: &str = "disk.qbm";
@@ -83,7 +84,7 @@ impl Life {
             create.backing(file, format).granularity(granularity)
         };
         if kind.overlay {
-            sim.put(BASE, &base);
+            put_unsynced(&sim, BASE, &base)?;
         }
         if kind.over_qbm {
             let middle = create().backing(BASE, Format::Raw);
@@ -137,6 +138,10 @@ impl Life {
             shortest: bytes(LENGTH),
         };
         life.open()?;
+        if kind.overlay {
+            // Behind this, whoever made what is below need not have synced it.
+            life.step(Step::Flush)?;
+        }
         let start = life.now();
         Ok((life, start))
     }
@@ -429,6 +434,16 @@ impl Life {
             _ => change_bitmaps(disk, step),
         }
     }
+}
+
+/// A file that has its name, and its content in the page cache alone.
+fn put_unsynced(sim: &SimDisk, name: &str, content: &[u8]) -> Result<()> {
+    let folder = sim.folder();
+    let put = folder.create(Role::Backing, Path::new(name)).and_then(|file| {
+        folder.sync()?;
+        write_slice(&*file, content, 0)
+    });
+    put.map_err(|e| Error::system(&e))
 }
 
 /// What is below a disk that is an image.

@@ -20,9 +20,11 @@ enum By {
     Onward(Kind, &'static [Step], &'static str),
     /// [`super::failing`]: a call that fails in a life of this kind, with these words.
     Failing(Kind, &'static str),
+    /// The same where there is no room.
+    Full(Kind, &'static str),
 }
 
-const WRITING: [(Fault, By); 18] = [
+const WRITING: [(Fault, By); 19] = [
     (Fault::ExcusedUnmarked, By::Power(Kind::EXCUSED, "D1")),
     (Fault::BegunSilently, By::Power(Kind::RAW, "D1")),
     (Fault::PolicyUntold, By::Power(Kind::LAZY, "D1")),
@@ -37,6 +39,7 @@ const WRITING: [(Fault, By); 18] = [
     (Fault::RegrownClean, By::Power(Kind::RAW, "D1")),
     (Fault::RegrownClean, By::Power(Kind::STATELESS, "killed: D1")),
     (Fault::BackingUnsynced, By::Power(Kind::OVERLAY, "A1, A2")),
+    (Fault::BelowUnsynced, By::Power(Kind::OVERLAY, "A1, A2")),
     (Fault::RebasedUnflushed, By::Power(Kind::OVERLAY, "A1, A2")),
     (Fault::RebasedClean, By::Power(Kind::OVERLAY, "D1")),
     (Fault::SnapshotUnflushed, By::Power(Kind::OVERLAY, "A1, A2")),
@@ -83,11 +86,13 @@ const SHADOW: [(Fault, By); 5] = [
 
 const NESTED: [(Fault, By); 1] = [(Fault::ImageBegunFirst, By::Power(Kind::NESTED, "is inconsistent"))];
 
-const FAILING_CALLS: [(Fault, By); 4] = [
-    (Fault::UnsureForgotten, By::Failing(Kind::RAW, "M1")),
+const FAILING_CALLS: [(Fault, By); 6] = [
+    (Fault::UnsureForgotten, By::Failing(Kind::RAW, "D1")),
     (Fault::FailedSyncForgotten, By::Failing(Kind::RAW, "A2")),
     (Fault::BitBeforePiece, By::Failing(Kind::RAW, "D1")),
     (Fault::BitBeforePiece, By::Failing(Kind::STATELESS, "D1")),
+    (Fault::FailedUnshown, By::Full(Kind::OVERLAY, "D1")),
+    (Fault::OwedForgotten, By::Full(Kind::OVERLAY, "killed: A1, A2")),
 ];
 
 /// What the tests say of a disk with `fault`.
@@ -100,6 +105,7 @@ fn verdict(fault: Fault, by: By) -> Result<u64, String> {
         catch_unwind(AssertUnwindSafe(|| match by {
             By::Failing(kind, _) => failing::every_call(kind),
             By::Onward(kind, steps, _) => look_at(kind, steps, Depth { states: 4, onward: 1 }),
+            By::Full(kind, _) => failing::without_room(kind),
             By::Power(kind, _) => {
                 let by_hand = look_at(kind, &kind.script(), depth)?;
                 (0..4).try_fold(by_hand, |all, seed| Ok(all + random(kind, seed, 40, depth)?))
@@ -112,7 +118,7 @@ fn verdict(fault: Fault, by: By) -> Result<u64, String> {
 fn all_are_missed(table: &[(Fault, By)]) {
     let mut unseen = Vec::new();
     for (fault, by) in table.iter().copied() {
-        let (By::Power(_, words) | By::Onward(_, _, words) | By::Failing(_, words)) = by;
+        let (By::Power(_, words) | By::Onward(_, _, words) | By::Failing(_, words) | By::Full(_, words)) = by;
         match verdict(fault, by) {
             Err(what) if what.contains(words) => {
                 println!("{fault:?}: {}", what.lines().next().unwrap_or_default());

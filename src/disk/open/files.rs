@@ -454,6 +454,19 @@ impl<'p> Files<'p> {
         Ok(hold)
     }
 
+    /// The folder in which a descriptor has its name, by which `base` leads from the disk's folder; none where only the caller
+    /// can open it.
+    pub(in crate::disk) fn folder_of(&self, base: &Path) -> Option<Arc<dyn Folder>> {
+        if base.as_os_str().is_empty() {
+            return Some(Arc::clone(&self.place.folder));
+        }
+        if self.place.handed_in {
+            return None;
+        }
+        let folder = HostFolder::open(&self.shown(base)).ok()?;
+        Some(Arc::new(folder))
+    }
+
     /// What the opener says of the page cache.
     pub(in crate::disk) fn cache_epoch(&self) -> Option<&str> {
         self.place.cache_epoch.as_deref()

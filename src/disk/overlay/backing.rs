@@ -61,6 +61,7 @@ impl Disk {
         let mut structure = self.structure();
         let overlay = self.overlay_of_its_own()?;
         let below = self.below((&structure.descriptor, &self.gate.enter()), &overlay, backing)?;
+        below.chain.check_in_place_of(&overlay.chain)?;
         let mut shape = self.gate.close();
         self.check_for_change()?;
         shape.check_no_backup(&self.path)?;
@@ -97,10 +98,7 @@ impl Disk {
         chain.sync_but(&overlay.chain)?;
         if overlay.chain.unopened {
             // Tried out only: who has opened the disk did not want what is below it.
-            chain = Chain {
-                unopened: !chain.layers.is_empty(),
-                layers: Vec::new(),
-            };
+            chain = Chain::without_images(!chain.layers.is_empty());
         }
         Ok(Below {
             descriptor,
@@ -216,7 +214,19 @@ impl Chain {
         if mutation::on(Fault::FoundBackingUnsynced) {
             return Ok(());
         }
-        self.layers.iter().filter(is_new).try_for_each(Layer::sync)
+        self.layers.iter().filter(is_new).try_for_each(|layer| {
+            layer.check_recovered()?;
+            layer.sync()
+        })
+    }
+
+    /// Fails where the disk cannot go over to these images from `other`'s, of which it lets some go: what these alone kept
+    /// through a power cut must be kept by the ones that stay, too (A1). The flush before makes them durable as far as that goes.
+    pub(super) fn check_in_place_of(&self, other: &Self) -> Result<()> {
+        if other.has_the_files_of(self) {
+            return Ok(());
+        }
+        self.check_recovered()
     }
 
     /// Whether any image is in both.

@@ -3,6 +3,7 @@
 //! May call `bitmap`, `format` and `storage`. Invariant: nothing here is ever written to, so that what a chain says of a range
 //! stays true for as long as the disk is open.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,8 +16,10 @@ use crate::disk::open::Files;
 use crate::disk::{Child, StatusFlags, StatusHints};
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::Place;
+use crate::mutation::{self, Fault};
 use crate::state::Tenure;
-use crate::storage::Storage;
+use crate::storage::{Folder, Storage};
+use crate::sync::{Mutex, PoisonError};
 use crate::units::{ByteRange, Granularity, GranuleIndex};
 
 /// One image below the disk.
@@ -31,6 +34,8 @@ pub(in crate::disk) struct Layer {
     pub(in crate::disk) length: u64,
     /// The descriptor that names the image, if one does.
     pub(in crate::disk) descriptor: Option<PathBuf>,
+    /// Where that has its name.
+    pub(super) folder: Option<Arc<dyn Folder>>,
     pub(super) has: Has,
     /// Where the bits are kept that say so, if it has such.
     pub(super) bits_file: Option<BitmapFile>,
@@ -54,20 +59,48 @@ pub(super) enum Has {
 }
 
 impl Layer {
-    /// Makes all that it shows durable: whoever made it may not have done so.
-    pub(super) fn sync(&self) -> Result<()> {
-        if self.shadowed {
+    /// Fails where a killed process has left in the page cache alone what it shows, so that no sync keeps it through a power cut.
+    pub(super) fn check_recovered(&self) -> Result<()> {
+        if self.shadowed && !mutation::on(Fault::ShadowBelowKept) {
             let shown = self.descriptor.as_ref().unwrap_or(&self.image.path).display();
             return Err(Error::new(
                 ErrorCode::FileInvalid,
                 format!("{shown} was not closed by its last user; \"qbm check -r all {shown}\" recovers it"),
             ));
         }
-        self.holds.iter().try_for_each(Hold::sync)?;
+        let nested = self.image.nested.as_ref().and_then(|it| it.chain());
+        nested.map_or(Ok(()), Chain::check_recovered)
+    }
+
+    /// Makes what it shows durable, as far as it can be: whoever made it may not have done so.
+    pub(super) fn sync(&self) -> Result<()> {
+        self.sync_name()?;
+        self.holds
+            .iter()
+            .try_for_each(|hold| where_it_can_be(hold.sync()))?;
         if let Some(nested) = &self.image.nested {
             nested.sync_found()?;
         }
-        self.bits_file.as_ref().map_or(Ok(()), BitmapFile::sync)
+        self.bits_file
+            .as_ref()
+            .map_or(Ok(()), |file| where_it_can_be(file.sync()))
+    }
+
+    /// Makes the descriptor durable under its name: whoever put it there may have been killed before he did that.
+    fn sync_name(&self) -> Result<()> {
+        let (Some(folder), Some(shown)) = (&self.folder, &self.descriptor) else {
+            return Ok(());
+        };
+        if mutation::on(Fault::NamesBelowUnsynced) {
+            return Ok(());
+        }
+        match folder.sync() {
+            // Where no name can be changed, none was.
+            Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(()),
+            synced => {
+                where_it_can_be(synced.map_err(|e| Error::io("sync the folder of the descriptor", shown, &e)))
+            }
+        }
     }
 
     /// Gives the hold on it up, until what this returns is dropped: its own process is to write to it.
@@ -88,6 +121,14 @@ impl Layer {
             Has::Bits(allocated) => Ok(allocated.run(at, end)),
             Has::Tables => self.image.run(at, end),
         }
+    }
+}
+
+/// The outcome of a sync of a file that is only read. A file system that never writes, as squashfs, has none: EINVAL.
+fn where_it_can_be(synced: Result<()>) -> Result<()> {
+    match synced {
+        Err(error) if error.errno() == libc::EINVAL => Ok(()),
+        synced => synced,
     }
 }
 
@@ -163,6 +204,18 @@ pub(in crate::disk) struct Chain {
     pub(in crate::disk) layers: Vec<Layer>,
     /// The disk has a backing image, and it was not opened.
     pub(in crate::disk) unopened: bool,
+    /// Held while it is synced, as the kernel tells but one of two that something was lost.
+    synced: Mutex<Synced>,
+}
+
+/// Whether what a chain shows is durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Synced {
+    #[default]
+    Unknown,
+    Yes,
+    /// It may be lost, and no later sync would tell.
+    Failed,
 }
 
 /// What a run of bytes of a chain is.
@@ -189,6 +242,22 @@ impl Layer {
 }
 
 impl Chain {
+    /// Of these images, the nearest first.
+    pub(super) fn of(layers: Vec<Layer>) -> Self {
+        Self {
+            layers,
+            ..Self::default()
+        }
+    }
+
+    /// Of none, be it that there is none, or that it is `unopened`.
+    pub(in crate::disk) fn without_images(unopened: bool) -> Self {
+        Self {
+            unopened,
+            ..Self::default()
+        }
+    }
+
     /// Where the first bytes of `range` are, for which no layer above has bits.
     pub(super) fn find(&self, range: ByteRange) -> Result<Run> {
         self.find_to(range, usize::MAX)
@@ -247,9 +316,31 @@ impl Chain {
         }
     }
 
-    /// Makes all that it shows durable, whoever made it.
+    /// Makes what it shows durable, as far as it can be, whoever made it. Once, as nothing of it changes; a failure is for good.
     pub(in crate::disk) fn sync(&self) -> Result<()> {
-        self.layers.iter().try_for_each(Layer::sync)
+        let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
+        match *synced {
+            Synced::Yes => return Ok(()),
+            Synced::Failed => {
+                return Err(Error::new(
+                    ErrorCode::Failed,
+                    "an earlier flush of an image below the disk failed, so what it shows may be lost",
+                ));
+            }
+            Synced::Unknown => {}
+        }
+        let result = self.layers.iter().try_for_each(Layer::sync);
+        *synced = if result.is_ok() {
+            Synced::Yes
+        } else {
+            Synced::Failed
+        };
+        result
+    }
+
+    /// Fails where [`sync`](Self::sync) cannot make all of it durable.
+    pub(in crate::disk) fn check_recovered(&self) -> Result<()> {
+        self.layers.iter().try_for_each(Layer::check_recovered)
     }
 
     /// Whether all that was acknowledged to a process that was killed, and that had written to the nearest image, is there.

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::Overlay;
+use super::{Chain, Overlay};
 use crate::bitmap::{BitmapFile, Bits};
 use crate::disk::Disk;
 use crate::disk::bitmaps::Shape;
@@ -27,6 +27,8 @@ pub(super) struct Durability {
     /// page cache goes with a power cut, and takes with it what was written into such a granule since.
     synced: AtomicBool,
     rounds: Rounds<()>,
+    /// Whether there are bits that a change waits for: see [`owes`](Self::owes).
+    owing: AtomicBool,
     /// Where a bit stands as long as it is pending, so that it outlives the process (A3).
     shadow: Option<Arc<Shadow>>,
 }
@@ -43,6 +45,11 @@ struct Unsettled {
     /// Those that are to be durable before they are set in memory. Where they are not pending, the file has them already,
     /// and memory not yet.
     late: Vec<GranuleRange>,
+    /// Some of the pending ones stand nowhere but in memory: neither the shadow nor the file took them, and the change that set
+    /// them has failed.
+    pending_owed: bool,
+    /// So do some of those that were taken.
+    taken_owed: bool,
 }
 
 impl std::fmt::Debug for BitmapFile {
@@ -64,9 +71,12 @@ impl Durability {
                 taken: None,
                 spare: Some(Bits::new(len)?),
                 late: Vec::new(),
+                pending_owed: false,
+                taken_owed: false,
             }),
             synced: AtomicBool::new(mutation::on(Fault::FoundIsDurable)),
             rounds: Rounds::new(()),
+            owing: AtomicBool::new(false),
             shadow: None,
         })
     }
@@ -128,6 +138,9 @@ impl Durability {
 
     /// Sets `granules`, which are pending, in `own` when `flush` has made them durable: nothing else would keep them for
     /// whoever comes after this process.
+    ///
+    /// Where it fails they stay pending, and some flush will find room for them, or has got some of them into the file. So they
+    /// are set all the same: what failed shows at once, and not when the disk is opened again (A1, D1).
     pub(super) fn publish_late(
         &self,
         own: &Bits,
@@ -139,14 +152,33 @@ impl Durability {
             self.unsettled().late.push(granules);
         }
         let flushed = flush();
-        if flushed.is_ok() {
+        let mut unsettled = self.unsettled();
+        if flushed.is_err() {
+            // Before the bits are set, as whoever finds them set asks for this next.
+            unsettled.owe(granules);
+            self.note_owed(&unsettled);
+        }
+        if flushed.is_ok() || !mutation::on(Fault::FailedUnshown) {
             own.set(granules);
         }
-        let late = &mut self.unsettled().late;
-        if let Some(index) = late.iter().position(|it| *it == granules) {
-            late.swap_remove(index);
+        if let Some(index) = unsettled.late.iter().position(|it| *it == granules) {
+            unsettled.late.swap_remove(index);
         }
+        drop(unsettled);
         flushed
+    }
+
+    /// Whether a change of `granules`, which are set in memory, may not be reported done before a flush: there is nothing else
+    /// that keeps their bits for whoever comes after this process (A3).
+    pub(super) fn owes(&self, granules: GranuleRange) -> bool {
+        self.owing.load(Ordering::Acquire)
+            && !mutation::on(Fault::OwedForgotten)
+            && self.unsettled().touches(granules)
+    }
+
+    fn note_owed(&self, unsettled: &Unsettled) {
+        let owing = unsettled.pending_owed || unsettled.taken_owed;
+        self.owing.store(owing, Ordering::Release);
     }
 
     /// Whether the bits of `granules`, as `own` has them, outlive a power cut.
@@ -190,6 +222,7 @@ impl Durability {
         };
         let bits = Arc::new(std::mem::replace(&mut unsettled.pending, fresh));
         unsettled.taken = Some(Arc::clone(&bits));
+        unsettled.taken_owed = std::mem::take(&mut unsettled.pending_owed);
         Ok(Taken {
             durability: self,
             bits: Some(bits),
@@ -262,6 +295,13 @@ impl Unsettled {
         let taken = self.taken.as_ref();
         self.pending.any_set(granules) || taken.is_some_and(|taken| taken.any_set(granules))
     }
+
+    /// Nothing keeps the bits of `granules` but memory, as far as they are not durable: another's flush may have come between.
+    fn owe(&mut self, granules: GranuleRange) {
+        let taken = self.taken.as_ref();
+        self.taken_owed |= taken.is_some_and(|taken| taken.any_set(granules));
+        self.pending_owed |= self.pending.any_set(granules);
+    }
 }
 
 /// What a flush is at work on. Dropping it, after whatever failure, makes the bits pending again.
@@ -285,6 +325,8 @@ impl Taken<'_> {
         let mut unsettled = durability.unsettled();
         unsettled.taken = None;
         unsettled.spare = spare;
+        unsettled.taken_owed = false;
+        durability.note_owed(&unsettled);
         Ok(())
     }
 }
@@ -295,6 +337,7 @@ impl Drop for Taken<'_> {
             let mut unsettled = self.durability.unsettled();
             unsettled.pending.merge_from(&bits);
             unsettled.taken = None;
+            unsettled.pending_owed |= std::mem::take(&mut unsettled.taken_owed);
         }
     }
 }
@@ -326,7 +369,31 @@ impl Disk {
         self.flush_overlay(overlay)
     }
 
+    /// Makes durable what is below the disk, once: what it has not itself it shows from there, and some of that by the guest's
+    /// own word, who may have written zeros where an image ends (A1, A2). Whoever made these images need not have done it.
+    pub(in crate::disk) fn sync_below(&self, chain: &Chain) -> Result<()> {
+        if mutation::on(Fault::BelowUnsynced) {
+            return Ok(());
+        }
+        chain.sync().inspect_err(|e| self.fail(e))
+    }
+
+    /// Fails where what is below the disk shows what only a recovery there could make durable: a starting point would take it for
+    /// granted (D1). From outside of the gate.
+    pub(in crate::disk) fn check_recovered_below(&self) -> Result<()> {
+        if let Some(inner) = self.image().disk() {
+            inner.check_recovered_below()?;
+        }
+        if let Some(below) = &self.below {
+            below.check_recovered()?;
+        }
+        let shape = self.gate.enter();
+        let overlay = shape.overlay.as_ref();
+        overlay.map_or(Ok(()), |it| it.chain.check_recovered())
+    }
+
     pub(super) fn flush_overlay(&self, overlay: &Overlay) -> Result<()> {
+        self.sync_below(&overlay.chain)?;
         let durability = &overlay.durability;
         let round = |(): &()| {
             // A round that failed before this one has the disk fail for good.

@@ -223,10 +223,7 @@ impl OwnImage {
             return Ok(None);
         };
         let chain = if unopened {
-            Chain {
-                layers: Vec::new(),
-                unopened,
-            }
+            Chain::without_images(unopened)
         } else {
             Chain::open_from(files, base, Some(self.shown.clone()), Some(backing), loading)?
         };
@@ -329,6 +326,7 @@ fn layer(image: Child, holds: Vec<Hold>, format: Format, has: Has) -> Result<Lay
         holds,
         format,
         descriptor: None,
+        folder: None,
         has,
         bits_file: None,
         shadowed: false,

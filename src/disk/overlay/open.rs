@@ -80,10 +80,7 @@ impl Chain {
             };
             layers.push(layer);
         }
-        Ok(Self {
-            layers,
-            unopened: false,
-        })
+        Ok(Self::of(layers))
     }
 }
 
@@ -130,6 +127,7 @@ fn raw(files: &mut Files<'_>, base: &Path, backing: &Backing) -> Result<Layer> {
         holds: vec![hold],
         format: Format::Raw,
         descriptor: None,
+        folder: None,
         has: Has::All,
         bits_file: None,
         shadowed: false,
@@ -253,6 +251,7 @@ fn layer_of(
         format: descriptor.image().format,
         length,
         descriptor: Some(shown.to_owned()),
+        folder: files.folder_of(base),
         has,
         bits_file,
         shadowed,

@@ -54,6 +54,7 @@ impl Disk {
             ));
         }
         let below = self.below((&structure.descriptor, &self.gate.enter()), &overlay, backing)?;
+        below.chain.check_in_place_of(&overlay.chain)?;
         self.pull(&overlay, &below, progress)?;
         if !mutation::on(Fault::RebasedUnflushed) {
             // What can be done while the guest goes on.

@@ -105,13 +105,25 @@ impl Target {
             _locks: locks,
             unsure: AtomicBool::new(false),
         };
-        check_identity(target.image(), layer.image.storage.identity())?;
-        if let (Some(writer), Some(reader)) = (target.image().tables(), layer.image.tables()) {
+        match target.check_is(layer) {
+            Ok(()) => Ok(target),
+            Err(error) => {
+                // A qcow2 says by now that it is being written to.
+                let _ = target.finish();
+                Err(error)
+            }
+        }
+    }
+
+    /// Fails where it is not the file that is open as `layer`; has that read what is written here from now on.
+    fn check_is(&self, layer: &Layer) -> Result<()> {
+        check_identity(self.image(), layer.image.storage.identity())?;
+        if let (Some(writer), Some(reader)) = (self.image().tables(), layer.image.tables()) {
             writer
                 .read_by(Arc::clone(reader))
                 .map_err(|e| layer.image.failed("read the tables of", &e))?;
         }
-        Ok(target)
+        Ok(())
     }
 
     fn open_disk(place: &Place, path: &Path) -> Result<Kind> {

@@ -1,12 +1,14 @@
 //! Overlays on a simulated disk, whose log shows what was done in which order.
 
 mod basic;
+mod below;
 mod commit;
 mod commit_deeper;
 mod commit_failed;
 mod commit_qcow2;
 mod crash;
 mod model;
+mod no_room;
 mod opening;
 mod own_qcow2;
 mod rebase;

@@ -47,8 +47,9 @@ impl Disk {
                 )?,
             }
         }
-        if plan.durable {
-            return self.sync_granules(overlay, overlay.own.granularity.touched_by(plan.range));
+        let granules = overlay.own.granularity.touched_by(plan.range);
+        if plan.durable || overlay.durability.owes(granules) {
+            return self.sync_granules(overlay, granules);
         }
         Ok(())
     }
@@ -231,7 +232,8 @@ impl Top<'_> {
     }
 
     /// Sets the bits of claimed granules, which are in the image as a whole now, as far as they must outlive this process
-    /// (A3): where the shadow cannot take them (no room on its disk), they are made durable instead.
+    /// (A3): where the shadow cannot take them (no room on its disk), they are made durable instead. Where that fails, too, the
+    /// granules show what was written, and the caller has failed.
     pub(super) fn publish(&self, granules: GranuleRange) -> Result<()> {
         let bits = &self.overlay.own.bits;
         let mut at = granules.start;

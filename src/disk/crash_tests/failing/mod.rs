@@ -1,6 +1,7 @@
 //! (d) Every call of a life fails in turn: with EIO and ENOSPC, doing nothing, a part of it, or all of it; a failed call
 //! is one, or the first of many. The error is in words, nothing that was promised is lost, neither in a kill nor in a power
-//! cut, and the disk is usable afterwards or says that it is not.
+//! cut, and the disk is usable afterwards or says that it is not. What failed is tried again, or something else is done instead:
+//! zeros over it, another write, a starting point.
 //!
 //! In an ordinary run every call of a short life of every kind, in one way or more, and of the long ones by hand two calls of each
 //! step; `QBM_SEED` draws others. `QBM_LONG=1`: every call of the long ones, in every way.
@@ -12,7 +13,7 @@ mod ways;
 use std::path::Path;
 use std::sync::Arc;
 
-use ways::{Failing, WAYS, in_words};
+use ways::{FULL, Failing, THENS, Then, WAYS, in_words, needs_room};
 
 use super::dice::{Dice, seed};
 use super::kind::{KINDS, Kind};
@@ -21,13 +22,21 @@ use super::power::{Depth, Look};
 use super::steps::Step;
 use crate::error::ErrorCode;
 use crate::storage::Role;
-use crate::storage::simulated::{Call, CallKind, Event, Failure, Fault};
+use crate::storage::simulated::{Call, CallKind, Event, Failure};
 
 /// Which call fails: of which step, and the how-manieth there, counted from 1.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     step: usize,
     call: u64,
+}
+
+/// In which way it fails, and what comes next where that ended the step.
+type Way = (Failing, Then);
+
+/// The way number `turn`: all of them come in turn.
+fn way(turn: usize) -> Way {
+    (WAYS[turn % WAYS.len()], THENS[turn % THENS.len()])
 }
 
 fn is_sync(call: &Call) -> bool {
@@ -66,17 +75,18 @@ struct Failed<'s> {
     steps: &'s [Step],
     /// When crashes are looked at.
     points: Vec<u64>,
+    /// Whether a flush has succeeded since.
+    flushed: bool,
     /// The call that failed.
     struck: String,
 }
 
 impl Failed<'_> {
     /// Does step number `place.step`, in which a call fails.
-    fn strike(&mut self, place: Place, way: Failing) -> Result<Struck, String> {
+    fn strike(&mut self, place: Place, (way, then): Way) -> Result<Struck, String> {
         let step = self.steps[place.step];
         let life = &mut self.life;
-        let fault = Fault::new(way.errno).nth(place.call).keeping(way.kept);
-        life.sim.fail(if way.on { fault.from_then_on() } else { fault });
+        life.sim.fail(way.fault(place.call));
         let begun = life.now();
         let result = life.step(step);
         let at = usize::try_from(begun + place.call - 1).unwrap_or(usize::MAX);
@@ -116,7 +126,10 @@ impl Failed<'_> {
             return Ok(Struck::Fatally);
         }
         if result.is_err() && !life.has_failed() {
-            retry(life, step)?;
+            for step in then.steps(step) {
+                go_on_with(life, step)?;
+            }
+            self.points.push(life.now());
         }
         Ok(Struck::Bearably)
     }
@@ -126,9 +139,10 @@ impl Failed<'_> {
         let life = &mut self.life;
         let begun = life.now();
         let result = life.step(step);
-        if result.is_ok() && step == Step::Flush && self.points.len() == 1 {
+        if result.is_ok() && step == Step::Flush && !self.flushed {
             // What the failure dropped is durable now, or this flush lied.
             self.points.push(life.now());
+            self.flushed = true;
         } else if result.is_err() && !refused(&result) && !life.has_failed() {
             reopen(life, begun, &result).map_err(|what| format!("then {step:?} on a sound disk: {what}"))?;
         } else if life.has_failed() {
@@ -147,7 +161,7 @@ impl Failed<'_> {
     }
 
     /// The life from step number `place.step` on, and what crashes leave of it.
-    fn live_on(&mut self, place: Place, way: Failing, start: u64) -> Result<Option<u64>, String> {
+    fn live_on(&mut self, place: Place, way: Way, start: u64) -> Result<Option<u64>, String> {
         match self.strike(place, way)? {
             Struck::Not => return Ok(None),
             Struck::Bearably => {
@@ -183,12 +197,13 @@ impl Failed<'_> {
 }
 
 /// One life in which one call fails. `None` where there is no such call.
-fn one(kind: Kind, steps: &[Step], place: Place, way: Failing) -> Result<Option<u64>, String> {
+fn one(kind: Kind, steps: &[Step], place: Place, way: Way) -> Result<Option<u64>, String> {
     let (life, start) = Life::new(kind).map_err(|e| e.to_string())?;
     let mut failed = Failed {
         life,
         steps,
         points: Vec::new(),
+        flushed: false,
         struck: String::new(),
     };
     for step in &steps[..place.step] {
@@ -201,8 +216,8 @@ fn one(kind: Kind, steps: &[Step], place: Place, way: Failing) -> Result<Option<
     states.map_err(|what| format!("{}: {what}", failed.struck))
 }
 
-/// The step that failed is tried again, as guests do: it may not be taken for done.
-fn retry(life: &mut Life, step: Step) -> Result<(), String> {
+/// Does a step behind one that failed: it can be done, or the disk says that it must be reopened.
+fn go_on_with(life: &mut Life, step: Step) -> Result<(), String> {
     let begun = life.now();
     let result = life.step(step);
     if result.is_ok() || refused(&result) {
@@ -212,7 +227,7 @@ fn retry(life: &mut Life, step: Step) -> Result<(), String> {
         life.look_again(begun);
         return Ok(());
     }
-    reopen(life, begun, &result).map_err(|what| format!("{step:?} cannot be done again: {what}"))
+    reopen(life, begun, &result).map_err(|what| format!("{step:?} cannot be done behind it: {what}"))
 }
 
 /// The state file takes nothing after a failed update, and says so: whoever reopens the disk goes on. An error where that is not
@@ -237,7 +252,7 @@ struct Count {
 
 impl Count {
     /// The call at `place` fails in this way; false where there is no such call.
-    fn try_one(&mut self, kind: Kind, steps: &[Step], place: Place, way: Failing) -> Result<bool, String> {
+    fn try_one(&mut self, kind: Kind, steps: &[Step], place: Place, way: Way) -> Result<bool, String> {
         let found = one(kind, steps, place, way)
             .map_err(|what| format!("{:?}, call {}, {way:?}: {what}", steps[place.step], place.call))?;
         self.states += found.unwrap_or(0);
@@ -254,7 +269,7 @@ fn each(kind: Kind, steps: &[Step], count: usize) -> Result<u64, String> {
         for call in 1.. {
             let mut any = false;
             for _ in 0..count {
-                any |= done.try_one(kind, steps, Place { step, call }, WAYS[turn % WAYS.len()])?;
+                any |= done.try_one(kind, steps, Place { step, call }, way(turn))?;
                 turn += 1;
             }
             if !any {
@@ -277,16 +292,34 @@ pub(super) fn every_call(kind: Kind) -> Result<u64, String> {
     each(kind, &script::short(kind), count)
 }
 
-/// How many calls each step makes in a life where none fails.
-fn calls_of(kind: Kind, steps: &[Step]) -> Result<Vec<u64>, String> {
+/// The calls that each step makes in a life where none fails, as `of` has them.
+fn calls_of<T>(kind: Kind, steps: &[Step], of: impl Fn(&Call) -> T) -> Result<Vec<Vec<T>>, String> {
     let (mut life, _) = Life::new(kind).map_err(|e| e.to_string())?;
     let mut calls = Vec::new();
     for step in steps {
-        let begun = life.now();
+        let begun = usize::try_from(life.now()).unwrap_or(usize::MAX);
         life.step(*step).map_err(|e| format!("{step:?}: {e}"))?;
-        calls.push(life.now() - begun);
+        calls.push(life.sim.events()[begun..].iter().map(|it| of(&it.call)).collect());
     }
     Ok(calls)
+}
+
+/// Every call of a short life of this kind that needs room finds none; then the step is tried again, or something else is done.
+pub(super) fn without_room(kind: Kind) -> Result<u64, String> {
+    let steps = script::short(kind);
+    let mut count = Count::default();
+    for (step, calls) in calls_of(kind, &steps, needs_room)?.into_iter().enumerate() {
+        for (call, _) in (1..).zip(calls).filter(|(_, needs)| *needs) {
+            for then in [Then::Again, Then::Zeros, Then::Point] {
+                count.try_one(kind, &steps, Place { step, call }, (FULL, then))?;
+            }
+        }
+    }
+    println!(
+        "{kind:?}: {} calls without room, {} states",
+        count.calls, count.states
+    );
+    Ok(count.states)
 }
 
 /// How many calls of each step of a long life fail in an ordinary run.
@@ -297,13 +330,16 @@ fn some_of_each(kind: Kind, seed: u64) -> Result<u64, String> {
     let steps = kind.script();
     let mut dice = Dice::new(seed);
     let mut count = Count::default();
-    for (step, calls) in calls_of(kind, &steps)?.into_iter().enumerate() {
-        let calls = usize::try_from(calls).unwrap_or(0);
+    for (step, calls) in calls_of(kind, &steps, |_| ())?.into_iter().enumerate() {
+        let calls = calls.len();
         if calls == 0 {
             continue;
         }
         for _ in 0..EACH {
-            let (call, way) = (dice.below(calls) as u64 + 1, WAYS[dice.below(WAYS.len())]);
+            let (call, way) = (
+                dice.below(calls) as u64 + 1,
+                way(dice.below(WAYS.len() * THENS.len())),
+            );
             if !count.try_one(kind, &steps, Place { step, call }, way)? {
                 return Err(format!("{:?} has no call {call}", steps[step]));
             }
@@ -319,7 +355,7 @@ fn long_lives(kinds: &[Kind]) {
     let seed = seed();
     for (number, kind) in (0..).zip(kinds) {
         let states = if long {
-            each(*kind, &kind.script(), WAYS.len())
+            each(*kind, &kind.script(), WAYS.len() * THENS.len())
         } else {
             some_of_each(*kind, seed.wrapping_mul(100).wrapping_add(number))
         };
@@ -342,6 +378,12 @@ fn every_call_that_fails_is_told_of_and_costs_nothing() {
 #[test]
 fn every_call_of_a_disk_in_a_disk_that_fails_costs_nothing() {
     short_lives(KINDS.into_iter().filter(|kind| kind.inner.is_some()));
+}
+
+/// A first touch of an overlay that finds no room for its bit anywhere is neither forgotten nor kept a secret.
+#[test]
+fn an_overlay_without_room_goes_on_with_what_it_shows() {
+    without_room(Kind::OVERLAY).unwrap_or_else(|what| panic!("{what}"));
 }
 
 /// Of everything that can be done to a disk.

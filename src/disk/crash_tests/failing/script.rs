@@ -68,6 +68,8 @@ pub(super) fn short(kind: Kind) -> Vec<Step> {
     if kind.overlay {
         steps.splice(8..8, [MakeEmpty, write(100, 5000)]);
         steps.splice(5..5, [Snapshot, write(300, 300)]);
+        // Behind the end of the backing.
+        steps.insert(3, write(22_000, 700));
         steps.extend([
             Commit,
             write(2000, 100),

@@ -177,7 +177,7 @@ fn every_file_of_a_chain_comes_from_the_folder() {
     disk.close().unwrap();
     let changed: Vec<_> = sim.events()[start..]
         .iter()
-        .filter(|event| event.call.changes())
+        .filter(|event| event.call.changes() && event.call.kind() != CallKind::Sync)
         .flat_map(|event| {
             event
                 .call

@@ -159,6 +159,116 @@ fn an_image_that_is_to_be_recovered_is_refused() {
     assert_same(&read_all(&disk), &content);
 }
 
+/// How the disk comes to the deeper one of the images below it.
+#[derive(Clone, Copy, Debug)]
+enum Deeper {
+    Rebased,
+    /// By the name alone: it shows the same.
+    Renamed,
+}
+
+impl Deeper {
+    fn put(self, disk: &Disk, backing: Option<BackingEntry>) -> Result<()> {
+        match self {
+            Self::Rebased => rebase(disk, backing),
+            Self::Renamed => disk.change_backing(backing, BackingFlags::UNCHANGED),
+        }
+    }
+}
+
+/// An overlay on two images; the nearer one has granule 2 itself.
+fn on_two(deeper: (&str, Format)) -> SimDisk {
+    let sim = SimDisk::new();
+    let over = |name, (backing, format)| {
+        CreateOptions::new()
+            .size(8 * G)
+            .backing(backing, format)
+            .granularity(granularity(G))
+            .folder(sim.folder())
+            .create(name)
+            .unwrap();
+    };
+    sim.put("base.img", &base(8 * G));
+    if deeper.1 == Format::Qbm {
+        over(deeper.0, ("base.img", Format::Raw));
+    }
+    over("middle.qbm", deeper);
+    over(TOP, ("middle.qbm", Format::Qbm));
+    let middle = in_cache(&sim, "middle.qbm");
+    write(&middle, 9, 2 * G, G);
+    middle.close().unwrap();
+    sim
+}
+
+fn in_cache(sim: &SimDisk, name: &str) -> Disk {
+    let options = OpenOptions::new().folder(sim.folder()).cache_epoch("cache");
+    options.open(name).unwrap()
+}
+
+/// What the image between has for good, the deeper one has, too, but in the page cache alone.
+fn outlives_a_power_cut_on_a_deeper_image(way: Deeper, fault: Option<Fault>) -> bool {
+    let sim = on_two(("base.img", Format::Raw));
+    let access = Access {
+        write: true,
+        direct: false,
+    };
+    let file = sim
+        .folder()
+        .open(Role::Backing, "base.img".as_ref(), access)
+        .unwrap();
+    write_slice(&*file, &[9; 4096], 2 * G).unwrap();
+    let disk = in_cache(&sim, TOP);
+    let content = read_all(&disk);
+    with(fault, || way.put(&disk, on("base.img", Format::Raw))).unwrap();
+    assert_same(&read_all(&disk), &content);
+    drop(disk);
+    read_all(&open(&sim.power_cut_keeping(Keep::Nothing))) == content
+}
+
+#[test]
+fn what_a_deeper_image_shows_in_place_of_another_is_durable_first() {
+    for way in [Deeper::Rebased, Deeper::Renamed] {
+        assert!(outlives_a_power_cut_on_a_deeper_image(way, None), "{way:?}");
+        let fault = Some(Fault::BelowUnsynced);
+        assert!(!outlives_a_power_cut_on_a_deeper_image(way, fault), "{way:?}");
+    }
+}
+
+/// The same of a deeper one that has it by the word of a killed process.
+fn on_a_killed_one(way: Deeper) -> (SimDisk, Disk, Result<()>) {
+    let sim = on_two(("killed.qbm", Format::Qbm));
+    write(&in_cache(&sim, "killed.qbm"), 9, 2 * G, G);
+    let sim = sim.kill();
+    let disk = in_cache(&sim, TOP);
+    // What it is on already it may be told of again.
+    way.put(&disk, on("middle.qbm", Format::Qbm)).unwrap();
+    let result = way.put(&disk, on("killed.qbm", Format::Qbm));
+    (sim, disk, result)
+}
+
+#[test]
+fn a_deeper_image_that_is_to_be_recovered_takes_no_place() {
+    for way in [Deeper::Rebased, Deeper::Renamed] {
+        let (_, disk, result) = on_a_killed_one(way);
+        let what = match way {
+            Deeper::Rebased => "cannot rebase top.qbm",
+            Deeper::Renamed => "cannot change the backing of top.qbm",
+        };
+        let words = format!(
+            "{what}: killed.qbm was not closed by its last user; \"qbm check -r all killed.qbm\" recovers it"
+        );
+        assert_fails(result, ErrorCode::FileInvalid, &words);
+        assert_eq!(read_all(&disk)[at(2 * G)], 9);
+
+        let (sim, disk, result) = with(Some(Fault::ShadowBelowKept), || on_a_killed_one(way));
+        result.unwrap();
+        assert_eq!(read_all(&disk)[at(2 * G)], 9);
+        drop(disk);
+        let after = open(&sim.power_cut_keeping(Keep::Nothing));
+        assert_eq!(read_all(&after)[at(2 * G)], base_byte(2 * G), "{way:?}");
+    }
+}
+
 #[test]
 fn one_in_which_a_call_fails_shows_what_was_there() {
     for backing in targets() {
