@@ -54,13 +54,14 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
 
-use history::{Active, History, Plan};
+use history::{History, Plan};
 use mounted::Mounted;
 use qbm::{CheckOptions, Disk, Severity};
 use random::Random;
 use record::{EXT4, Kind, Recorder, XFS};
 use replay::{Device, Log};
 use run::run;
+use units::Active;
 
 /// In an ordinary run: 200 of both kinds of disk where there is but one of the file systems.
 const CUTS: usize = 100;
@@ -128,7 +129,7 @@ fn cut(kind: Kind, plan: Plan) -> Option<Result<(), String>> {
             let disk = Disk::open(&path).map_err(|why| why.to_string())?;
             let recovery = disk.info().expect("facts").recovery;
             // Where the header says clean the map means nothing.
-            let active = recovery.as_ref().map_or(Active::NONE, |_| map);
+            let active = recovery.as_ref().map(|_| map).unwrap_or_default();
             recovered += usize::from(recovery.is_some());
             widened += usize::from(recovery.is_some_and(|it| !it.added.is_empty()));
             history.check(&disk, active, position)?;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use qbm::{CreateOptions, Disk, Format, Recovery};
 use tempfile::TempDir;
 
-use super::disk::{BITMAPS, Found, LENGTH, Precision, Shape, check, path};
+use super::disk::{Active, BITMAPS, Found, LENGTH, Precision, Shape, check, path};
 use super::log;
 use super::loops::Loop;
 use super::mounted::Mounted;
@@ -114,12 +114,13 @@ fn killed(folder: &Path, bitmaps: Option<&Path>, then: impl FnOnce()) -> Recover
     };
     start.killed_behind(log::has_written, folder, 1, Duration::ZERO);
     then();
+    let active = Active::read(folder);
     let disk = Disk::open(path(folder)).expect("it opens after the kill");
     let recovery = recovery(&disk);
     let precision = if recovery.reason.is_none() {
         Precision::Exact
     } else {
-        Precision::Regions
+        Precision::Regions(active)
     };
     check(
         &Found::new(shape),
