@@ -463,6 +463,39 @@ fn a_damaged_piece_of_the_map_costs_its_regions_and_no_more() {
     }
 }
 
+/// It is no fault, and no repair makes a state file: the next open for writing does.
+#[test]
+fn a_disk_with_bitmaps_and_no_state_file_is_a_note() {
+    let room = Room {
+        dir: tempfile::tempdir().unwrap(),
+    };
+    let create = CreateOptions::new().size(4 * MIB).no_state(true);
+    create.create(room.disk()).unwrap();
+    assert_eq!(kinds(&room.check(Repair::None)), [], "no bitmap can lose a bit");
+    let disk = OpenOptions::new().no_state(true).open(room.disk()).unwrap();
+    disk.bitmap_add("b", AddBitmap::default()).unwrap();
+    disk.close().unwrap();
+    let before = room.content();
+    for repair in [
+        Repair::None,
+        Repair::Leaks,
+        Repair::All,
+        Repair::Dirty,
+        Repair::Trust,
+    ] {
+        let report = room.check(repair);
+        assert_eq!(kinds(&report), [(FindingKind::Unprotected, false)], "{repair:?}");
+        assert_eq!(report.remaining(Severity::Note), 1);
+        words(
+            &report,
+            "the disk has no state file: a power cut can cost its bitmaps bits",
+        );
+    }
+    assert_eq!(room.content(), before);
+    room.open().close().unwrap();
+    assert_eq!(kinds(&room.check(Repair::None)), []);
+}
+
 #[test]
 fn foreign_writes_make_dirty_or_are_trusted_as_the_user_says() {
     for (repair, dirty) in [(Repair::Dirty, 64), (Repair::Trust, 1)] {
