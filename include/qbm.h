@@ -695,7 +695,8 @@ typedef struct qbm_info {
     uint64_t active_regions;
     /**
      * The bytes that recovery made dirty when the disk was opened, because
-     * they may have changed unseen: the most of any bitmap.
+     * they may have changed unseen: the most of any bitmap. How many in each:
+     * qbm_bitmap_facts.recovered_bytes.
      */
     uint64_t recovered_bytes;
     /**
@@ -801,6 +802,12 @@ typedef struct qbm_bitmap_facts {
     uint32_t flags;
     /** One of enum qbm_bitmap_kind. */
     uint32_t kind;
+    /**
+     * The bytes that recovery made dirty in it when the disk was opened,
+     * because they may have changed unseen; 0 once it has another starting
+     * point.
+     */
+    uint64_t recovered_bytes;
 } qbm_bitmap_facts;
 
 /**

@@ -91,7 +91,8 @@ pub struct qbm_info {
     /// changed, if it came now.
     pub active_regions: u64,
     /// The bytes that recovery made dirty when the disk was opened, because
-    /// they may have changed unseen: the most of any bitmap.
+    /// they may have changed unseen: the most of any bitmap. How many in each:
+    /// qbm_bitmap_facts.recovered_bytes.
     pub recovered_bytes: u64,
     /// The unit in which the disk takes from its backing; 0: it has no
     /// allocation bitmap, and all of it is in its own image.
