@@ -1,6 +1,6 @@
 /* The caller hands in every file: which ones, in which role and with which flags; then all of it in a process that can
  * reach no path at all, because its root is an empty folder. */
-#include "parts.h"
+#include "notices.h"
 
 #define SIZE 65536u
 #define MOST 16
@@ -160,6 +160,46 @@ static void what_is_not_handed_in(int folder)
     CHECK(disk == NULL);
 }
 
+/* Without its folder a disk can be given no state file, and whoever opens it for writing with bitmaps to lose hears so. */
+static void unprotected(int folder)
+{
+    struct qbm_create_options bare = create_options(SIZE);
+    bare.flags = QBM_CREATE_NO_STATE;
+    CHECK_OK(qbm_create("bare.qbm", &bare));
+    qbm_disk *disk = open_disk("bare.qbm", QBM_OPEN_NO_STATE);
+    CHECK_OK(qbm_bitmap_add(disk, "b", NULL));
+    CHECK_OK(qbm_close(disk));
+
+    static const struct {
+        uint32_t flags;
+        int times;
+    } opens[] = {{0, 1}, {QBM_OPEN_RDONLY, 0}, {QBM_OPEN_NO_STATE, 0}, {0, 1}};
+    for (size_t n = 0; n < sizeof opens / sizeof opens[0]; n++) {
+        struct heard heard;
+        memset(&heard, 0, sizeof heard);
+        struct broker broker = broker_of(folder);
+        broker.refuse_role = QBM_ROLE_FOLDER;
+        broker.refuse_errno = EPERM;
+        struct qbm_open_options options = open_options(opens[n].flags);
+        options.open_file = hand_in;
+        options.open_file_opaque = &broker;
+        options.notify = listen;
+        options.notify_opaque = &heard;
+        CHECK_OK(qbm_open("bare.qbm", &options, &disk));
+        CHECK(heard.times[QBM_NOTICE_UNPROTECTED] == opens[n].times);
+        heard.times[QBM_NOTICE_UNPROTECTED] = 0;
+        CHECK(heard_nothing(&heard) && !(info_flags(disk) & QBM_INFO_PROTECTED));
+        if (opens[n].times > 0)
+            CHECK_MENTIONS("the disk has no state file and can be given none", heard.words[QBM_NOTICE_UNPROTECTED]);
+        if (!(opens[n].flags & QBM_OPEN_RDONLY)) {
+            write_byte(disk, 0);
+            CHECK(count(disk, "b") == 1);
+        }
+        CHECK_OK(qbm_close(disk));
+    }
+    CHECK(!exists("bare.state"));
+}
+
 static void without_any_path(int folder)
 {
     CHECK(mkdir("empty", 0755) == 0);
@@ -191,6 +231,7 @@ int main(void)
     CHECK(folder >= 0);
     what_is_asked_for(folder);
     what_is_not_handed_in(folder);
+    unprotected(folder);
     without_any_path(folder);
     CHECK(close(folder) == 0);
     return 0;

@@ -707,7 +707,8 @@ typedef struct qbm_info {
     /**
      * The bytes that recovery made dirty when the disk was opened, because
      * they may have changed unseen: the most of any bitmap. Of a read-only
-     * open too, which makes them dirty in memory.
+     * open too, which makes them dirty in memory. How many in each bitmap:
+     * qbm_bitmap_facts.recovered_bytes.
      */
     uint64_t recovered_bytes;
     /**
@@ -813,6 +814,12 @@ typedef struct qbm_bitmap_facts {
     uint32_t flags;
     /** One of enum qbm_bitmap_kind. */
     uint32_t kind;
+    /**
+     * The bytes that recovery made dirty in it when the disk was opened,
+     * because they may have changed unseen; 0 once it has another starting
+     * point.
+     */
+    uint64_t recovered_bytes;
 } qbm_bitmap_facts;
 
 /**

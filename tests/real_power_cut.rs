@@ -8,7 +8,7 @@
 //!
 //! The same for an overlay, in [`overlay`], under backups, in [`backups`], and where syncs are missing, in [`unsynced`].
 //!
-//! An ordinary run cuts each kind of disk 80 times on each file system, and twice more at every close; `QBM_LONG=1` cuts at
+//! An ordinary run cuts each kind of disk 100 times on each file system, and twice more at every close; `QBM_LONG=1` cuts at
 //! every flush and as often between two.
 //! `QBM_SEED` repeats the choices of a run. Needs root, FUSE, loop devices and qemu-storage-daemon; says so and passes
 //! where the machine has not got them.
@@ -54,16 +54,17 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
 
-use history::{Active, History, Plan};
+use history::{History, Plan};
 use mounted::Mounted;
 use qbm::{CheckOptions, Disk, Severity};
 use random::Random;
 use record::{EXT4, Kind, Recorder, XFS};
 use replay::{Device, Log};
 use run::run;
+use units::Active;
 
-/// In an ordinary run.
-const CUTS: usize = 80;
+/// In an ordinary run: 200 of both kinds of disk where there is but one of the file systems.
+const CUTS: usize = 100;
 
 const RAW: Plan = Plan {
     overlay: false,
@@ -128,7 +129,7 @@ fn cut(kind: Kind, plan: Plan) -> Option<Result<(), String>> {
             let disk = Disk::open(&path).map_err(|why| why.to_string())?;
             let recovery = disk.info().expect("facts").recovery;
             // Where the header says clean the map means nothing.
-            let active = recovery.as_ref().map_or(Active::NONE, |_| map);
+            let active = recovery.as_ref().map(|_| map).unwrap_or_default();
             recovered += usize::from(recovery.is_some());
             widened += usize::from(recovery.is_some_and(|it| !it.added.is_empty()));
             history.check(&disk, active, position)?;
@@ -209,8 +210,9 @@ fn at_each(
     Ok(())
 }
 
-/// After how many entries the power is cut: at flushes, and between.
-fn cuts(log: &Log, start: usize, most: usize, random: &mut Random) -> BTreeSet<usize> {
+/// After how many entries the power is cut: at flushes, and between; in so many places, or, in a long run, in all that there
+/// are.
+fn cuts(log: &Log, start: usize, ordinary: usize, random: &mut Random) -> BTreeSet<usize> {
     let flushes: Vec<_> = (start..log.len())
         .filter(|entry| log.is_flush(*entry))
         .map(|it| it + 1)
@@ -218,10 +220,20 @@ fn cuts(log: &Log, start: usize, most: usize, random: &mut Random) -> BTreeSet<u
     let span = (log.len() - start) as u64;
     let mut any = || start + 1 + usize::try_from(random.below(span)).expect("an entry");
     if std::env::var_os("QBM_LONG").is_some() {
-        return flushes.into_iter().flat_map(|flush| [flush, any()]).collect();
+        let cuts: BTreeSet<_> = flushes.into_iter().flat_map(|flush| [flush, any()]).collect();
+        assert!(
+            cuts.len() >= ordinary,
+            "{} cuts are too few to prove anything",
+            cuts.len()
+        );
+        return cuts;
     }
+    assert!(
+        log.len() - start >= ordinary,
+        "{span} entries are too few to cut at {ordinary} places"
+    );
     let mut cuts = BTreeSet::new();
-    while cuts.len() < most.min(log.len() - start) {
+    while cuts.len() < ordinary {
         // At the next flush from anywhere, or there.
         let place = any();
         let flush = flushes[flushes

@@ -47,7 +47,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use disk::{Found, LENGTH, Precision, Shape, check, path};
+use disk::{Active, Found, LENGTH, Precision, Shape, check, path};
 use loops::Loop;
 use mounted::Mounted;
 use qbm::{CreateOptions, Disk, Format, NoticeCode, OpenOptions, Recovery, WriteFlags};
@@ -55,8 +55,9 @@ use random::Random;
 use skip::skipped;
 use tempfile::TempDir;
 
-/// Of each kind of disk, on all file systems together.
+/// Of each kind of disk, on all file systems together: so many, and more until so many of them have hit a disk in use.
 const KILLS: u64 = 240;
+const UNCLEAN: u64 = 200;
 
 /// Who has it attaches and detaches loop devices alone, so that he gets the one back that he has just given up.
 static LOOPS: Mutex<()> = Mutex::new(());
@@ -65,6 +66,8 @@ static LOOPS: Mutex<()> = Mutex::new(());
 #[derive(Clone, Copy, Default)]
 struct Start<'s> {
     namespace: bool,
+    /// An empty file system lies over this folder: the kernel tells nothing there.
+    hidden: Option<&'s str>,
     epoch: Option<&'s str>,
     lazy: bool,
     unflushed: bool,
@@ -87,9 +90,14 @@ impl Start<'_> {
     fn process(self, folder: &Path, seed: u64) -> Child {
         log::remove(folder);
         let program = std::env::current_exe().expect("the path of this program");
-        let mut command = if self.namespace {
+        let mut command = if self.namespace || self.hidden.is_some() {
             let mut command = Command::new("unshare");
-            command.args(["-m", "--"]).arg(program);
+            command.args(["-m", "--"]);
+            if let Some(folder) = self.hidden {
+                let hide = "mount -t tmpfs none \"$1\" && shift && exec \"$@\"";
+                command.args(["sh", "-c", hide, "sh", folder]);
+            }
+            command.arg(program);
             command
         } else {
             Command::new(program)
@@ -188,6 +196,7 @@ struct Places {
     epoch: Option<&'static str>,
     /// On each.
     kills: u64,
+    unclean: u64,
 }
 
 impl Places {
@@ -199,9 +208,11 @@ impl Places {
             epoch = Some("boot 1");
         }
         let long = std::env::var_os("QBM_LONG").is_some();
-        let kills = if long { 10 * KILLS } else { KILLS };
+        let times = if long { 10 } else { 1 };
+        let on_each = |count: u64| (times * count).div_ceil(folders.len() as u64);
         Self {
-            kills: kills.div_ceil(folders.len() as u64),
+            kills: on_each(KILLS),
+            unclean: on_each(UNCLEAN),
             folders,
             epoch,
         }
@@ -243,8 +254,13 @@ fn kill_again_and_again(places: &Places, folder: &Path, shape: Shape<'_>, seed: 
     let mut random = Random::new(seed);
     shape.create(folder);
     let mut before = Found::new(shape);
-    let (mut unclean, mut acts) = (0, 0);
-    for round in 1..=places.kills {
+    let (mut round, mut unclean, mut acts) = (0, 0, 0);
+    while round < places.kills || unclean < places.unclean {
+        assert!(
+            round < 4 * places.kills,
+            "only {unclean} of {round} kills hit a disk in use"
+        );
+        round += 1;
         let start = Start {
             epoch: places.epoch,
             unflushed: shape == Shape::Overlay && random.one_in(2),
@@ -279,13 +295,8 @@ fn kill_again_and_again(places: &Places, folder: &Path, shape: Shape<'_>, seed: 
         }
     }
     println!(
-        "{shape:?} on {}: {} kills, {unclean} of an unclean disk, {acts} acts",
-        file_system(folder),
-        places.kills
-    );
-    assert!(
-        unclean > places.kills / 4,
-        "only {unclean} kills hit a disk in use"
+        "{shape:?} on {}: {round} kills, {unclean} of an unclean disk, {acts} acts",
+        file_system(folder)
     );
 }
 
@@ -293,16 +304,22 @@ fn is_exact(recovery: &Recovery) -> bool {
     recovery.reason.is_none() && recovery.added.is_empty()
 }
 
-/// Kills a process on a new disk, and opens it with `options`. Returns the disk and the notices.
+/// Kills a process on a new disk, and opens it with `options`, where nothing has more bits than written or, if it is not
+/// `exact`, active. Returns the disk and the notices.
 fn once(
     folder: &Path,
     shape: Shape<'_>,
     start: Start<'_>,
     options: OpenOptions,
-    precision: Precision,
+    exact: bool,
 ) -> (Disk, Vec<NoticeCode>) {
     shape.create(folder);
     start.killed(folder, 1, Duration::from_millis(40));
+    let precision = if exact {
+        Precision::Exact
+    } else {
+        Precision::Regions(Active::read(folder))
+    };
     let notices = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&notices);
     let options = options.notify(move |notice| heard.lock().expect("a list").push(notice.code));
@@ -321,10 +338,15 @@ fn recovery(disk: &Disk) -> Recovery {
         .expect("the disk was not closed")
 }
 
+/// Whether a process can have a mount namespace of its own, and run `mount` there with these arguments.
+fn can_unshare(mount: &str) -> bool {
+    let output = Command::new("unshare").args(["-m", "sh", "-c", mount]).output();
+    output.is_ok_and(|output| output.status.success())
+}
+
 #[test]
 fn the_next_process_may_be_in_another_mount_namespace() {
-    let can = Command::new("unshare").args(["-m", "true"]).output();
-    if !can.is_ok_and(|output| output.status.success()) {
+    if !can_unshare("true") {
         skipped("kills in another mount namespace: unshare -m is not permitted here");
         return;
     }
@@ -335,9 +357,32 @@ fn the_next_process_may_be_in_another_mount_namespace() {
         };
         for shape in [Shape::Raw, Shape::Overlay] {
             let folder = tempfile::tempdir_in(folder.path()).expect("a folder");
-            let (disk, notices) = once(folder.path(), shape, start, OpenOptions::new(), Precision::Exact);
+            let (disk, notices) = once(folder.path(), shape, start, OpenOptions::new(), true);
             assert!(is_exact(&recovery(&disk)), "{:?}", recovery(&disk));
             assert!(notices.is_empty());
+        }
+    }
+}
+
+/// Without the boot id nothing vouches for any page cache, and without sysfs for that of a file system on a disk: regions are
+/// added, and no bit is lost. The id of a tmpfs comes from elsewhere.
+#[test]
+fn a_process_that_the_kernel_tells_nothing_leaves_no_evidence() {
+    for hidden in ["/proc", "/sys"] {
+        if !can_unshare(&format!("mount -t tmpfs none {hidden}")) {
+            skipped(format_args!("kills without {hidden}: it cannot be hidden here"));
+            continue;
+        }
+        for folder in folders() {
+            let start = Start {
+                hidden: Some(hidden),
+                ..Start::default()
+            };
+            let told = hidden == "/sys" && file_system(folder.path()) == "tmpfs";
+            let place = tempfile::tempdir_in(folder.path()).expect("a folder");
+            let (disk, _) = once(place.path(), Shape::Raw, start, OpenOptions::new(), told);
+            let recovery = recovery(&disk);
+            assert_eq!(recovery.reason.is_none(), told, "without {hidden}: {recovery:?}");
         }
     }
 }
@@ -412,7 +457,7 @@ fn another_cache_epoch_is_a_lost_page_cache() {
         let tries = (0..20).map(|_| tempfile::tempdir_in(folder.path()).expect("a folder"));
         let widened = tries.into_iter().any(|folder| {
             let options = OpenOptions::new().cache_epoch("boot 2");
-            let (disk, notices) = once(folder.path(), Shape::Raw, start, options, Precision::Regions);
+            let (disk, notices) = once(folder.path(), Shape::Raw, start, options, false);
             let recovery = recovery(&disk);
             assert!(recovery.reason.is_some(), "{recovery:?}");
             let told = notices.contains(&NoticeCode::BitmapWidened);
@@ -440,7 +485,7 @@ fn the_same_cache_epoch_vouches_on_any_file_system() {
         ..Start::default()
     };
     let options = OpenOptions::new().cache_epoch("boot 1");
-    let (disk, notices) = once(&folder("epoch"), Shape::Overlay, start, options, Precision::Exact);
+    let (disk, notices) = once(&folder("epoch"), Shape::Overlay, start, options, true);
     assert!(is_exact(&recovery(&disk)), "{:?}", recovery(&disk));
     assert!(notices.is_empty());
 
@@ -450,7 +495,7 @@ fn the_same_cache_epoch_vouches_on_any_file_system() {
         Shape::Raw,
         Start::default(),
         OpenOptions::new(),
-        Precision::Regions,
+        false,
     );
     assert!(recovery(&disk).reason.is_some());
 }
@@ -462,13 +507,7 @@ fn lazily_saved_bitmaps_lose_no_bit() {
             lazy: true,
             ..Start::default()
         };
-        let (disk, _) = once(
-            folder.path(),
-            Shape::Raw,
-            start,
-            OpenOptions::new(),
-            Precision::Regions,
-        );
+        let (disk, _) = once(folder.path(), Shape::Raw, start, OpenOptions::new(), false);
         let recovery = recovery(&disk);
         assert!(recovery.reason.is_some_and(|reason| reason.contains("lazily")));
     }

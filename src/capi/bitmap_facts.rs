@@ -70,6 +70,10 @@ pub struct qbm_bitmap_facts {
     pub flags: u32,
     /// One of enum qbm_bitmap_kind.
     pub kind: u32,
+    /// The bytes that recovery made dirty in it when the disk was opened,
+    /// because they may have changed unseen; 0 once it has another starting
+    /// point.
+    pub recovered_bytes: u64,
 }
 
 // SAFETY: `repr(C)`, and integers and pointers only.
@@ -176,6 +180,7 @@ fn convert(facts: &BitmapInfo, strings: &mut Block) -> qbm_bitmap_facts {
             BitmapKind::Dirty => qbm_bitmap_kind::QBM_BITMAP_KIND_DIRTY,
             BitmapKind::Allocation { .. } => qbm_bitmap_kind::QBM_BITMAP_KIND_ALLOCATION,
         } as u32,
+        recovered_bytes: facts.recovered_bytes,
     }
 }
 

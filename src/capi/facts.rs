@@ -94,7 +94,8 @@ pub struct qbm_info {
     pub active_regions: u64,
     /// The bytes that recovery made dirty when the disk was opened, because
     /// they may have changed unseen: the most of any bitmap. Of a read-only
-    /// open too, which makes them dirty in memory.
+    /// open too, which makes them dirty in memory. How many in each bitmap:
+    /// qbm_bitmap_facts.recovered_bytes.
     pub recovered_bytes: u64,
     /// The unit in which the disk takes from its backing; 0: it has no
     /// allocation bitmap, and all of it is in its own image.

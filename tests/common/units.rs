@@ -129,3 +129,22 @@ pub fn bits_of(disk: &Disk, kind: &Kind) -> Option<Vec<bool>> {
     let bits = offsets.map(|offset| disk.bitmap_get(kind.name, offset).expect("a bit"));
     Some(bits.collect())
 }
+
+/// The regions that the intent map calls active; none by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Active(u32);
+
+impl Active {
+    /// Of the disk in this folder as it lies there. As `docs/format.md` has it: the first bits of the first piece.
+    pub fn read(folder: &Path) -> Self {
+        const MAP: usize = 8192 + 8;
+        const { assert!(LENGTH / REGION == 32) };
+        let state = std::fs::read(folder.join("disk.state")).expect("a state file");
+        let map = state[MAP..MAP + 4].try_into().expect("four bytes");
+        Self(u32::from_le_bytes(map))
+    }
+
+    pub fn has(self, offset: u64) -> bool {
+        self.0 >> (offset / REGION) & 1 == 1
+    }
+}

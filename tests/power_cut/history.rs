@@ -3,8 +3,6 @@
 #[path = "judge.rs"]
 mod judge;
 
-pub use judge::Active;
-
 use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;

@@ -1,12 +1,11 @@
 //! What may be on the disk after a power cut at any place of the log.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use qbm::Disk;
 
 use super::{Act, History, Point, Step, backing, epoch};
-use crate::units::{BITMAPS, LENGTH, REGION, UNIT, bits_of, units_of};
+use crate::units::{Active, BITMAPS, UNIT, bits_of, units_of};
 
 impl Act {
     fn flushes(&self) -> bool {
@@ -29,27 +28,6 @@ fn written(steps: &[Step], granule: usize) -> BTreeSet<usize> {
         .flatten()
         .flat_map(|write| write.units.start / granule..write.units.end.div_ceil(granule))
         .collect()
-}
-
-/// The regions of the intent map that a power cut has left.
-#[derive(Clone, Copy)]
-pub struct Active(u32);
-
-impl Active {
-    pub const NONE: Self = Self(0);
-
-    /// As `docs/format.md` has it: the first bits of the first piece.
-    pub fn read(folder: &Path) -> Self {
-        const MAP: usize = 8192 + 8;
-        const { assert!(LENGTH / REGION == 32) };
-        let state = std::fs::read(folder.join("disk.state")).expect("a state file");
-        let map = state[MAP..MAP + 4].try_into().expect("four bytes");
-        Self(u32::from_le_bytes(map))
-    }
-
-    fn has(self, offset: u64) -> bool {
-        self.0 >> (offset / REGION) & 1 == 1
-    }
 }
 
 impl History {

@@ -9,7 +9,7 @@ use std::path::Path;
 use qbm::{CreateOptions, Disk};
 
 use super::log::{Act, Event};
-pub use super::units::{BITMAPS, LENGTH, UNIT, UNITS, path};
+pub use super::units::{Active, BITMAPS, LENGTH, UNIT, UNITS, path};
 use super::units::{REGION, add_bitmaps, bits_of, create, create_overlay, units_of};
 
 /// What the disk is.
@@ -83,8 +83,18 @@ impl Found {
 pub enum Precision {
     /// None without a write.
     Exact,
-    /// Any region may count as changed.
-    Regions,
+    /// Beyond that these regions, as the intent map had them before the open, may count as changed.
+    Regions(Active),
+}
+
+impl Precision {
+    /// Whether there may be a bit without a write at this place.
+    fn excuses(self, offset: u64) -> bool {
+        match self {
+            Self::Exact => false,
+            Self::Regions(active) => active.has(offset),
+        }
+    }
 }
 
 /// Holds what was found against what was there before and what a process says to have done since.
@@ -220,7 +230,7 @@ impl Past {
             if must && !bit {
                 return Some(format!("D1: granule {index} lacks its bit ({self:?})"));
             }
-            if *bit && !may && precision == Precision::Exact {
+            if *bit && !may && !precision.excuses(index as u64 * BITMAPS[number].granularity) {
                 return Some(format!(
                     "D2: granule {index} has a bit without a write ({self:?})"
                 ));

@@ -3,15 +3,17 @@
 //!
 //! On ext4, xfs and btrfs, each on a loop device that stays attached, so that nothing but the mount differs.
 
+use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use qbm::{CreateOptions, Disk, Format, Recovery};
+use qbm::{CreateOptions, Disk, ErrorCode, Format, OpenOptions, Recovery};
 use tempfile::TempDir;
 
-use super::disk::{BITMAPS, Found, LENGTH, Precision, Shape, check, path};
+use super::disk::{Active, BITMAPS, Found, LENGTH, Precision, Shape, check, path};
 use super::log;
 use super::loops::Loop;
 use super::mounted::Mounted;
@@ -51,6 +53,22 @@ impl System {
         self.mounted = None;
         let mounted = Mounted::new(&[self.device.device().as_os_str()], &self.at);
         self.mounted = Some(mounted.expect("it was mounted before"));
+    }
+
+    /// Nothing can be written any more, and the page cache stays.
+    fn make_read_only(&self) {
+        let remount = || run(Command::new("mount").args(["-o", "remount,ro"]).arg(&self.at));
+        // A process that another test starts has our open files until it has become its program.
+        let busy = |why: &String| why.contains("busy");
+        let tries = (0..200).map(|_| {
+            let tried = remount();
+            if tried.as_ref().is_err_and(busy) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            tried
+        });
+        let done = tries.skip_while(|it| it.as_ref().is_err_and(busy)).next();
+        done.expect("it stays busy").expect("it is mounted");
     }
 
     fn new_folder(&self, name: &str) -> PathBuf {
@@ -114,12 +132,13 @@ fn killed(folder: &Path, bitmaps: Option<&Path>, then: impl FnOnce()) -> Recover
     };
     start.killed_behind(log::has_written, folder, 1, Duration::ZERO);
     then();
+    let active = Active::read(folder);
     let disk = Disk::open(path(folder)).expect("it opens after the kill");
     let recovery = recovery(&disk);
     let precision = if recovery.reason.is_none() {
         Precision::Exact
     } else {
-        Precision::Regions
+        Precision::Regions(active)
     };
     check(
         &Found::new(shape),
@@ -176,5 +195,77 @@ fn an_image_whose_file_system_is_mounted_again_may_lack_what_was_not_flushed() {
         write_as_killed(&path);
         systems.other.mount_again();
         assert_eq!(first_byte(&path), 0xbb);
+    }
+}
+
+/// What each file in a folder has, and the times of its last changes.
+fn files(folder: &Path) -> BTreeMap<PathBuf, (Vec<u8>, [i64; 4])> {
+    let entries = std::fs::read_dir(folder).expect("the folder");
+    let look = |entry: std::io::Result<std::fs::DirEntry>| {
+        let path = entry.expect("a file").path();
+        let it = path.metadata().expect("its facts");
+        let times = [it.mtime(), it.mtime_nsec(), it.ctime(), it.ctime_nsec()];
+        (path.clone(), (std::fs::read(path).expect("its content"), times))
+    };
+    entries.map(look).collect()
+}
+
+/// It recovers in memory alone: where files could be changed, and where nothing can.
+#[test]
+fn whoever_only_reads_a_killed_disk_changes_no_file_nor_its_times() {
+    let _alone = LOOPS.lock();
+    for systems in systems() {
+        let shapes = [Shape::Raw, Shape::Overlay];
+        let killed = shapes.map(|shape| {
+            let folder = systems.disk.new_folder(&format!("{shape:?}"));
+            shape.create(&folder);
+            let start = Start {
+                unflushed: true,
+                ..Start::default()
+            };
+            start.killed_behind(log::has_written, &folder, 1, Duration::ZERO);
+            let before = files(&folder);
+            (shape, folder, before)
+        });
+        for read_only_mount in [false, true] {
+            if read_only_mount {
+                systems.disk.make_read_only();
+            }
+            for (shape, folder, before) in &killed {
+                // Nothing vouches for the page cache the second time: bits are added, in memory.
+                for epoch in [None, Some("another")] {
+                    let options = OpenOptions::new().read_only(true);
+                    let options = match epoch {
+                        Some(epoch) => options.cache_epoch(epoch),
+                        None => options,
+                    };
+                    let disk = options.open(path(folder)).expect("it opens after the kill");
+                    let recovery = recovery(&disk);
+                    assert_eq!(is_exact(&recovery), epoch.is_none(), "{recovery:?}");
+                    if epoch.is_none() {
+                        check(
+                            &Found::new(*shape),
+                            &log::read(folder),
+                            &Found::on(&disk),
+                            Precision::Exact,
+                        )
+                        .unwrap_or_else(|wrong| panic!("{shape:?}: {wrong}"));
+                    }
+                    disk.close().expect("it closes");
+                    // Not by the text of them, which is long.
+                    assert!(
+                        files(folder) == *before,
+                        "{shape:?}, {epoch:?}, read-only: {read_only_mount}"
+                    );
+                }
+            }
+        }
+        for (_, folder, before) in &killed {
+            let refused = Disk::open(path(folder))
+                .map(drop)
+                .expect_err("a disk to write to");
+            assert_eq!(refused.code(), ErrorCode::ReadOnly, "{refused}");
+            assert!(files(folder) == *before);
+        }
     }
 }

@@ -110,6 +110,38 @@ fn what_was_repaired_is_counted() {
 }
 
 #[test]
+fn a_disk_without_a_state_file_is_a_note_and_code_0() {
+    let room = Room::new();
+    room.done(&["create", "-q", "-o", "state=off", "disk.qbm", "1M"]);
+    let disk = OpenOptions::new()
+        .no_state(true)
+        .open(room.path("disk.qbm"))
+        .expect("it opens");
+    disk.bitmap_add("b", qbm::AddBitmap::default()).expect("a bitmap");
+    disk.close().expect("closed");
+    let words = "the disk has no state file: a power cut can cost its bitmaps bits, and foreign writes go unnoticed; \
+                 the next open for writing makes one, unless it is told not to";
+    for args in [&["disk.qbm"][..], &["-r", "all", "disk.qbm"]] {
+        let (code, said) = check(&room, args);
+        assert_eq!(
+            (code, said.lines().next()),
+            (0, Some(&*format!("note: {words}"))),
+            "{said}"
+        );
+        let (code, report) = findings(&room, args);
+        assert_eq!(
+            (code, &report["findings"]),
+            (
+                0,
+                &json!([{
+                    "kind": "unprotected", "severity": "note", "subject": "", "message": words, "fixed": false,
+                }])
+            )
+        );
+    }
+}
+
+#[test]
 fn foreign_writes_are_code_2_until_the_user_chooses() {
     for (choice, dirty) in [("dirty", 1 << 20), ("trust", 65536)] {
         let room = room();

@@ -165,6 +165,8 @@ struct Start {
     epoch: Option<Arc<str>>,
     /// The disk's length then, in bytes; `None` where the descriptor does not say.
     length: Option<u64>,
+    /// The bytes that the recovery of this open has made dirty: another point has nothing of them.
+    recovered: u64,
 }
 
 /// What records the writes while a backup has the bits.
@@ -181,6 +183,7 @@ impl Start {
         Ok(Self {
             epoch: Some(new_epoch()?.into()),
             length: Some(length),
+            recovered: 0,
         })
     }
 }
@@ -213,6 +216,7 @@ impl Bitmap {
             start: Start {
                 epoch: entry.epoch.as_deref().map(Into::into),
                 length: entry.start_length,
+                recovered: 0,
             },
             widened_in: None,
             bits: Arc::default(),

@@ -36,6 +36,8 @@ pub struct BitmapInfo {
     /// Recovery has added bits to it since its starting point, as the disk was not closed: not all of what is dirty has
     /// changed.
     pub widened: bool,
+    /// The bytes that recovery made dirty in it when the disk was opened; 0 once it has another starting point.
+    pub recovered_bytes: u64,
     /// How many bits are set; `None` in a list where they are not in memory, as counting them means loading them.
     pub count: Option<u64>,
     /// The random id of its starting point; `None` where its descriptor has none.
@@ -162,6 +164,7 @@ fn info(bitmap: &Bitmap) -> BitmapInfo {
         persistent: bitmap.kept.is_some(),
         inconsistent: bitmap.is_inconsistent(),
         widened: bitmap.is_widened(),
+        recovered_bytes: bitmap.start.recovered,
         count: bitmap.loaded().map(|bits| bits.count()),
         epoch: bitmap.start.epoch.as_deref().map(str::to_owned),
         start_length: bitmap.start.length,

@@ -97,6 +97,7 @@ pub(in crate::disk) fn widen(
                 bitmap: bitmap.name.to_string(),
                 bytes,
             });
+            bitmaps[index].start.recovered = bytes;
             bitmaps[index].widened_in.clone_from(&bitmaps[index].start.epoch);
         }
     }

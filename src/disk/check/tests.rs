@@ -541,6 +541,123 @@ fn a_state_file_that_is_damaged_or_gone_is_made_anew() {
     }
 }
 
+/// Each piece of the map has a checksum of its own. One that is damaged counts as active throughout, where the map is asked at
+/// all, and the others as they are.
+#[test]
+fn a_damaged_piece_of_the_map_costs_its_regions_and_no_more() {
+    const REGION: u64 = 512;
+    const OF_A_PIECE: u64 = 4032 * REGION;
+    // In the second piece.
+    let written = 3 * MIB..3 * MIB + REGION;
+    for (piece, closed, next) in [
+        (0, true, "one"),
+        (1, true, "two"),
+        (0, false, "one"),
+        (0, false, "two"),
+        (1, false, "two"),
+    ] {
+        let room = Room {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        let create = CreateOptions::new().size(4 * MIB).region_bytes(REGION);
+        create.create(room.disk()).unwrap();
+        let disk = OpenOptions::new().cache_epoch("one").open(room.disk()).unwrap();
+        let options = AddBitmap {
+            granularity: Granularity::MIN,
+            ..AddBitmap::default()
+        };
+        disk.bitmap_add("fine", options).unwrap();
+        disk.write(&[7], written.start, WriteFlags::empty()).unwrap();
+        if closed {
+            disk.close().unwrap();
+        } else {
+            // As a kill does.
+            drop(disk);
+        }
+        let mut state = fs::read(room.path("disk.state")).unwrap();
+        state[8192 + piece * 512 + 100] ^= 1;
+        fs::write(room.path("disk.state"), state).unwrap();
+        let (before, image) = (room.content(), room.image());
+
+        let mut expected = vec![FindingKind::StateDamaged];
+        expected.extend((!closed).then_some(FindingKind::NotClosed));
+        let all = |fixed| expected.iter().map(|kind| (*kind, fixed)).collect::<Vec<_>>();
+        let check = |repair| room.run(&Room::options(repair).cache_epoch(next));
+        for repair in [Repair::None, Repair::Leaks] {
+            let report = check(repair);
+            assert_eq!(
+                kinds(&report),
+                all(false),
+                "piece {piece}, closed: {closed}, {next}"
+            );
+            assert_eq!(report.remaining(Severity::Corruption), 1);
+            words(&report, "a part of the map in ");
+            words(
+                &report,
+                "disk.state is damaged, so that all regions of that part count as active",
+            );
+        }
+        let lost = !closed && next == "two";
+        let open = OpenOptions::new().read_only(true).cache_epoch(next);
+        let recovery = open.open(room.disk()).unwrap().info().unwrap().recovery;
+        let reason = recovery.and_then(|it| it.reason);
+        assert_eq!(
+            reason.is_some_and(|why| why.ends_with(", and a part of the state file's map is damaged")),
+            lost
+        );
+        assert_eq!(room.content(), before);
+
+        assert_eq!(kinds(&check(Repair::All)), all(true));
+        assert_eq!(kinds(&check(Repair::None)), []);
+        let disk = open.open(room.disk()).unwrap();
+        let (mut runs, mut from) = (Vec::new(), 0);
+        while let Some(run) = disk.bitmap_next_dirty("fine", from, u64::MAX).unwrap() {
+            from = run.end();
+            runs.push(run.start()..run.end());
+        }
+        let expected = match (lost, piece) {
+            (false, _) => vec![written.clone()],
+            (true, 0) => vec![0..OF_A_PIECE, written.clone()],
+            (true, _) => vec![OF_A_PIECE..2 * OF_A_PIECE],
+        };
+        assert_eq!(runs, expected, "piece {piece}, closed: {closed}, {next}");
+        assert_eq!(room.image(), image);
+    }
+}
+
+/// It is no fault, and no repair makes a state file: the next open for writing does.
+#[test]
+fn a_disk_with_bitmaps_and_no_state_file_is_a_note() {
+    let room = Room {
+        dir: tempfile::tempdir().unwrap(),
+    };
+    let create = CreateOptions::new().size(4 * MIB).no_state(true);
+    create.create(room.disk()).unwrap();
+    assert_eq!(kinds(&room.check(Repair::None)), [], "no bitmap can lose a bit");
+    let disk = OpenOptions::new().no_state(true).open(room.disk()).unwrap();
+    disk.bitmap_add("b", AddBitmap::default()).unwrap();
+    disk.close().unwrap();
+    let before = room.content();
+    for repair in [
+        Repair::None,
+        Repair::Leaks,
+        Repair::All,
+        Repair::Dirty,
+        Repair::Trust,
+    ] {
+        let report = room.check(repair);
+        assert_eq!(kinds(&report), [(FindingKind::Unprotected, false)], "{repair:?}");
+        assert_eq!(report.remaining(Severity::Note), 1);
+        words(
+            &report,
+            "the disk has no state file: a power cut can cost its bitmaps bits",
+        );
+    }
+    assert_eq!(room.content(), before);
+    room.open().close().unwrap();
+    assert_eq!(kinds(&room.check(Repair::None)), []);
+}
+
 #[test]
 fn foreign_writes_make_dirty_or_are_trusted_as_the_user_says() {
     for (repair, dirty) in [(Repair::Dirty, 64), (Repair::Trust, 1)] {

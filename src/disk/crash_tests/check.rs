@@ -35,6 +35,7 @@ pub(super) struct Found {
 impl Moments<'_> {
     /// Opens what a crash has left, and holds it against what may be there. An error says what is wrong.
     pub(super) fn check(&self, state: &SimDisk, opening: Opening<'_>) -> Result<Found, String> {
+        let before = state.events().len();
         let disk = opening
             .kind
             .options(state, opening.cache)
@@ -89,6 +90,9 @@ impl Moments<'_> {
             if more & !touched(extra, seen.granularity) != 0 {
                 return Err(format!("D2: bitmap {name:?} has granules {more:b} too many"));
             }
+        }
+        if !opening.writable {
+            check_untouched(state, before)?;
         }
         Ok(Found {
             disk,
@@ -200,6 +204,15 @@ impl Moments<'_> {
         }
         let least = same.iter().fold(u64::MAX, |all, bits| all & bits);
         (least, same.iter().fold(0, |all, bits| all | bits))
+    }
+}
+
+/// An open that only reads has recovered in memory alone: behind so many calls, none has changed anything, nor made it durable.
+fn check_untouched(state: &SimDisk, before: usize) -> Result<(), String> {
+    let events = state.events();
+    match events.iter().skip(before).find(|event| event.call.changes()) {
+        Some(event) => Err(format!("a read-only open changes something: {event}")),
+        None => Ok(()),
     }
 }
 

@@ -3,10 +3,10 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::life::NAME;
-use crate::disk::{AddBitmap, CreateOptions, OpenOptions, WriteFlags};
+use crate::disk::{AddBitmap, CreateOptions, NoticeCode, OpenOptions, WriteFlags};
 use crate::mutation::{Fault as Wrong, with};
 use crate::storage::simulated::{CallKind, Keep, SimDisk};
 use crate::storage::{Access, Folder, Role, Storage};
@@ -105,4 +105,46 @@ fn what_stays_of_a_rename() -> std::result::Result<(), String> {
 fn what_goes_on_without_the_folder_loses_no_change_with_the_name() {
     what_stays_of_a_rename().unwrap();
     with(Wrong::FoundFileUnsynced, what_stays_of_a_rename).unwrap_err();
+}
+
+/// Each open that would give the disk a state file, and cannot, says so once. What it changes it records all the same.
+#[test]
+fn an_open_that_can_give_the_disk_no_state_file_says_so() {
+    let sim = SimDisk::new();
+    let create = CreateOptions::new().size(24 << 10).no_state(true);
+    create.folder(sim.folder()).create(NAME).unwrap();
+    let options = OpenOptions::new().no_state(true).folder(sim.folder());
+    let disk = options.open(NAME).unwrap();
+    disk.bitmap_add("a", AddBitmap::default()).unwrap();
+    disk.close().unwrap();
+    for (read_only, no_state, told) in [
+        (false, false, 1),
+        (true, false, 0),
+        (false, true, 0),
+        (false, false, 1),
+    ] {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let listener = Arc::clone(&heard);
+        let options = OpenOptions::new()
+            .folder(Arc::new(FilesAlone(sim.folder())))
+            .read_only(read_only)
+            .no_state(no_state)
+            .notify(move |notice| {
+                let words = notice.message.to_owned();
+                listener.lock().unwrap().push((notice.code, words));
+            });
+        let disk = options.open(NAME).unwrap();
+        assert!(!disk.info().unwrap().protected);
+        if !read_only {
+            disk.write(&[2; 700], 5000, WriteFlags::FUA).unwrap();
+            assert!(disk.bitmap_get("a", 5000).unwrap());
+        }
+        disk.close().unwrap();
+        let heard = heard.lock().unwrap();
+        assert_eq!(heard.len(), told, "{heard:?}");
+        for (code, words) in &*heard {
+            assert_eq!(*code, NoticeCode::Unprotected);
+            assert!(words.contains("so that a power cut can lose bits: "), "{words}");
+        }
+    }
 }

@@ -259,7 +259,22 @@ impl Count {
         self.calls += u64::from(found.is_some());
         Ok(found.is_some())
     }
+
+    /// The states, where there were so many calls or more, and some states for each: fewer prove nothing.
+    fn enough(self, kind: Kind, calls: u64) -> Result<u64, String> {
+        println!("{kind:?}: {} failed calls, {} states", self.calls, self.states);
+        if self.calls < calls || self.states < 5 * calls {
+            return Err(format!(
+                "{} failed calls and {} states are too few to prove anything",
+                self.calls, self.states
+            ));
+        }
+        Ok(self.states)
+    }
 }
+
+/// So many calls, or more, has a life of any kind of disk.
+const LEAST: u64 = 200;
 
 /// Every call of these steps fails, each in `count` of the ways, which come in turn.
 fn each(kind: Kind, steps: &[Step], count: usize) -> Result<u64, String> {
@@ -277,8 +292,7 @@ fn each(kind: Kind, steps: &[Step], count: usize) -> Result<u64, String> {
             }
         }
     }
-    println!("{kind:?}: {} failed calls, {} states", done.calls, done.states);
-    Ok(done.states)
+    done.enough(kind, LEAST * count as u64)
 }
 
 /// Every call of a short life of this kind fails.
@@ -345,8 +359,7 @@ fn some_of_each(kind: Kind, seed: u64) -> Result<u64, String> {
             }
         }
     }
-    println!("{kind:?}: {} failed calls, {} states", count.calls, count.states);
-    Ok(count.states)
+    count.enough(kind, (EACH * steps.len()) as u64 / 2)
 }
 
 /// The lives by hand, of these kinds.
