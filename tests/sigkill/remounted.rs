@@ -57,18 +57,14 @@ impl System {
 
     /// Nothing can be written any more, and the page cache stays.
     fn make_read_only(&self) {
-        let remount = || run(Command::new("mount").args(["-o", "remount,ro"]).arg(&self.at));
         // A process that another test starts has our open files until it has become its program.
-        let busy = |why: &String| why.contains("busy");
-        let tries = (0..200).map(|_| {
-            let tried = remount();
-            if tried.as_ref().is_err_and(busy) {
-                std::thread::sleep(Duration::from_millis(5));
+        for _ in 0..200 {
+            match run(Command::new("mount").args(["-o", "remount,ro"]).arg(&self.at)) {
+                Err(why) if why.contains("busy") => std::thread::sleep(Duration::from_millis(5)),
+                done => return drop(done.expect("it is mounted")),
             }
-            tried
-        });
-        let done = tries.skip_while(|it| it.as_ref().is_err_and(busy)).next();
-        done.expect("it stays busy").expect("it is mounted");
+        }
+        panic!("{} stays busy", self.at.display());
     }
 
     fn new_folder(&self, name: &str) -> PathBuf {

@@ -571,8 +571,7 @@ fn a_damaged_piece_of_the_map_costs_its_regions_and_no_more() {
         if closed {
             disk.close().unwrap();
         } else {
-            // As a kill does.
-            drop(disk);
+            disk.die();
         }
         let mut state = fs::read(room.path("disk.state")).unwrap();
         state[8192 + piece * 512 + 100] ^= 1;
@@ -618,7 +617,7 @@ fn a_damaged_piece_of_the_map_costs_its_regions_and_no_more() {
         let expected = match (lost, piece) {
             (false, _) => vec![written.clone()],
             (true, 0) => vec![0..OF_A_PIECE, written.clone()],
-            (true, _) => vec![OF_A_PIECE..2 * OF_A_PIECE],
+            (true, _) => Vec::from([OF_A_PIECE..2 * OF_A_PIECE]),
         };
         assert_eq!(runs, expected, "piece {piece}, closed: {closed}, {next}");
         assert_eq!(room.image(), image);
@@ -757,7 +756,9 @@ fn a_disk_that_others_made_longer_while_it_was_not_closed_is_mended() {
         for (name, granularity) in [("b", 65536), ("fine", 512), ("coarse", MIB)] {
             let dirty = |at: u64| disk.bitmap_get(name, at).unwrap();
             assert!(dirty(2 * MIB), "what was written last, in {name:?}");
-            let new: Vec<u64> = (4 * MIB..64 * MIB).step_by(granularity as usize).collect();
+            let new: Vec<u64> = (4 * MIB / granularity..64 * MIB / granularity)
+                .map(|it| it * granularity)
+                .collect();
             assert!(
                 new.iter().all(|at| dirty(*at)),
                 "what came behind the end, in {name:?}"

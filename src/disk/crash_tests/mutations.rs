@@ -87,7 +87,7 @@ const SHADOW: [(Fault, By); 5] = [
 const NESTED: [(Fault, By); 1] = [(Fault::ImageBegunFirst, By::Power(Kind::NESTED, "is inconsistent"))];
 
 const FAILING_CALLS: [(Fault, By); 6] = [
-    (Fault::UnsureForgotten, By::Failing(Kind::RAW, "D1")),
+    (Fault::UnsureForgotten, By::Failing(Kind::RAW, "M1")),
     (Fault::FailedSyncForgotten, By::Failing(Kind::RAW, "A2")),
     (Fault::BitBeforePiece, By::Failing(Kind::RAW, "D1")),
     (Fault::BitBeforePiece, By::Failing(Kind::STATELESS, "D1")),

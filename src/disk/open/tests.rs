@@ -56,7 +56,7 @@ fn a_bitmap_file_that_is_too_small() {
     refused(
         dir.path(),
         ErrorCode::FileInvalid,
-        "cannot open DIR/disk.qbm: QBM.bitmaps[\"b\"].file: DIR/b.bitmap is too small: 255 bytes, where the bits of the disk need 256",
+        "cannot open DIR/disk.qbm: QBM.bitmaps[\"b\"].file: DIR/b.bitmap is too small: 255 bytes, where the bits of the disk need 256; \"qbm check -r dirty\" makes it anew with every bit set",
     );
     fs::write(dir.path().join("b.bitmap"), [0; 256]).unwrap();
     OpenOptions::new().open(dir.path().join("disk.qbm")).unwrap();

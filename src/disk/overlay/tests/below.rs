@@ -128,7 +128,7 @@ fn lost_behind_a_point(place: Where, fault: Option<Fault>) -> usize {
         disk
     });
     let backup = read_all(&disk);
-    drop(disk);
+    disk.die();
     lost(&sim, &backup).len()
 }
 
@@ -189,7 +189,7 @@ fn shows_the_same_below_a_new_name(fault: Option<Fault>) -> bool {
     let content = read_all(&disk);
     assert_eq!(content[0], 7);
     with(fault, || disk.flush()).unwrap();
-    drop(disk);
+    disk.die();
     let after = sim.power_cut_keeping(Keep::Nothing);
     read_all(&options(&after, "another").open(TOP).unwrap()) == content
 }

@@ -100,7 +100,7 @@ fn changes_behind_a_point(fault: Option<Fault>) -> bool {
     let (sim, disk) = with(fault, failed);
     disk.bitmap_clear("b").unwrap();
     let backup = read_all(&disk);
-    drop(disk);
+    disk.die();
     next(&sim)
         .iter()
         .any(|disk| read_all(disk) != backup && !disk.bitmap_get("b", AT).unwrap())

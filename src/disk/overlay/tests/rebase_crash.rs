@@ -221,7 +221,7 @@ fn outlives_a_power_cut_on_a_deeper_image(way: Deeper, fault: Option<Fault>) -> 
     let content = read_all(&disk);
     with(fault, || way.put(&disk, on("base.img", Format::Raw))).unwrap();
     assert_same(&read_all(&disk), &content);
-    drop(disk);
+    disk.die();
     read_all(&open(&sim.power_cut_keeping(Keep::Nothing))) == content
 }
 
@@ -237,7 +237,9 @@ fn what_a_deeper_image_shows_in_place_of_another_is_durable_first() {
 /// The same of a deeper one that has it by the word of a killed process.
 fn on_a_killed_one(way: Deeper) -> (SimDisk, Disk, Result<()>) {
     let sim = on_two(("killed.qbm", Format::Qbm));
-    write(&in_cache(&sim, "killed.qbm"), 9, 2 * G, G);
+    let killed = in_cache(&sim, "killed.qbm");
+    write(&killed, 9, 2 * G, G);
+    killed.die();
     let sim = sim.kill();
     let disk = in_cache(&sim, TOP);
     // What it is on already it may be told of again.
@@ -263,7 +265,7 @@ fn a_deeper_image_that_is_to_be_recovered_takes_no_place() {
         let (sim, disk, result) = with(Some(Fault::ShadowBelowKept), || on_a_killed_one(way));
         result.unwrap();
         assert_eq!(read_all(&disk)[at(2 * G)], 9);
-        drop(disk);
+        disk.die();
         let after = open(&sim.power_cut_keeping(Keep::Nothing));
         assert_eq!(read_all(&after)[at(2 * G)], base_byte(2 * G), "{way:?}");
     }
