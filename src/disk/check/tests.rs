@@ -617,7 +617,7 @@ fn a_damaged_piece_of_the_map_costs_its_regions_and_no_more() {
         let expected = match (lost, piece) {
             (false, _) => vec![written.clone()],
             (true, 0) => vec![0..OF_A_PIECE, written.clone()],
-            (true, _) => Vec::from([OF_A_PIECE..2 * OF_A_PIECE]),
+            (true, _) => std::iter::once(OF_A_PIECE..2 * OF_A_PIECE).collect(),
         };
         assert_eq!(runs, expected, "piece {piece}, closed: {closed}, {next}");
         assert_eq!(room.image(), image);
