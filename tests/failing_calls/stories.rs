@@ -130,7 +130,7 @@ pub const STORIES: [Story; 12] = [
     },
     Story {
         args: &["snapshot", "-q", "clone.qbm", "before.qbm"],
-        names: &["clone", "before"],
+        names: &["clone", "before", "base.img"],
         before: |room| overlay(room, "clone.qbm"),
         after: |room, done| {
             assert!(content_of(room, "clone.qbm") == above_base());
