@@ -389,11 +389,14 @@ typedef enum qbm_repair {
      * damaged or missing is made anew, and every bit of every bitmap set, as nothing is known of the last user.
      */
     QBM_REPAIR_ALL = 2,
-    /** Every bit is set in bitmaps that are inconsistent, or are so since others wrote to the image. */
+    /**
+     * Every bit is set in bitmaps that are inconsistent, or are so since others wrote to the image; and in those whose
+     * file is missing or too short, which get a new one.
+     */
     QBM_REPAIR_DIRTY = 3,
     /**
-     * That others wrote to the image since it was closed does not count; bitmaps that an open for writing has made
-     * inconsistent since stay so, as writes may have gone by unrecorded.
+     * That others wrote to the image since it was closed, or made it longer, does not count; bitmaps that an open for
+     * writing has made inconsistent since stay so, as writes may have gone by unrecorded.
      */
     QBM_REPAIR_TRUST = 4,
 } qbm_repair;
