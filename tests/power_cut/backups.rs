@@ -36,16 +36,16 @@ enum Missing {
 }
 
 impl Missing {
-    /// Which of the tool's calls of `fsync` it is: data, descriptor, folder, and the folder once more.
+    /// Which of the tool's calls of `fsync` it is: the folder above, data, descriptor, folder, and the folder once more.
     fn inject(self) -> &'static [&'static str] {
         match self {
             Self::Data => &[
                 "-e",
-                "inject=fsync:retval=0:when=1",
+                "inject=fsync:retval=0:when=2",
                 "-e",
                 "inject=sync_file_range:retval=0",
             ],
-            Self::Name => &["-e", "inject=fsync:retval=0:when=4"],
+            Self::Name => &["-e", "inject=fsync:retval=0:when=5"],
         }
     }
 }
