@@ -76,6 +76,8 @@ pub enum Fault {
     PolicyUntold,
     /// A starting point is taken without a flush.
     StartUnflushed,
+    /// A starting point is flushed before the gate is closed, and not behind it: D1.
+    FlushedOutsideGate,
     /// A bitmap stops recording without being made durable.
     StoppedUnsettled,
     /// Bits that an operation adds to a bitmap's file are not synced.

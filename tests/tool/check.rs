@@ -372,6 +372,7 @@ fn info_says_what_recovery_would_do() {
         let disk = options.open(room.path("disk.qbm")).expect("it opens");
         disk.write(&[1; 512], 5 << 19, WriteFlags::empty())
             .expect("written");
+        disk.die();
     };
     killed(BitmapPolicy::Lazy);
     let recovery = |args: &[&str]| {

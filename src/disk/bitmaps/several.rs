@@ -77,6 +77,7 @@ impl Party<'_> {
     fn flush(&self, shape: Option<&Shape>) -> Result<()> {
         match shape {
             _ if !self.starts || mutation::on(Fault::StartUnflushed) => Ok(()),
+            Some(_) if mutation::on(Fault::FlushedOutsideGate) => Ok(()),
             Some(shape) => self.disk.sync_shape(shape),
             None => {
                 self.disk.check_recovered_below()?;

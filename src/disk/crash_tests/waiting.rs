@@ -3,7 +3,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use crate::descriptor::Format;
@@ -18,7 +18,12 @@ const LENGTH: u64 = 1 << 20;
 const STAND: Duration = Duration::from_millis(300);
 
 fn open(sim: &SimDisk) -> Disk {
-    let options = OpenOptions::new().folder(sim.folder()).cache_epoch("one");
+    open_in(sim, "one")
+}
+
+/// The same in that page cache.
+fn open_in(sim: &SimDisk, cache: &str) -> Disk {
+    let options = OpenOptions::new().folder(sim.folder()).cache_epoch(cache);
     options.open(NAME).unwrap()
 }
 
@@ -84,9 +89,8 @@ fn recorded(thaw: bool) -> std::result::Result<(), String> {
     };
     let written = behind(&sim, operation, || write(&disk));
     // Behind the failure a kill finds the old descriptor again; a power cut, either.
-    let cuts = (0..100).map(|seed| sim.power_cut_keeping(Keep::Random(seed)));
-    for left in cuts.chain([sim.kill()]) {
-        let after = open(&left);
+    let cuts = (0..100).map(|seed| open_in(&sim.power_cut_keeping(Keep::Random(seed)), "another"));
+    for after in cuts.chain([open(&sim.kill())]) {
         let mut byte = [0];
         after.read(&mut byte, 0).unwrap();
         if written.is_ok() && byte == [7] && !after.bitmap_get("b", 0).unwrap() {
@@ -145,4 +149,70 @@ fn a_resize_that_waits_while_the_disk_fails_changes_nothing() {
     );
     grown.unwrap_err();
     assert_eq!(open(&sim.kill()).length(), LENGTH);
+}
+
+/// What a power cut takes back of a write that was on its way to the image while a starting point flushed the disk for the first
+/// time: its bit is dropped at the point, which a backup reads.
+fn in_flight_at_a_point() -> std::result::Result<(), String> {
+    const BEFORE: u8 = 0;
+    const WRITING: u8 = 1;
+    const FLUSHED: u8 = 2;
+    let sim = SimDisk::new();
+    let disk = create(&sim, CreateOptions::new().size(LENGTH));
+    disk.bitmap_add("b", AddBitmap::default()).unwrap();
+    disk.write(&[1; 4096], 0, WriteFlags::FUA).unwrap();
+    disk.bitmap_sync(None).unwrap();
+    let stage = Arc::new((Mutex::new(BEFORE), Condvar::new()));
+    let (stands, standing) = mpsc::channel();
+    let (stands, seen) = (Mutex::new(stands), Arc::clone(&stage));
+    sim.on_call(move |call: &Call| {
+        if !call.names().any(|name| name == "disk-data.img") {
+            return;
+        }
+        let (now, changed) = &*seen;
+        let mut at = now.lock().unwrap_or_else(PoisonError::into_inner);
+        match (call.kind(), *at) {
+            (CallKind::Write, BEFORE) => {
+                *at = WRITING;
+                let _ = stands.lock().unwrap_or_else(PoisonError::into_inner).send(());
+                let at = changed.wait_while(at, |at| *at < FLUSHED);
+                drop(at);
+                // For the point to come to the gate.
+                std::thread::sleep(STAND);
+            }
+            (CallKind::Sync, WRITING) => {
+                *at = FLUSHED;
+                changed.notify_all();
+            }
+            _ => {}
+        }
+    });
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write(&disk));
+        standing.recv().unwrap();
+        disk.bitmap_clear("b").unwrap();
+        writer.join().unwrap().unwrap();
+    });
+    let mut start = [0];
+    disk.read(&mut start, 0).unwrap();
+    assert_eq!(
+        (start, disk.bitmap_get("b", 0).unwrap()),
+        ([7], false),
+        "it came before the point"
+    );
+    for seed in 0..200 {
+        let after = open_in(&sim.power_cut_keeping(Keep::Random(seed)), "another");
+        let mut byte = [0];
+        after.read(&mut byte, 0).unwrap();
+        if byte != start && !after.bitmap_get("b", 0).unwrap() {
+            return Err(format!("D1: it reads {byte:?}, and is in no bitmap"));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_point_flushes_what_was_in_flight_when_it_came() {
+    in_flight_at_a_point().unwrap();
+    with(Wrong::FlushedOutsideGate, in_flight_at_a_point).unwrap_err();
 }
