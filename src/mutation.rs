@@ -78,6 +78,8 @@ pub enum Fault {
     StartUnflushed,
     /// A starting point is flushed before the gate is closed, and not behind it: D1.
     FlushedOutsideGate,
+    /// A recovery does not sync the files of bitmaps that do not record: D1.
+    StoppedUnsynced,
     /// A bitmap stops recording without being made durable.
     StoppedUnsettled,
     /// Bits that an operation adds to a bitmap's file are not synced.

@@ -357,7 +357,7 @@ impl Recovering<'_> {
     fn make_durable(&self, bitmaps: &[Bitmap], suspects: Suspects, unsure: impl FnOnce()) -> Result<()> {
         if !mutation::on(Fault::NotRewritten) {
             recover::write_again(bitmaps, suspects)?;
-            if let Err(error) = recover::sync(bitmaps, suspects) {
+            if let Err(error) = recover::sync(bitmaps) {
                 if !mutation::on(Fault::RecoveryForgotten) {
                     unsure();
                 }

@@ -4,16 +4,16 @@
 //! written again and synced, as it may have been in the page cache alone.
 
 use super::{Bitmap, BitmapContent, Loading};
-use crate::bitmap::{BitmapFile, Bits};
 use crate::disk::AddedBits;
 use crate::error::{Error, ErrorCode, Result};
+use crate::mutation::{self, Fault};
 use crate::state::{MarkId, Marks};
 use crate::units::ByteRange;
 
 /// Which bitmaps may lack bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::disk) enum Suspects {
-    /// Those that record: all others were made durable when they stopped.
+    /// Those that record: all others had every bit of guests when they stopped.
     Recording,
     /// Every one: nothing is known of what happened to them.
     All,
@@ -142,23 +142,26 @@ pub(in crate::disk) fn add(
 
 /// Writes the bits of those bitmaps again.
 pub(in crate::disk) fn write_again(bitmaps: &[Bitmap], suspects: Suspects) -> Result<()> {
-    for_each_file(bitmaps, suspects, BitmapFile::write_again)
-}
-
-/// Makes their files durable.
-pub(in crate::disk) fn sync(bitmaps: &[Bitmap], suspects: Suspects) -> Result<()> {
-    for_each_file(bitmaps, suspects, |file, _| file.sync())
-}
-
-fn for_each_file(
-    bitmaps: &[Bitmap],
-    suspects: Suspects,
-    act: impl Fn(&BitmapFile, &Bits) -> Result<()>,
-) -> Result<()> {
     for bitmap in bitmaps.iter().filter(|bitmap| suspects.has(bitmap)) {
         if let (Some(kept), Some(bits)) = (&bitmap.kept, bitmap.loaded()) {
-            act(&kept.file, bits).map_err(|e| e.context(format_args!("bitmap {:?}", bitmap.name)))?;
+            kept.file.write_again(bits).map_err(|e| named(bitmap, e))?;
         }
     }
     Ok(())
+}
+
+/// Makes the files of all durable. Of one that does not record, too: whoever was killed while he set bits in it has left them
+/// in the page cache, and who sees them there may clear another that they came from.
+pub(in crate::disk) fn sync(bitmaps: &[Bitmap]) -> Result<()> {
+    let all = !mutation::on(Fault::StoppedUnsynced);
+    for bitmap in bitmaps.iter().filter(|bitmap| !bitmap.is_inconsistent()) {
+        if let Some(kept) = bitmap.kept.as_ref().filter(|_| all || bitmap.recording) {
+            kept.file.sync().map_err(|e| named(bitmap, e))?;
+        }
+    }
+    Ok(())
+}
+
+fn named(bitmap: &Bitmap, error: Error) -> Error {
+    error.context(format_args!("bitmap {:?}", bitmap.name))
 }

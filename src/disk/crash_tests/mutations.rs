@@ -61,7 +61,17 @@ const RECORDING: Step = Step::Add {
     recording: true,
 };
 
-const CLOSING_AND_RECOVERY: [(Fault, By); 6] = [
+const SET: &[Step] = &[
+    RECORDING,
+    Step::Disable("a"),
+    Step::Set {
+        name: "a",
+        at: 10_000,
+        len: 1,
+    },
+];
+
+const CLOSING_AND_RECOVERY: [(Fault, By); 7] = [
     (Fault::CleanFirst, By::Power(Kind::LAZY, "D1")),
     (Fault::EvidenceFirst, By::Power(Kind::RAW, "D1")),
     (Fault::NotRewritten, By::Power(Kind::RAW, "D1")),
@@ -70,6 +80,7 @@ const CLOSING_AND_RECOVERY: [(Fault, By); 6] = [
         Fault::FoundNamesUnsynced,
         By::Onward(Kind::STATELESS, RENAMED, "M1"),
     ),
+    (Fault::StoppedUnsynced, By::Onward(Kind::RAW, SET, "D1")),
     (Fault::FoundLengthUnsynced, By::Onward(Kind::RAW, CUT, "M1")),
 ];
 

@@ -130,7 +130,7 @@ fn dropped_by_two() -> u64 {
     let start = left.sim.events().len() as u64;
     let disk = open(&left.sim, INNER, "other").unwrap();
     disk.write(&[77; 3000], 12_000, NONE).unwrap();
-    drop(disk);
+    disk.die();
     let killed = left.sim.crash_points().filter(|point| point.events() >= start);
     let bad = killed.map(|point| point.kill()).filter(|state| {
         open(state, INNER, "other").unwrap().close().unwrap();

@@ -145,11 +145,13 @@ impl Look<'_> {
         let mut life = Life::after(state, found.disk, self.kind, cache, model);
         life.shortest = self.shortest;
         let mut dice = Dice::new(number);
+        let mut steps = Vec::new();
         for _ in 0..2 {
             let (at, len) = (dice.below(life.length()), 700);
             let _ = life.step(Step::Write { at, len, fua: false });
             let step = dice.step(life.length(), self.kind);
             let result = life.step(step);
+            steps.push((at, step));
             if !super::life::refused(&result) {
                 result.map_err(|e| format!("then {step:?}: {e}"))?;
             }
@@ -163,7 +165,9 @@ impl Look<'_> {
             shortest: life.shortest,
             depth: Depth::SECOND,
         };
-        let states = next.everywhere(1).map_err(|what| format!("then, {what}"))?;
+        let states = next
+            .everywhere(1)
+            .map_err(|what| format!("then, writing before each of {steps:?}, {what}"))?;
         Ok(1 + states)
     }
 }

@@ -54,7 +54,8 @@ fn behind<T: Send>(
     sim.fail(Fault::new(libc::EIO).matching(move |call: &Call| {
         let after = usize::from(call.kind() == CallKind::Rename) + fault.load(Ordering::SeqCst);
         fault.store(after, Ordering::SeqCst);
-        call.kind() == CallKind::SyncFolder && after > 0
+        // Nor can the old descriptor get its name back.
+        (call.kind() == CallKind::SyncFolder && after > 0) || (call.kind() == CallKind::Rename && after > 1)
     }));
     let said = std::thread::scope(|scope| {
         let operation = scope.spawn(operation);
@@ -88,7 +89,7 @@ fn recorded(thaw: bool) -> std::result::Result<(), String> {
         }
     };
     let written = behind(&sim, operation, || write(&disk));
-    // Behind the failure a kill finds the old descriptor again; a power cut, either.
+    // Behind the failure a power cut finds the old descriptor or the new one.
     let cuts = (0..100).map(|seed| open_in(&sim.power_cut_keeping(Keep::Random(seed)), "another"));
     for after in cuts.chain([open(&sim.kill())]) {
         let mut byte = [0];

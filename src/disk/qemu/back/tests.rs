@@ -136,7 +136,7 @@ fn a_disk_that_became_much_longer_takes_them_in() {
 fn an_export_closes_a_disk_that_was_not() {
     let (dir, path, disk) = with_bitmap();
     disk.write(b"x", 0, WriteFlags::empty()).expect("a write");
-    drop(disk);
+    disk.die();
     let made = ExportOptions::new().export(&path, dir.path().join("disk.qcow2"));
     assert_eq!(made.expect("an export").bitmaps, ["b"]);
     image(&dir).write_at(b"others", 1 << 20).expect("a write");
