@@ -86,13 +86,15 @@ impl Disk {
     }
 
     /// Makes the image `length` bytes long. Where that fails it has its `old` length still, or the disk has failed: what
-    /// a writer went on to record by the old length would cost bits of the new one (D1).
+    /// a writer went on to record by the old length would cost bits of the new one (D1). An image that is a disk and has failed
+    /// by it says the old length, and the next one who opens it may find the new one.
     fn set_image_length(&self, old: u64, length: u64) -> Result<()> {
         let image = self.image();
         let storage = &image.storage;
         storage.set_length(length).map_err(|e| {
             let error = image.failed("resize", &e);
-            let unchanged = storage.length().is_ok_and(|now| now == old);
+            let sure = image.disk().is_none_or(|inner| !inner.alive.has_failed());
+            let unchanged = sure && storage.length().is_ok_and(|now| now == old);
             if !unchanged {
                 self.fail(&error);
             }

@@ -2,7 +2,7 @@
 //! the old one. Nothing may be acknowledged that is recorded by that (D1, A3, M1).
 
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -50,13 +50,24 @@ fn behind<T: Send>(
             std::thread::sleep(STAND);
         }
     });
-    let fault = AtomicUsize::new(0);
-    sim.fail(Fault::new(libc::EIO).matching(move |call: &Call| {
-        let after = usize::from(call.kind() == CallKind::Rename) + fault.load(Ordering::SeqCst);
-        fault.store(after, Ordering::SeqCst);
-        // Nor can the old descriptor get its name back.
-        (call.kind() == CallKind::SyncFolder && after > 0) || (call.kind() == CallKind::Rename && after > 1)
-    }));
+    let (renamed, failed) = (AtomicBool::new(false), AtomicBool::new(false));
+    sim.fail(
+        Fault::new(libc::EIO)
+            .from_then_on()
+            .matching(move |call: &Call| match call.kind() {
+                CallKind::SyncFolder => {
+                    let fails = renamed.load(Ordering::SeqCst);
+                    failed.fetch_or(fails, Ordering::SeqCst);
+                    fails
+                }
+                CallKind::Rename => {
+                    renamed.store(true, Ordering::SeqCst);
+                    // Nor can the old descriptor get its name back.
+                    failed.load(Ordering::SeqCst)
+                }
+                _ => false,
+            }),
+    );
     let said = std::thread::scope(|scope| {
         let operation = scope.spawn(operation);
         standing.recv().unwrap();
