@@ -152,7 +152,7 @@ impl Error {
     /// The same error with what to do about it behind: `message; hint`.
     #[must_use]
     pub(crate) fn hint(mut self, hint: impl Display) -> Self {
-        self.0.message = format!("{}; {hint}", self.0.message);
+        self.0.message = printable(format!("{}; {hint}", self.0.message));
         self
     }
 

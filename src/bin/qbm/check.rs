@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::failure::{Failure, Outcome};
 use crate::letters::Described;
 use crate::open::{self, Share};
-use crate::output::Output;
+use crate::output::{Output, counted, shown};
 
 const AFTER_HELP: &str = "\
 Looked at are the descriptor, the files that it names, the bits in them, the state file, whether others wrote to the
@@ -185,7 +185,7 @@ fn print_human(args: &Args, report: &CheckReport, out: &mut impl io::Write) -> i
     } in &report.findings
     {
         let fixed = if *fixed { "repaired " } else { "" };
-        writeln!(out, "{fixed}{}: {message}", word(*severity))?;
+        writeln!(out, "{fixed}{}: {}", word(*severity), shown(message))?;
     }
     let left = |severity| report.remaining(severity);
     let (corruptions, leaks, errors) = (
@@ -193,7 +193,7 @@ fn print_human(args: &Args, report: &CheckReport, out: &mut impl io::Write) -> i
         left(Severity::Leak),
         left(Severity::Error),
     );
-    let disk = args.disk.display();
+    let disk = shown(&args.disk);
     let repaired = repaired(report);
     if corruptions + leaks + errors == 0 {
         return match repaired {
@@ -226,7 +226,7 @@ fn how_to_repair(args: &Args, report: &CheckReport) -> Option<String> {
         left.iter()
             .any(|it| it.repair.is_some_and(|it| repairs.contains(&it)))
     };
-    let command = |what: &str| format!("qbm check -r {what} {}", args.disk.display());
+    let command = |what: &str| format!("qbm check -r {what} {}", shown(&args.disk));
     let mut commands = Vec::new();
     if any(&[Repair::Dirty]) {
         // What stands in the way of an open stands in the way of the others.
@@ -251,11 +251,6 @@ fn repaired(report: &CheckReport) -> Option<String> {
         .map(|(count, what)| counted(count, what))
         .collect();
     (!fixed.is_empty()).then(|| format!("{} repaired", fixed.join(" and ")))
-}
-
-fn counted(count: u64, what: &str) -> String {
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {what}{plural}")
 }
 
 /// qemu-img's keys, which are left out where nothing was repaired, as it does; and the findings.
